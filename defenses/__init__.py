@@ -1,0 +1,1 @@
+"""Defenses: one way of training a file."""

@@ -1,0 +1,32 @@
+"""Plain training: cross-entropy on clean images. The undefended network every other one is compared with."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import nn
+
+from robobench.api import DEFENSES, Batch, Defense, Loss, Passes, Setup, Stage
+
+
+@DEFENSES.register("standard")
+class Standard(Defense):
+    """No defense: cross-entropy on clean images."""
+
+    version = 1
+
+    def stages(self, setup: Setup) -> list[Stage]:
+        """One stage: cross-entropy."""
+        passes = Passes(forward=1, weight_grad=1)
+        return [setup.train("train", CrossEntropy(setup.model), passes=passes)]
+
+
+class CrossEntropy(nn.Module):
+    """Mean cross-entropy of a batch."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> Loss:
+        """Compute the mean cross-entropy on the clean images."""
+        return Loss(F.cross_entropy(self.model(batch.images), batch.labels))

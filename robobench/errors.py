@@ -1,0 +1,25 @@
+"""The few exceptions a caller may want to catch."""
+
+
+class RobobenchError(Exception):
+    """Anything robobench refuses or gives up on, said in one line."""
+
+
+class RequestError(RobobenchError, ValueError):
+    """The request is wrong: the message names the value, what is allowed and the next move."""
+
+
+class ThreatModelError(RobobenchError):
+    """An attack returned images outside its threat model; never scored as robustness."""
+
+
+class NonFiniteLossError(RobobenchError):
+    """A training loss became NaN or infinite; training stopped at that step."""
+
+
+class ArtifactError(RobobenchError):
+    """A stored file does not match its digest, or cannot be read or written."""
+
+
+class PluginError(RequestError):
+    """A defense or attack could not be imported."""

@@ -1,0 +1,66 @@
+"""Inner maximization: the search inside training, and the modes a search must put back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from robobench.threat import ThreatModel
+
+
+@contextmanager
+def eval_mode(*modules: nn.Module) -> Iterator[None]:
+    """Put modules in eval mode; every submodule's own mode comes back, also after an error."""
+    modes = [(m, m.training) for module in modules for m in module.modules()]
+    try:
+        for module in modules:
+            module.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def frozen(*modules: nn.Module) -> Iterator[None]:
+    """Eval mode without parameter gradients, for a search that needs gradients of images only."""
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    with eval_mode(*modules):
+        try:
+            for p in parameters:
+                p.requires_grad_(False)
+            yield
+        finally:
+            for p in parameters:
+                p.requires_grad_(True)
+
+
+def input_gradient(objective: Callable[[Tensor], Tensor], adv: Tensor) -> Tensor:
+    """Differentiate the sum of objective(adv) -> (B,) by the images: (B, C, H, W) both ways."""
+    with torch.enable_grad():
+        leaf = adv.detach().requires_grad_(True)
+        return torch.autograd.grad(objective(leaf).sum(), leaf)[0]
+
+
+def ascend(
+    objective: Callable[[Tensor], Tensor],
+    start: Tensor,
+    images: Tensor,
+    threat: ThreatModel,
+    steps: int,
+    step_size: float,
+) -> Tensor:
+    """Walk `steps` projected gradient steps uphill and return the last iterate, detached.
+
+    Args:
+        objective: (B, C, H, W) -> (B,), to be raised; its networks' parameters get no gradient here.
+        start: first point; may lie outside the ball (the first projection brings it in).
+        step_size: length of a step on the [0, 1] image scale.
+    """
+    adv = start.detach()
+    for _ in range(steps):
+        adv = threat.step(adv, input_gradient(objective, adv), step_size, images)
+    return adv

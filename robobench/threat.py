@@ -1,0 +1,155 @@
+"""What an adversary may do: a ball of a norm around the image, cut to the pixel range [0, 1]."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from robobench.errors import RequestError, ThreatModelError
+from robobench.randomness import Noise
+from robobench.registry import unknown
+
+NORMS = ("Linf", "L2")
+
+
+def canonical_norm(text: str) -> str:
+    """Return RobustBench's spelling of a norm given in any case; raises RequestError."""
+    for norm in NORMS:
+        if text.lower() == norm.lower():
+            return norm
+    raise unknown("norm", text, NORMS)
+
+
+def parse_eps(text: str | float, norm: str) -> float:
+    """Read a radius on the [0, 1] image scale from '8/255' or '0.5'.
+
+    Raises:
+        RequestError: not a number, negative, or above 1 for Linf.
+    """
+    try:
+        eps = float(Fraction(text)) if isinstance(text, str) else float(text)
+    except (ValueError, ZeroDivisionError):
+        raise RequestError(
+            f"eps '{text}' is not a number; write a fraction such as 8/255 or a decimal such as 0.5"
+        ) from None
+    check_eps(eps, norm, str(text))
+    return eps
+
+
+def check_eps(eps: float, norm: str, text: str | None = None) -> None:
+    """Raise RequestError unless `eps` is a radius that makes sense in `norm`."""
+    shown = text or f"{eps:g}"
+    if not math.isfinite(eps) or eps < 0:
+        raise RequestError(f"eps must be a finite number >= 0, got {shown}; write 8/255 or 0.5")
+    if norm == "Linf" and eps > 1:
+        raise RequestError(
+            f"eps {shown} is larger than the whole pixel range [0, 1]; did you mean {shown}/255?"
+        )
+
+
+def check_unit_range(images: Tensor) -> None:
+    """Raise RequestError unless every value is finite and in [0, 1] (float tolerance 1e-6)."""
+    if images.numel() == 0:
+        return
+    low, high = images.min().item(), images.max().item()
+    if not (low >= -1e-6 and high <= 1 + 1e-6):  # also true for NaN
+        raise RequestError(
+            f"images must lie in [0, 1], got [{low:.3g}, {high:.3g}]; "
+            "normalize inside the model, not in the loader"
+        )
+
+
+def _per_image(values: Tensor, images: Tensor) -> Tensor:
+    """Shape (B,) so that it broadcasts over (B, C, H, W)."""
+    return values.view(-1, *[1] * (images.dim() - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class ThreatModel:
+    """All images within `eps` of the original in `norm`, and inside [0, 1]."""
+
+    norm: str
+    eps: float
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise unknown("norm", self.norm, NORMS)
+        check_eps(self.eps, self.norm)
+
+    def __str__(self) -> str:
+        return f"{self.norm} {eps_text(self.eps)}"
+
+    def scaled(self, factor: float) -> ThreatModel:
+        """Return the same ball with its radius multiplied by `factor`."""
+        return ThreatModel(self.norm, self.eps * factor)
+
+    def distance(self, adv: Tensor, images: Tensor) -> Tensor:
+        """Measure how far each image moved: (B, ...) twice -> (B,), in this norm."""
+        delta = (adv - images).flatten(1)
+        return delta.abs().amax(1) if self.norm == "Linf" else delta.norm(dim=1)
+
+    def project(self, adv: Tensor, images: Tensor) -> Tensor:
+        """Return the nearest allowed images: first into the ball, then into [0, 1]."""
+        if self.norm == "Linf":
+            delta = (adv - images).clamp_(-self.eps, self.eps)
+        else:
+            delta = adv - images
+            length = delta.flatten(1).norm(dim=1).clamp_min_(1e-12)  # eps 0 and delta 0 stay 0
+            delta = delta * _per_image((self.eps / length).clamp_max_(1.0), delta)
+        return delta.add_(images).clamp_(0.0, 1.0)
+
+    def direction(self, grad: Tensor) -> Tensor:
+        """Return the unit step that raises a linear function most; a zero gradient gives zero."""
+        if self.norm == "Linf":
+            return grad.sign()
+        # Scale before squaring: gradients of confident networks underflow in float32.
+        grad = grad / _per_image(grad.flatten(1).abs().amax(1).clamp_min(1e-38), grad)
+        return grad / _per_image(grad.flatten(1).norm(dim=1).clamp_min(1e-12), grad)
+
+    def step(self, adv: Tensor, grad: Tensor, length: float, images: Tensor) -> Tensor:
+        """Walk `length` along the ascent direction of `grad` and project."""
+        return self.project(adv + length * self.direction(grad), images)
+
+    def random_start(self, images: Tensor, noise: Noise) -> Tensor:
+        """Draw a start inside the ball: uniform for Linf; uniform direction and length for L2."""
+        if self.norm == "Linf":
+            return self.project(images + self.eps * (2 * noise.uniform_like(images) - 1), images)
+        delta = self.direction(noise.normal_like(images))
+        length = self.eps * noise.child("length").uniform()
+        return self.project(images + delta * _per_image(length, delta), images)
+
+    def check(self, adv: Tensor, images: Tensor, who: str) -> None:
+        """Raise ThreatModelError unless every image is finite, in [0, 1] and in the ball, in float32.
+
+        The tolerance (1e-6 + 1e-5 eps) is the rounding of float32 over a norm of some 1e5 values.
+        """
+        if adv.shape != images.shape:
+            raise ThreatModelError(
+                f"{who} returned shape {tuple(adv.shape)} for images {tuple(images.shape)}"
+            )
+        adv, images = adv.float(), images.float()
+        if not bool(torch.isfinite(adv).all()):
+            raise ThreatModelError(f"{who} returned values that are not finite")
+        low, high = adv.min().item(), adv.max().item()
+        if low < -1e-6 or high > 1 + 1e-6:
+            raise ThreatModelError(f"{who} left [0, 1]: values in [{low:.3g}, {high:.3g}]")
+        distance = self.distance(adv, images)
+        outside = distance > self.eps + 1e-6 + 1e-5 * self.eps
+        if bool(outside.any()):
+            raise ThreatModelError(
+                f"{who} left the threat model on {int(outside.sum())} of {len(adv)} images: "
+                f"max ||delta||_{'inf' if self.norm == 'Linf' else '2'} = {distance.max():.4g} "
+                f"> eps = {self.eps:.4g}"
+            )
+
+
+def eps_text(eps: float) -> str:
+    """Spell a radius as people do: '8/255' where it is a whole number of 255ths, else '0.5'."""
+    times = eps * 255
+    if 0 < eps < 0.2 and abs(times - round(times)) < 1e-9 * 255:
+        return f"{round(times)}/255"
+    return f"{eps:g}"
