@@ -13,6 +13,7 @@ class Standard(Defense):
     """No defense: cross-entropy on clean images."""
 
     version = 1
+    adversarial = False
 
     def stages(self, setup: Setup) -> list[Stage]:
         """One stage: cross-entropy."""

@@ -1,0 +1,31 @@
+"""robobench: train adversarial defenses, clock them, attack them all in the same way, write the matrix.
+
+import robobench
+rows = robobench.run("macd", model="wrn50")          # a pandas DataFrame, one row an attacked cell
+model = robobench.load("runs", "macd")               # the trained network, ready to use
+adv = robobench.attack("pgd", model, images, labels, eps="8/255")
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from robobench.interface import attack, compare, evaluate, leaderboard, load, run
+
+try:
+    __version__ = version("robobench")
+except PackageNotFoundError:
+    __version__ = "0+unknown"
+
+__all__ = ["__version__", "attack", "compare", "evaluate", "leaderboard", "load", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the Python interface, and torch with it, at its first use."""
+    if name in __all__:
+        from robobench import interface
+
+        return getattr(interface, name)
+    raise AttributeError(f"module 'robobench' has no attribute '{name}'")

@@ -238,9 +238,7 @@ def sgd(recipe: Recipe) -> Callable[[nn.Module], torch.optim.Optimizer]:
 
     def build(objective: nn.Module) -> torch.optim.Optimizer:
         parameters = [p for p in objective.parameters() if p.requires_grad]
-        return torch.optim.SGD(
-            parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-        )
+        return torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
 
     return build
 
@@ -275,6 +273,7 @@ class Defense(ABC):
     version: ClassVar[int] = 1  # raised by any change that moves this method's numbers
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # preset name -> values of Config fields
     requires: ClassVar[Mapping[str, str]] = {}  # role -> name of the defense whose result is needed
+    adversarial: ClassVar[bool] = True  # False: trains against nothing, so no training radius is recorded
     protocol: ClassVar[tuple[str, ...]] = ()  # of the model beyond forward, e.g. ("features", "head")
 
     def __init__(self, config: Any) -> None:
@@ -304,6 +303,7 @@ class Attack(ABC):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
     own_norm: ClassVar[str | None] = None  # set where the name itself says the norm
+    stop: ClassVar[str] = "library"  # white-box stopping rule, for the row
 
     def __init__(self, config: Any, threat: ThreatModel) -> None:
         self.config, self.threat = config, threat
@@ -325,6 +325,11 @@ class Attack(ABC):
     def relative_step(self) -> float | None:
         """Step length as a fraction of eps, where the attack has one."""
         return getattr(self.config, "relative_step", None)
+
+    @property
+    def cost(self) -> float | None:
+        """Forward-equivalents on an image that withstands everything; None where nobody knows."""
+        return None
 
     def warnings(self) -> list[str]:
         """Say what about this config weakens the attack; shown once a run."""
@@ -348,6 +353,8 @@ class Attack(ABC):
 class IterativeAttack(Attack):
     """An attack as a start and a step; the core owns stopping, restarts and compaction."""
 
+    stop = "first"
+
     @property
     def steps(self) -> int:
         """Number of steps."""
@@ -357,6 +364,11 @@ class IterativeAttack(Attack):
     def restarts(self) -> int:
         """Number of starts; each gets the full number of steps."""
         return int(getattr(self.config, "restarts", 1))
+
+    @property
+    def cost(self) -> float | None:
+        """A forward and a backward to the input each step, and a last look after each restart."""
+        return self.restarts * (2.0 * self.steps + 1)
 
     @abstractmethod
     def start(self, images: Tensor, labels: Tensor, noise: Noise) -> State:

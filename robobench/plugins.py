@@ -92,8 +92,7 @@ def found(kind: str) -> dict[str, Plugin]:
         other = plugins.get(plugin.name)
         if other is not None and other.module != plugin.module:
             raise RequestError(
-                f"{kind} '{plugin.name}' is already registered by {other.module}; "
-                f"rename the one in {plugin.module}"
+                f"{kind} '{plugin.name}' is already registered by {other.module}; rename the one in {plugin.module}"
             )
         plugins[plugin.name] = plugin
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
 from robobench.errors import RequestError
@@ -31,9 +31,7 @@ class Registry(Generic[T]):
 
         def decorate(cls: type[T]) -> type[T]:
             other = self._classes.get(name)
-            if other is not None and other.__qualname__ + other.__module__ != (
-                cls.__qualname__ + cls.__module__
-            ):
+            if other is not None and other.__qualname__ + other.__module__ != (cls.__qualname__ + cls.__module__):
                 raise RequestError(
                     f"{self.kind} '{name}' is already registered by {other.__module__}; "
                     f"rename the one in {cls.__module__}"
@@ -53,5 +51,5 @@ class Registry(Generic[T]):
     def __contains__(self, name: object) -> bool:
         return name in self._classes
 
-    def __iter__(self):  # noqa: ANN204
+    def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._classes))

@@ -46,9 +46,7 @@ def check_eps(eps: float, norm: str, text: str | None = None) -> None:
     if not math.isfinite(eps) or eps < 0:
         raise RequestError(f"eps must be a finite number >= 0, got {shown}; write 8/255 or 0.5")
     if norm == "Linf" and eps > 1:
-        raise RequestError(
-            f"eps {shown} is larger than the whole pixel range [0, 1]; did you mean {shown}/255?"
-        )
+        raise RequestError(f"eps {shown} is larger than the whole pixel range [0, 1]; did you mean {shown}/255?")
 
 
 def check_unit_range(images: Tensor) -> None:
@@ -58,8 +56,7 @@ def check_unit_range(images: Tensor) -> None:
     low, high = images.min().item(), images.max().item()
     if not (low >= -1e-6 and high <= 1 + 1e-6):  # also true for NaN
         raise RequestError(
-            f"images must lie in [0, 1], got [{low:.3g}, {high:.3g}]; "
-            "normalize inside the model, not in the loader"
+            f"images must lie in [0, 1], got [{low:.3g}, {high:.3g}]; normalize inside the model, not in the loader"
         )
 
 
@@ -107,8 +104,9 @@ class ThreatModel:
         if self.norm == "Linf":
             return grad.sign()
         # Scale before squaring: gradients of confident networks underflow in float32.
-        grad = grad / _per_image(grad.flatten(1).abs().amax(1).clamp_min(1e-38), grad)
-        return grad / _per_image(grad.flatten(1).norm(dim=1).clamp_min(1e-12), grad)
+        tiny = torch.finfo(grad.dtype).tiny  # not below: a processor may flush it to 0, and 0 / 0 is NaN
+        grad = grad / _per_image(grad.flatten(1).abs().amax(1).clamp_min(tiny), grad)
+        return grad / _per_image(grad.flatten(1).norm(dim=1).clamp_min(tiny), grad)
 
     def step(self, adv: Tensor, grad: Tensor, length: float, images: Tensor) -> Tensor:
         """Walk `length` along the ascent direction of `grad` and project."""
@@ -128,9 +126,7 @@ class ThreatModel:
         The tolerance (1e-6 + 1e-5 eps) is the rounding of float32 over a norm of some 1e5 values.
         """
         if adv.shape != images.shape:
-            raise ThreatModelError(
-                f"{who} returned shape {tuple(adv.shape)} for images {tuple(images.shape)}"
-            )
+            raise ThreatModelError(f"{who} returned shape {tuple(adv.shape)} for images {tuple(images.shape)}")
         adv, images = adv.float(), images.float()
         if not bool(torch.isfinite(adv).all()):
             raise ThreatModelError(f"{who} returned values that are not finite")

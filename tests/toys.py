@@ -30,9 +30,7 @@ class TinyBatchNormNet(nn.Module):
 
     def __init__(self, num_classes: int = 3, channels: int = 8) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(3, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU()
-        )
+        self.body = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU())
         self.head = nn.Linear(channels, num_classes)
 
     def features(self, images: Tensor) -> Tensor:

@@ -1,0 +1,62 @@
+"""MACD: a masked autoencoder teaches a student with attacked images that are made once, before training.
+
+Paper:   "An Adversarial Contrastive Distillation Algorithm Based on Masked Auto-Encoder", Chinese Journal of
+         Computers, 2024, DOI 10.11897/SP.J.1016.2024.02274.
+Code:    none is published. Where the paper contradicts itself or is silent, "G<n>" marks what was decided.
+Differs: eq. 4's target F_e comes from a frozen encoder; as printed, features equal for all images minimize
+         its first term (G9).
+Expect:  high accuracy on clean images and under transfer, next to nothing under a white-box attack: the
+         student never sees an attacked image of its own.
+
+`config` holds the settings, `mae` the networks, `pretrain` Algorithm 1, `static` the attack and `distill`
+Algorithm 2.
+"""
+
+from __future__ import annotations
+
+from robobench.api import DEFENSES, Defense, Setup, Stage
+
+from . import distill, pretrain, static
+from .config import PRESETS, MACDConfig
+from .mae import MAE, count_kept, grid_of
+
+
+@DEFENSES.register("macd")
+class MACD(Defense):
+    """A masked autoencoder sees patches of images attacked once, and distills them into the student."""
+
+    Config = MACDConfig
+    version = 1
+    presets = PRESETS
+    requires = {"standard": "standard"}  # noqa: RUF012
+    protocol = ("features", "head")
+
+    def stages(self, setup: Setup) -> list[Stage]:
+        """Autoencoder (two stages), static attack, distillation, and the optional last touches.
+
+        Raises:
+            ValueError: the patches do not fill the image, or a mask ratio leaves too few of them.
+        """
+        cfg: MACDConfig = setup.config
+        check_masks(cfg, setup.image_shape)
+        mae = None if cfg.contrastive_only else MAE(cfg, setup.image_shape, setup.seed)
+        stages: list[Stage] = []
+        if mae is not None:
+            stages += pretrain.stages(setup, mae)
+        if cfg.attacked_images:
+            stages.append(static.stage(setup))
+        return stages + distill.stages(setup, mae)
+
+
+def check_masks(config: MACDConfig, image_shape: tuple[int, int, int]) -> None:
+    """Raise ValueError unless every mask leaves a patch visible, and the autoencoder's one to predict."""
+    masks = {"mae_mask_ratio": "teacher_patch", "teacher_mask_ratio": "teacher_patch"}
+    for name, side in {**masks, "student_mask_ratio": "student_patch"}.items():
+        rows, columns = grid_of(image_shape, getattr(config, side), side)
+        count, ratio = rows * columns, getattr(config, name)
+        kept, most = count_kept(count, ratio), count - (name == "mae_mask_ratio")
+        if not 1 <= kept <= most:
+            raise ValueError(
+                f"{name} {ratio} keeps {kept} of {count} patches, allowed are 1 to {most}; "
+                f"choose another ratio, or another {side} for images of {image_shape[1]} x {image_shape[2]}"
+            )

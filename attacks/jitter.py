@@ -1,0 +1,68 @@
+"""Jitter: PGD on the distance of rescaled, noisy probabilities to the one-hot label.
+
+Paper:   Schwinn et al., "Exploring Misclassifications of Robust Neural Networks to Enhance Adversarial
+         Attacks", 2021, arXiv:2105.10304.
+Code:    the loss is that of torchattacks' Jitter; the length of a step is a fraction of eps.
+Differs: the loss is summed, not averaged, over the batch, so that an image's result does not depend on the
+         others; all-zero logits give a zero gradient where torchattacks gives NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robobench.api import ATTACKS, IterativeAttack
+from robobench.randomness import Noise
+from robobench.search import State
+
+
+@dataclass(frozen=True, kw_only=True)
+class JitterConfig:
+    steps: int = 10
+    relative_step: float = 0.25  # of eps: 2/255 at 8/255
+    scale: float = 10.0  # of the logits, once their largest is 1; alpha in the paper
+    std: float = 0.1  # of the noise on the probabilities; sigma in the paper
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not self.relative_step > 0:
+            raise ValueError(f"steps must be >= 1 and relative_step > 0, got {self.steps}, {self.relative_step}")
+        if not self.scale > 0 or self.std < 0:
+            raise ValueError(f"scale must be > 0 and std >= 0, got {self.scale}, {self.std}")
+
+
+@ATTACKS.register("jitter")
+class Jitter(IterativeAttack):
+    """PGD on noisy, rescaled probabilities."""
+
+    Config = JitterConfig
+    version = 1
+    norms = ("Linf",)
+
+    def start(self, images: Tensor, labels: Tensor, noise: Noise) -> State:
+        """Start anywhere in the ball."""
+        return State(images, labels, self.threat.random_start(images, noise), noise)
+
+    def step(self, model: nn.Module, state: State) -> tuple[State, Tensor]:
+        """Step up the jittered loss; one forward serves the gradient and the caller's success check."""
+        with torch.enable_grad():
+            adv = state.adv.detach().requires_grad_(True)
+            logits = model(adv)
+            loss = self._loss(logits, adv, state)
+            grad = torch.autograd.grad(loss.sum(), adv)[0]
+        length = self.config.relative_step * self.threat.eps
+        return state.moved(self.threat.step(state.adv, grad, length, state.images)), logits.detach()
+
+    def _loss(self, logits: Tensor, adv: Tensor, state: State) -> Tensor:
+        """Measure (B,) mean squared distances to the label; once fooled, smaller perturbations score more."""
+        jitter = state.noise.child("logits", state.iteration).normal_like(logits)
+        largest = logits.norm(p=math.inf, dim=1, keepdim=True).clamp_min(1e-12)
+        probs = (self.config.scale * logits / largest).softmax(1) + self.config.std * jitter
+        loss = (probs - F.one_hot(state.labels, logits.shape[1])).square().mean(1)
+        moved = (adv - state.images).flatten(1).norm(p=math.inf, dim=1)
+        shrink = (logits.argmax(1) != state.labels) & (moved > 0)
+        return torch.where(shrink, loss / moved.clamp_min(1e-12), loss)

@@ -1,0 +1,158 @@
+"""torchattacks' own attacks, with its defaults and its absolute steps: the tools the MACD paper used.
+
+Paper:   Kim, "Torchattacks: A PyTorch Repository for Adversarial Attacks", 2020, arXiv:2010.01950.
+Code:    the package torchattacks 3.5.1; nothing is reimplemented here.
+Differs: its AutoAttack is told the model's class count and leaves out targeted APGD below 4 classes, where
+         its loss is undefined. It runs 10 iterations where the authors' AutoAttack runs 100.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torchattacks
+from torch import Tensor, nn
+
+from robobench.api import ATTACKS, Attack
+from robobench.randomness import Noise
+
+
+@dataclass(frozen=True, kw_only=True)
+class PGDConfig:
+    steps: int = 10
+    step_size: float = 2 / 255  # absolute, whatever eps is; alpha in torchattacks
+
+
+@dataclass(frozen=True, kw_only=True)
+class PGDL2Config:
+    steps: int = 10
+    step_size: float = 0.2  # absolute, whatever eps is; alpha in torchattacks
+
+
+@dataclass(frozen=True, kw_only=True)
+class JitterConfig(PGDConfig):
+    scale: float = 10.0
+    std: float = 0.1
+
+
+class Wrapped(Attack):
+    """Runs one of torchattacks' attacks, seeded, and leaves torch's generator as it was."""
+
+    @property
+    def relative_step(self) -> float | None:
+        """Return the absolute step as a fraction of eps, None where there is none."""
+        step = getattr(self.config, "step_size", None)
+        return None if step is None or self.threat.eps == 0 else step / self.threat.eps
+
+    @property
+    def cost(self) -> float | None:
+        """A forward and a backward to the input each step; torchattacks takes no last look."""
+        steps = getattr(self.config, "steps", None)
+        return None if steps is None else 2.0 * steps
+
+    @abstractmethod
+    def build(self, model: nn.Module, num_classes: int, seed: int) -> Any:
+        """Return the torchattacks object."""
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, noise: Noise) -> Tensor:
+        """Return what torchattacks returns; at eps 0, where its L2 attacks give NaN, the clean images."""
+        if self.threat.eps == 0 or len(images) == 0:
+            return images.clone()
+        seed, devices = noise.seed(), [images.device] if images.is_cuda else []
+        with torch.no_grad():
+            num_classes = model(images[:1]).shape[1]
+        # It prints when a model has no parameters; stdout is for tables.
+        with torch.random.fork_rng(devices=devices), contextlib.redirect_stdout(sys.stderr):
+            torch.manual_seed(seed)
+            attack = self.build(model, num_classes, seed)
+            attack.set_device(images.device)
+            with torch.enable_grad():
+                adv: Tensor = attack(images, labels)
+        return adv.detach()
+
+
+@ATTACKS.register("torchattacks-fgsm")
+class TorchattacksFGSM(Wrapped):
+    """torchattacks.FGSM."""
+
+    norms = ("Linf",)
+
+    @property
+    def relative_step(self) -> float:
+        """FGSM's one step is eps."""
+        return 1.0
+
+    @property
+    def cost(self) -> float:
+        """One forward and one backward."""
+        return 2.0
+
+    def build(self, model: nn.Module, num_classes: int, seed: int) -> Any:
+        """Take nothing but eps."""
+        return torchattacks.FGSM(model, eps=self.threat.eps)
+
+
+@ATTACKS.register("torchattacks-pgd")
+class TorchattacksPGD(Wrapped):
+    """torchattacks.PGD: 10 steps of 2/255."""
+
+    Config = PGDConfig
+    norms = ("Linf",)
+
+    def build(self, model: nn.Module, num_classes: int, seed: int) -> Any:
+        """Keep the step absolute."""
+        cfg = self.config
+        return torchattacks.PGD(model, eps=self.threat.eps, alpha=cfg.step_size, steps=cfg.steps)
+
+
+@ATTACKS.register("torchattacks-pgdl2")
+class TorchattacksPGDL2(Wrapped):
+    """torchattacks.PGDL2: 10 steps of 0.2."""
+
+    Config = PGDL2Config
+    norms = ("L2",)
+    own_norm = "L2"
+
+    def build(self, model: nn.Module, num_classes: int, seed: int) -> Any:
+        """Keep the step absolute."""
+        cfg = self.config
+        return torchattacks.PGDL2(model, eps=self.threat.eps, alpha=cfg.step_size, steps=cfg.steps)
+
+
+@ATTACKS.register("torchattacks-jitter")
+class TorchattacksJitter(Wrapped):
+    """torchattacks.Jitter: 10 steps of 2/255."""
+
+    Config = JitterConfig
+    norms = ("Linf",)
+
+    def build(self, model: nn.Module, num_classes: int, seed: int) -> Any:
+        """Keep the step absolute."""
+        cfg = self.config
+        return torchattacks.Jitter(
+            model, eps=self.threat.eps, alpha=cfg.step_size, steps=cfg.steps, scale=cfg.scale, std=cfg.std
+        )
+
+
+@ATTACKS.register("torchattacks-autoattack")
+class TorchattacksAutoAttack(Wrapped):
+    """torchattacks.AutoAttack: 10 iterations, not the reference's 100."""
+
+    @property
+    def budget(self) -> str:
+        """Say how far this is from AutoAttack."""
+        return "apgd-ce 10, apgd-t 10, fab-t 10, square 5000"
+
+    def build(self, model: nn.Module, num_classes: int, seed: int) -> Any:
+        """Tell it the class count, which it would take for 10."""
+        norm, eps = self.threat.norm, self.threat.eps
+        attack = torchattacks.AutoAttack(model, norm=norm, eps=eps, n_classes=num_classes, seed=seed)
+        if num_classes < 4:
+            ensemble = attack._autoattack.attacks
+            ensemble[:] = [a for a in ensemble if not isinstance(a, torchattacks.APGDT)]
+        return attack

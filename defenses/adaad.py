@@ -1,0 +1,138 @@
+"""AdaAD: the attack looks for where student and teacher disagree most; the student learns the teacher there.
+
+Paper:   Huang et al., "Boosting Accuracy and Robustness of Student Models via Adaptive Adversarial
+         Distillation", CVPR 2023.
+Code:    github.com/boyellow/AdaAD; defaults follow the commands of its README (CIFAR-10), not its arguments'
+         defaults, which are eps 16/255 and step 4/255.
+Differs: where alpha = 1 the clean images, whose term weighs nothing, are not forwarded; the code forwards
+         them, which changes BatchNorm's running statistics. AdaIAD runs at temperature 1; the README's command
+         leaves it at 30. AdaIAD's outer loss gives the teacher no gradient; the code fills one and ignores it.
+Kept:    the KL's mean over images and classes (KL / K), as the code has for CIFAR-10; its CIFAR-100 branch
+         takes the mean over images alone, which is `reduction="batchmean"`.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robobench.api import DEFENSES, Batch, Defense, Frozen, Loss, Passes, Recipe, Setup, Stage
+from robobench.inner import ascend, eval_mode
+from robobench.losses import kl
+from robobench.threat import ThreatModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaADConfig(Recipe):
+    """Published values: 200 epochs, the learning rate falls tenfold at epochs 100 and 150."""
+
+    form: str = "adaad"  # adaad | adaiad: AdaAD's attack with IAD's introspection in the loss
+    alpha: float = 1.0  # adaad: weight of the attacked images; 1 - alpha is that of the clean ones
+    reduction: str = "mean"  # adaad: mean (over images and classes) | batchmean (over images)
+    temperature: float = 1.0  # adaiad: tau
+    b: float = 0.1  # adaiad: trust p_T(y | x') ** b
+    gate: float = 60 / 200  # adaiad: E0 / epochs, before which the trust is 1
+    inner_steps: int = 10
+    relative_step: float = 0.25  # of eps: 2/255 at 8/255
+    attack_bn: str = "eval"  # mode of the network while it is attacked: eval | train
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.one_of("form", "adaad", "adaiad")
+        self.require("alpha", 0 <= self.alpha <= 1, "in [0, 1]")
+        self.one_of("reduction", "mean", "batchmean")
+        self.require("temperature", self.temperature > 0, "> 0")
+        self.require("b", self.b >= 0, ">= 0")
+        self.require("gate", 0 <= self.gate <= 1, "in [0, 1]")
+        self.require("inner_steps", self.inner_steps >= 1, ">= 1")
+        self.require("relative_step", self.relative_step > 0, "> 0")
+        self.one_of("attack_bn", "eval", "train")
+
+    @property
+    def first_introspection(self) -> int:
+        """Epoch E0, counted from 0, from which AdaIAD doubts the teacher."""
+        return round(self.gate * self.epochs)
+
+
+@DEFENSES.register("adaad")
+class AdaAD(Defense):
+    """Distillation where student and robust teacher disagree most."""
+
+    Config = AdaADConfig
+    version = 1
+    requires: ClassVar = {"robust": "at"}
+    presets: ClassVar = {"quick": {"inner_steps": 5}, "quick:large": {"inner_steps": 3}}
+
+    def stages(self, setup: Setup) -> list[Stage]:
+        """One stage: attack student and teacher together, then distill."""
+        cfg: AdaADConfig = self.config
+        steps, introspects, two_sided = cfg.inner_steps, cfg.form == "adaiad", cfg.alpha < 1
+        passes = Passes(
+            forward=steps + 1 + (introspects or two_sided),
+            input_grad=steps,
+            weight_grad=1 + (introspects or two_sided),
+            teacher_forward=steps + 1 + (two_sided and not introspects),
+            teacher_input_grad=steps,
+        )
+        objective = AdaADObjective(setup.model, setup.threat, cfg, setup.required["robust"])
+        return [setup.train("distill", objective, passes=passes)]
+
+
+class AdaADObjective(nn.Module):
+    """KL from teacher to student on the attacked images, and what the form adds on the clean ones."""
+
+    def __init__(self, model: nn.Module, threat: ThreatModel, config: AdaADConfig, teacher: Frozen) -> None:
+        super().__init__()
+        self.model, self.threat, self.config, self.teacher = model, threat, config, teacher
+
+    def forward(self, batch: Batch) -> Loss:
+        """Attack the batch and compute the form's loss; the teacher's side carries no gradient."""
+        adv = self.inner_maximization(batch)
+        with torch.no_grad():
+            target = self.teacher(adv)
+        form = self._adaad if self.config.form == "adaad" else self._adaiad
+        return form(batch, adv, target)
+
+    def _adaad(self, batch: Batch, adv: Tensor, target: Tensor) -> Loss:
+        cfg = self.config
+        scale = 1 / target.shape[1] if cfg.reduction == "mean" else 1.0
+        adv_kl = kl(target, self.model(adv)).mean()
+        total = scale * cfg.alpha * adv_kl
+        if cfg.alpha == 1:
+            return Loss(total, {"adv_kl": adv_kl.detach()})
+        with torch.no_grad():
+            clean_target = self.teacher(batch.images)
+        clean_kl = kl(clean_target, self.model(batch.images)).mean()
+        total = total + scale * (1 - cfg.alpha) * clean_kl
+        return Loss(total, {"adv_kl": adv_kl.detach(), "clean_kl": clean_kl.detach()})
+
+    def _adaiad(self, batch: Batch, adv: Tensor, target: Tensor) -> Loss:
+        cfg, tau = self.config, self.config.temperature
+        adv_logits, clean_logits = self.model(adv), self.model(batch.images)
+        doubt = torch.zeros(())
+        if batch.epoch >= cfg.first_introspection:
+            doubt = 1 - (-cfg.b * F.cross_entropy(target, batch.labels, reduction="none")).exp()
+        adv_kl = tau**2 * kl(target / tau, adv_logits / tau)  # never weighed by the trust, as in the code
+        introspective = kl(clean_logits, adv_logits)  # the target keeps its gradient, as in IAD
+        total = (adv_kl + doubt * introspective).mean()
+        metrics = {"adv_kl": adv_kl.mean().detach(), "introspective_kl": introspective.mean().detach()}
+        return Loss(total, metrics)
+
+    def inner_maximization(self, batch: Batch) -> Tensor:
+        """Maximize KL(p_T(x') || p_S(x')) from 0.001 N(0, 1) beside the image.
+
+        The teacher looks at the moving image, and the gradient flows through both networks.
+        """
+        cfg, threat, images = self.config, self.config.threat_at(self.threat, batch.epoch), batch.images
+
+        def objective(adv: Tensor) -> Tensor:
+            return kl(self.teacher(adv), self.model(adv))
+
+        start = images + 0.001 * batch.noise.child("start").normal_like(images)  # not clamped, as the code
+        with eval_mode(self.model) if cfg.attack_bn == "eval" else nullcontext():
+            return ascend(objective, start, images, threat, cfg.inner_steps, cfg.relative_step * threat.eps)

@@ -1,0 +1,138 @@
+"""MACD's settings: the paper's values by default, smaller networks as presets.
+
+"G<n>" numbers a place where the paper contradicts itself or is silent; what was decided stands beside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from robobench.api import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class MACDConfig(Recipe):
+    # The student: section 4.1; batch size, schedule and augmentation are not stated (G25, G19).
+    epochs: int = 10
+    batch_size: int = 64
+    lr: float = 0.003
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: str = "constant"
+    augment: str = "none"  # none | flip, the same flip for the clean and the attacked image (G19)
+
+    # The masked autoencoder: ViT-Base (G24), 12 and 8 layers, sizes in pixels of the images as they come.
+    teacher_patch: int = 16  # 16 at 224 px: 196 tokens (G2)
+    mae_mask_ratio: float = 0.85  # 3 : 17 visible to masked (G1)
+    encoder_width: int = 768
+    encoder_depth: int = 12
+    encoder_heads: int = 12
+    decoder_width: int = 512
+    decoder_depth: int = 8
+    decoder_heads: int = 16
+
+    # Its training: epochs from section 3.1, the optimizer is MAE's (G20).
+    mae_epochs: int = 100  # pixel loss only
+    feature_epochs: int = 20  # eq. 4
+    mae_batch_size: int = 64
+    mae_blr: float = 1.5e-4  # the rate is mae_blr * mae_batch_size / 256
+    feature_rate: float = 1.0  # eq. 4's rate as a share of that
+    mae_weight_decay: float = 0.05
+    mae_warmup: float = 0.1  # fraction of each phase over which the rate grows; cosine to zero after
+    fusion: str = "pooled"  # FL: pooled | cross_attention (G7)
+    feature_target: str = "frozen"  # F_e in eq. 4: frozen | stopgrad | both (G9)
+
+    # The static attack: PGD-40 on the standard model (G17).
+    attacked_images: bool = True  # False: the teacher sees clean images (table 7)
+    static_steps: int = 40
+    static_relative_step: float = 0.25  # of eps: 2/255 at 8/255
+
+    # Distillation.
+    teacher_mask_ratio: float = 0.75
+    student_patch: int = 8  # 8 at 224 px: 784 blocks
+    student_mask_ratio: float = 0.7
+    mask: bool = True  # False: neither network's input is masked (table 8)
+    contrastive_only: bool = False  # no teacher: eq. 5 with the student on both sides (table 9, G4)
+    distill_gate: str = "self"  # what gates FL: self (visible tokens) | full (the whole attacked image) (G6)
+    feature_map: str = "fixed"  # to the student's width: fixed | student-projector (G11)
+    head_epochs: int = 0  # of a last stage that trains the classifier alone (G14)
+    bn_recalibrate: bool = False  # one pass over clean, unmasked images for BatchNorm (G15)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.one_of("augment", "none", "flip")  # crops drawn apart would break up the pairs
+        self.require("eps_warmup", self.eps_warmup == 0, "0 (the attack is made once, before training)")
+        for name in ("encoder_depth", "decoder_depth", "mae_batch_size", "static_steps"):
+            self.require(name, getattr(self, name) >= 1, ">= 1")
+        for name in ("teacher_patch", "student_patch"):
+            self.require(name, getattr(self, name) >= 1, ">= 1 pixel")
+        for name in ("mae_epochs", "feature_epochs", "head_epochs"):
+            self.require(name, getattr(self, name) >= 0, ">= 0")
+        for side in ("encoder", "decoder"):
+            width, heads = getattr(self, f"{side}_width"), getattr(self, f"{side}_heads")
+            self.require(f"{side}_heads", heads >= 1, ">= 1")
+            divides = width > 0 and width % 4 == 0 and width % heads == 0
+            self.require(f"{side}_width", divides, f"a multiple of 4 and of {side}_heads = {heads}")
+        self.require("mae_mask_ratio", 0 < self.mae_mask_ratio < 1, "between 0 and 1")
+        for name in ("teacher_mask_ratio", "student_mask_ratio"):
+            self.require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
+        for name in ("mae_blr", "feature_rate"):
+            self.require(name, getattr(self, name) > 0, "> 0")
+        self.require("mae_weight_decay", self.mae_weight_decay >= 0, ">= 0")
+        self.require("mae_warmup", 0 <= self.mae_warmup < 1, "in [0, 1)")
+        self.require("static_relative_step", self.static_relative_step > 0, "> 0")
+        self.one_of("fusion", "pooled", "cross_attention")
+        self.one_of("feature_target", "frozen", "stopgrad", "both")
+        self.one_of("distill_gate", "self", "full")
+        self.one_of("feature_map", "fixed", "student-projector")
+
+    @property
+    def mae_lr(self) -> float:
+        """The MAE's peak learning rate."""
+        return self.mae_blr * self.mae_batch_size / 256
+
+
+# The presets keep the paper's own training of the student, whatever the run's preset gives other defenses.
+_STUDENT = {
+    "epochs": 10,
+    "batch_size": 64,
+    "lr": 0.003,
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "schedule": "constant",
+    "augment": "none",
+    "eps_warmup": 0.0,
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "quick": {  # 32 px digits on two CPU cores: the paper's proportions with a small ViT (G28)
+        **_STUDENT,
+        "teacher_patch": 4,  # 64 tokens: 10 visible in the MAE, 16 in the distillation
+        "student_patch": 2,
+        "encoder_width": 96,
+        "encoder_heads": 3,
+        "decoder_width": 64,
+        "decoder_heads": 4,
+        "mae_epochs": 20,
+        "feature_epochs": 5,
+        "mae_batch_size": 128,
+        "mae_blr": 3e-3,
+    },
+    "quick:large": {  # on top of quick, for networks that are slow on a CPU
+        "static_steps": 10,
+        "epochs": 3,
+    },
+    "cifar": {  # native 32 px on one GPU
+        **_STUDENT,
+        "teacher_patch": 4,
+        "student_patch": 2,
+        "encoder_width": 192,
+        "encoder_heads": 3,
+        "decoder_width": 128,
+        "decoder_heads": 4,
+        "batch_size": 128,
+        "mae_batch_size": 256,
+        "mae_blr": 1.5e-3,
+    },
+}

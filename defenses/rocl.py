@@ -1,0 +1,376 @@
+"""RoCL: contrastive pre-training against attacks that confuse one image with others, without labels.
+
+Paper:   Kim, Tack and Hwang, "Adversarial Self-Supervised Contrastive Learning", NeurIPS 2020, arXiv:2006.07589.
+Code:    github.com/Kim-Minseon/RoCL (no license: read, not copied); defaults follow its commands.
+Differs: the step is 0.25 eps where the code has 0.007 / 0.0314. The view that the attack moves away from is
+         embedded once, not once a step (equal in eval mode). Views are made from float images on the device,
+         without rounding to bytes between color operations. The learning rate moves every step, not every
+         epoch. "fine-tune" is adversarial training from the pre-trained weights; the code's own form leaves
+         BatchNorm in eval mode after its first batch.
+Kept:    gradients reach the anchor of a similarity only; the third view of an image stands in the denominator;
+         the cosine has the length of the whole training although it begins after the warm-up.
+
+The published 1,000 epochs are the defaults; the presets are reduced profiles and reach less.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robobench.api import DEFENSES, Batch, Defense, Loss, Passes, Recipe, Setup, Stage, lr_schedule, sgd
+from robobench.augment import flip
+from robobench.inner import ascend, eval_mode
+from robobench.randomness import Noise
+from robobench.threat import ThreatModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoCLConfig(Recipe):
+    """Published values; the Recipe's fields are those of the pre-training, with LARS."""
+
+    epochs: int = 1000
+    batch_size: int = 512
+    lr: float = 1.5  # peak, after the warm-up from a fifteenth of it
+    lr_warmup: float = 10  # epochs
+    weight_decay: float = 1e-6
+    schedule: str = "cosine"
+    augment: str = "none"  # the views below are the augmentation
+    color_jitter: float = 0.4  # of brightness, contrast, saturation; a quarter of it for hue
+    gray: float = 0.2  # probability
+    mirror: bool = True  # with probability 1/2
+    crop_area: float = 0.08  # smallest part of the image that a view shows
+    inner_steps: int = 7
+    relative_step: float = 0.25  # of eps
+    attack_bn: str = "eval"  # mode of encoder and projector while they are attacked: eval | train
+    temperature: float = 0.5
+    regularizer: float = 1 / 256  # lambda: weight of the contrast between attacked and target view alone
+    projection: int = 2048  # width of the projector, which ends in 128 values
+    head: str = "linear"  # how the classifier is made: linear | robust-linear | fine-tune (everything, attacked)
+    head_epochs: int = 150
+    head_batch_size: int = 1024
+    head_lr: float = 0.1
+    head_weight_decay: float = 5e-4
+    head_drops: tuple[float, ...] = (30 / 150, 50 / 150, 100 / 150)
+    head_inner_steps: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.one_of("augment", "none")
+        self.require("lr_warmup", self.lr_warmup >= 0, ">= 0")
+        self.require("color_jitter", 0 <= self.color_jitter <= 1, "in [0, 1]")
+        self.require("gray", 0 <= self.gray <= 1, "in [0, 1]")
+        self.require("crop_area", 0 < self.crop_area <= 1, "in (0, 1]")
+        self.require("relative_step", self.relative_step > 0, "> 0")
+        self.require("temperature", self.temperature > 0, "> 0")
+        self.require("regularizer", self.regularizer >= 0, ">= 0")
+        for name in ("inner_steps", "head_inner_steps", "projection"):
+            self.require(name, getattr(self, name) >= 1, ">= 1")
+        self.one_of("attack_bn", "eval", "train")
+        self.one_of("head", "linear", "robust-linear", "fine-tune")
+        _ = self.head_recipe  # the head's values are checked as a recipe
+
+    @property
+    def head_recipe(self) -> Recipe:
+        """How the head is optimized: SGD, un-augmented images."""
+        return Recipe(
+            epochs=self.head_epochs,
+            batch_size=self.head_batch_size,
+            lr=self.head_lr,
+            momentum=self.momentum,
+            weight_decay=self.head_weight_decay,
+            drops=self.head_drops,
+            augment="none",
+        )
+
+
+@DEFENSES.register("rocl")
+class RoCL(Defense):
+    """Robust contrastive pre-training without labels, then a linear head."""
+
+    Config = RoCLConfig
+    version = 1
+    protocol = ("features", "head")
+    presets: ClassVar = {
+        "quick": {},
+        "quick:large": {"inner_steps": 2},
+        "cifar": {
+            "epochs": 200,
+            "batch_size": 512,
+            "lr": 1.5,
+            "schedule": "cosine",
+            "weight_decay": 1e-6,
+            "augment": "none",
+        },
+        "paper": {"epochs": 150},  # section 4.4 of the MACD paper
+    }
+
+    def stages(self, setup: Setup) -> list[Stage]:
+        """Two stages: encoder and projector without labels, then the head."""
+        cfg: RoCLConfig = self.config
+        model, head, steps = setup.model, cfg.head_recipe, cfg.inner_steps
+        projector = make_projector(setup, cfg.projection)
+        attack = 0 if cfg.head == "linear" else cfg.head_inner_steps
+        pretrain = setup.train(
+            "pretrain",
+            lambda: RoCLObjective(model, projector, setup.threat, cfg),
+            optimizer=lars(cfg),
+            schedule=warmed_up(cfg),
+            passes=Passes(forward=steps + 6, input_grad=steps, weight_grad=5),
+        )
+        linear_eval = setup.train(
+            "linear-eval" if cfg.head != "fine-tune" else "fine-tune",
+            lambda: HeadObjective(model, setup.threat, cfg),
+            epochs=head.epochs,
+            batch_size=head.batch_size,
+            optimizer=sgd(head),
+            schedule=lr_schedule(head),
+            # The gradient of the linear layer itself costs nothing next to the encoder's forward.
+            passes=Passes(forward=attack + 1, input_grad=attack, weight_grad=float(cfg.head == "fine-tune")),
+        )
+        return [pretrain, linear_eval]
+
+
+# --- pre-training -------------------------------------------------------------------------------
+
+
+class RoCLObjective(nn.Module):
+    """NT-Xent of two views and an attacked one, plus a small contrast of the attacked and its target view."""
+
+    def __init__(self, model: nn.Module, projector: nn.Module, threat: ThreatModel, config: RoCLConfig) -> None:
+        super().__init__()
+        self.model, self.projector, self.threat, self.config = model, projector, threat, config
+        head_of(model).requires_grad_(False)  # not used here
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Project the encoder's features: (B, C, H, W) -> (B, 128)."""
+        embedding: Tensor = self.projector(self.model.features(images))  # type: ignore[operator]
+        return embedding
+
+    def forward(self, batch: Batch) -> Loss:
+        """Make the views, attack the first away from the second, and compute both contrasts."""
+        cfg = self.config
+        first, second = (view(batch.images, batch.noise.child("view", i), cfg) for i in (1, 2))
+        adv = self.inner_maximization(first, second, batch)
+        contrast = nt_xent(self.embed(torch.cat((first, second, adv))), 3, cfg.temperature).mean()
+        regularizer = nt_xent(self.embed(torch.cat((adv, second))), 2, cfg.temperature).mean()
+        total = contrast + cfg.regularizer * regularizer
+        return Loss(total, {"contrast": contrast.detach(), "adv_contrast": regularizer.detach()})
+
+    def inner_maximization(self, first: Tensor, second: Tensor, batch: Batch) -> Tensor:
+        """Maximize the instance confusion of `first`, within the ball around this view, against `second`."""
+        cfg, threat = self.config, self.config.threat_at(self.threat, batch.epoch)
+        start = threat.random_start(first, batch.noise.child("start"))
+        searched = (self.model, self.projector) if cfg.attack_bn == "eval" else ()
+        with eval_mode(*searched):
+            with torch.no_grad():
+                target = self.embed(second)
+
+            def objective(adv: Tensor) -> Tensor:
+                # Keys are detached, so the loss of an attacked anchor is all that depends on its image.
+                return nt_xent(torch.cat((self.embed(adv), target)), 2, cfg.temperature)[: len(adv)]
+
+            return ascend(objective, start, first, threat, cfg.inner_steps, cfg.relative_step * threat.eps)
+
+
+def nt_xent(embeddings: Tensor, views: int, temperature: float) -> Tensor:
+    """Contrast each embedding with all others: (V B, D), view by view -> (V B,).
+
+    An anchor's loss sums over its V - 1 positives (the other views of its image); its denominator runs
+    over all other V B - 1 embeddings. Only the anchor's side of a similarity carries gradient.
+    """
+    count = len(embeddings)
+    row = torch.arange(count, device=embeddings.device)
+    with torch.autocast(embeddings.device.type, enabled=False):  # bf16 has 3 digits; the exponent needs more
+        unit = F.normalize(embeddings.float())
+        weights = (unit @ unit.detach().T / temperature).exp()
+    weights = weights.masked_fill(row[:, None] == row, 0.0)
+    shares = weights / (weights.sum(1, keepdim=True) + 1e-8)
+    shift = count // views * torch.arange(1, views, device=embeddings.device)
+    positives = shares.gather(1, (row[:, None] + shift) % count)  # (V B, V - 1)
+    return -(positives + 1e-8).log().sum(1)
+
+
+def head_of(model: nn.Module) -> nn.Module:
+    """Return the network's linear head, part of the protocol this method asks for."""
+    head = model.head
+    assert isinstance(head, nn.Module)
+    return head
+
+
+def make_projector(setup: Setup, width: int) -> nn.Module:
+    """Build Linear, ReLU, Linear to 128 values, from the run's seed and on the network's device."""
+    weight = next(setup.model.parameters())
+    with eval_mode(setup.model), torch.no_grad():
+        images = torch.zeros(1, *setup.image_shape, device=weight.device, dtype=weight.dtype)
+        features = setup.model.features(images).shape[1]  # type: ignore[operator]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(setup.seed)
+        projector = nn.Sequential(nn.Linear(features, width), nn.ReLU(), nn.Linear(width, 128))
+    return projector.to(weight.device)
+
+
+def warmed_up(config: RoCLConfig) -> Callable[[float], float]:
+    """Return the factor that rises from 1/15 over the warm-up, then follows the recipe's schedule."""
+    follow, warmup = lr_schedule(config), config.lr_warmup
+
+    def factor(epoch: float) -> float:
+        return (1 + 14 * epoch / warmup) / 15 if epoch < warmup else follow(epoch - warmup)
+
+    return factor
+
+
+class LARS(torch.optim.SGD):
+    """SGD whose gradient, weight decay included, is scaled to `trust` of each parameter's own norm.
+
+    Source: You, Gitman and Ginsburg, "Large Batch Training of Convolutional Networks", 2017, arXiv:1708.03888.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float,
+        momentum: float,
+        decay: float,
+        trust: float = 0.001,
+        eps: float = 1e-8,
+    ) -> None:
+        super().__init__(params, lr=lr, momentum=momentum)
+        self.decay, self.trust, self.eps = decay, trust, eps
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Scale every gradient in place, then take SGD's step."""
+        for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
+            length, slope = p.norm(), p.grad.norm()
+            rate = self.trust * length / (slope + self.decay * length + self.eps)
+            rate = torch.where((length > 0) & (slope > 0), rate, 1.0)
+            p.grad.add_(p, alpha=self.decay).mul_(rate)
+        return super().step(closure)
+
+
+def lars(recipe: Recipe) -> Callable[[nn.Module], torch.optim.Optimizer]:
+    """Return the factory of LARS with the recipe's rate, momentum and weight decay."""
+
+    def build(objective: nn.Module) -> torch.optim.Optimizer:
+        parameters = [p for p in objective.parameters() if p.requires_grad]
+        return LARS(parameters, recipe.lr, recipe.momentum, recipe.weight_decay)
+
+    return build
+
+
+# --- the head -----------------------------------------------------------------------------------
+
+
+class HeadObjective(nn.Module):
+    """Cross-entropy of a head on the finished encoder, or of the whole network (`fine-tune`)."""
+
+    def __init__(self, model: nn.Module, threat: ThreatModel, config: RoCLConfig) -> None:
+        super().__init__()
+        # What is registered is what is trained; the tuple keeps the encoder out.
+        self.trained = model if config.head == "fine-tune" else head_of(model)
+        self.whole, self.threat, self.config = (model,), threat, config
+        head_of(model).requires_grad_(True)
+
+    def forward(self, batch: Batch) -> Loss:
+        """Compute the mean cross-entropy; "linear" looks at clean images, the others at attacked ones."""
+        (model,), how, images = self.whole, self.config.head, batch.images
+        if how != "linear":
+            images = self.inner_maximization(batch)
+        if how != "fine-tune":
+            with eval_mode(model), torch.no_grad():
+                images = model.features(images)  # type: ignore[operator]
+        return Loss(F.cross_entropy(self.trained(images), batch.labels))
+
+    def inner_maximization(self, batch: Batch) -> Tensor:
+        """Maximize the cross-entropy of the whole network in eval mode, from a uniform start, clamped."""
+        (model,), cfg, threat = self.whole, self.config, self.threat
+        start = threat.random_start(batch.images, batch.noise.child("start"))
+
+        def objective(adv: Tensor) -> Tensor:
+            return F.cross_entropy(model(adv), batch.labels, reduction="none")
+
+        with eval_mode(model):
+            step_size = cfg.relative_step * threat.eps
+            return ascend(objective, start, batch.images, threat, cfg.head_inner_steps, step_size)
+
+
+# --- the views ----------------------------------------------------------------------------------
+
+
+def view(images: Tensor, noise: Noise, config: RoCLConfig) -> Tensor:
+    """Draw a view of each image: color jitter (p 0.8), gray, mirror, random resized crop."""
+    if config.color_jitter:
+        chosen = noise.child("jitter?").uniform() < 0.8
+        jittered = jitter(images, noise.child("jitter"), config.color_jitter)
+        images = torch.where(chosen.view(-1, 1, 1, 1), jittered, images)
+    grayed = noise.child("gray").uniform() < config.gray
+    images = torch.where(grayed.view(-1, 1, 1, 1), luma(images), images)
+    if config.mirror:
+        images = flip(images, noise.child("flip"))
+    return resized_crop(images, noise.child("crop"), config.crop_area)
+
+
+def luma(images: Tensor) -> Tensor:
+    """Weigh the colors as the eye does (ITU-R BT.601): (B, 3, H, W) -> (B, 1, H, W)."""
+    weights = torch.tensor([0.299, 0.587, 0.114], device=images.device).view(3, 1, 1)
+    return (images * weights).sum(1, keepdim=True)
+
+
+def jitter(images: Tensor, noise: Noise, strength: float) -> Tensor:
+    """Change brightness, contrast, saturation and hue by random factors, in a random order per image."""
+    order = noise.child("order").uniform(4).argsort(dim=1)
+    change = strength * (2 * noise.child("change").uniform(4) - 1)  # (B, 4)
+    for turn in range(4):
+        kind = order[:, turn].view(-1, 1, 1, 1)
+        amount = change.gather(1, order[:, turn : turn + 1]).view(-1, 1, 1, 1)
+        gray = luma(images)
+        mean = gray.mean((2, 3), keepdim=True)
+        against = torch.where(kind == 0, 0.0, torch.where(kind == 1, mean, gray))  # black, mean, gray
+        blended = torch.lerp(against.expand_as(images), images, 1 + amount).clamp(0, 1)
+        images = torch.where(kind == 3, shift_hue(images, amount / 4), blended)
+    return images
+
+
+def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
+    """Rotate the hue (HSV) by `turns` (B, 1, 1, 1) of a full circle."""
+    red, green, blue = images.unbind(1)
+    value, largest = images.max(dim=1)
+    span = value - images.amin(dim=1)
+    ways = torch.stack((green - blue, blue - red, red - green), dim=1)
+    sixth = ways.gather(1, largest[:, None])[:, 0] / span.clamp_min(1e-8) + 2 * largest
+    offsets = torch.tensor([5.0, 3.0, 1.0], device=images.device).view(1, 3, 1, 1)
+    k = (offsets + sixth[:, None] + 6 * turns) % 6
+    return value[:, None] - span[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
+
+
+def resized_crop(images: Tensor, noise: Noise, smallest: float) -> Tensor:
+    """Cut a box of random area and shape (3:4 to 4:3) from each image and enlarge it bilinearly to full size.
+
+    Boxes are drawn as torchvision's RandomResizedCrop draws them: the first of ten that fits, else everything.
+    """
+    count, _, height, width = images.shape
+    area = height * width * (smallest + (1 - smallest) * noise.child("area").uniform(10))
+    ratio = ((2 * noise.child("ratio").uniform(10) - 1) * math.log(4 / 3)).exp()
+    sides = torch.stack(((area / ratio).sqrt(), (area * ratio).sqrt()), dim=2).round()  # (B, 10, 2)
+    full = torch.tensor([height, width], device=images.device)
+    fits = ((sides >= 1) & (sides <= full)).all(2)
+    first = fits.int().argmax(1)  # the first that fits, 0 if none does
+    box = sides[torch.arange(count, device=images.device), first]
+    box = torch.where(fits.any(1)[:, None], box, full)  # (B, 2)
+    corner = (noise.child("corner").uniform(2) * (full - box + 1)).floor()
+    axes = []
+    for axis, size in enumerate((height, width)):
+        steps = torch.arange(size, device=images.device) + 0.5
+        inside = (steps * box[:, axis, None] / size - 0.5).clamp_min(0).minimum(box[:, axis, None] - 1)
+        axes.append((2 * (corner[:, axis, None] + inside) + 1) / size - 1)  # grid_sample counts from -1 to 1
+    rows, columns = axes
+    grid = torch.stack((columns[:, None, :].expand(-1, height, -1), rows[:, :, None].expand(-1, -1, width)), dim=3)
+    cut = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return cut.clamp(0, 1)

@@ -1,0 +1,31 @@
+"""`robobench check`: the plug-in contract, for a stranger's defense or attack."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+HELP = "Test a defense or attack against the contract every plug-in keeps; a name, module or .py file."
+EPILOG = """
+Examples:
+
+  robobench check my_package.my_defense
+
+  robobench check my_attack.py
+
+  robobench check trades
+"""
+
+
+def main(
+    what: Annotated[str, typer.Argument(help="A registered name, a dotted module or a .py file.")],
+) -> int:
+    """Print one line a check; the exit status is 1 if one fails."""
+    from robobench.testing import check_plugin
+
+    failed = False
+    for kind, name, check, problem in check_plugin(what):
+        failed |= problem is not None
+        print(f"{'FAIL' if problem else 'ok':<5}{kind} {name}: {check}" + (f": {problem}" if problem else ""))
+    return int(failed)

@@ -1,0 +1,108 @@
+"""`robobench list`: what there is, read from source text and metadata; torch is not imported."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+HELP = "List defenses, attacks, models, datasets, presets or env."
+EPILOG = """
+Examples:
+
+  robobench list defenses
+
+  robobench list attacks --check --plugin my_attack.py
+"""
+
+
+def main(
+    what: Annotated[str, typer.Argument(help="defenses, attacks, models, datasets, presets or env.")],
+    check: Annotated[bool, typer.Option("--check", help="Import each plug-in and say why where that fails.")] = False,
+    plugin: Annotated[list[str] | None, typer.Option("--plugin", help="A .py file of your own.")] = None,
+) -> int:
+    """Print the list to stdout."""
+    from robobench.registry import unknown
+
+    tables = {
+        "defenses": lambda: _plugins("defense", check, plugin or []),
+        "attacks": lambda: _plugins("attack", check, plugin or []),
+        "models": _models,
+        "datasets": _datasets,
+        "presets": _presets,
+        "env": _environment,
+    }
+    if what not in tables:
+        raise unknown("list", what, tables)
+    lines = tables[what]()
+    width = max((len(name) for name, _ in lines), default=0)
+    for name, text in lines:
+        print(f"{name:<{width}}  {text}".rstrip())
+    return int(check and any(text.startswith("cannot be imported") for _, text in lines))
+
+
+def _plugins(kind: str, check: bool, files: list[str]) -> list[tuple[str, str]]:
+    from robobench import plugins
+    from robobench.errors import PluginError
+
+    for file in files:
+        plugins.add_file(file)
+    lines = []
+    for name, found in sorted(plugins.found(kind).items()):
+        text = found.summary + (f" [{found.origin}]" if found.origin != "robobench" else "")
+        if check:
+            try:
+                plugins.load(kind, name)
+            except PluginError as err:
+                text = f"cannot be imported: {err}"
+        lines.append((name, text))
+    return lines
+
+
+def _models() -> list[tuple[str, str]]:
+    from robobench.models import MODELS
+
+    return list(MODELS.items())
+
+
+def _datasets() -> list[tuple[str, str]]:
+    from robobench.data import DATASETS
+
+    return list(DATASETS.items())
+
+
+def _presets() -> list[tuple[str, str]]:
+    from robobench.presets import PRESETS
+
+    lines = []
+    for name, preset in PRESETS.items():
+        lines.append((name, preset.get("summary", f"laid over {name.split(':')[0]} for resnet50 and wrn50")))
+        for section in ("run", "recipe"):
+            lines += [(f"  {section}.{key}", str(value)) for key, value in preset.get(section, {}).items()]
+    return lines
+
+
+def _environment() -> list[tuple[str, str]]:
+    import os
+    import platform
+    import shutil
+    from importlib.metadata import PackageNotFoundError, version
+
+    def installed(package: str) -> str:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return f"not installed; uv pip install {package}"
+
+    packages = ("robobench", "torch", "torchvision", "timm", "torchattacks", "pyautoattack", "robustbench")
+    free = shutil.disk_usage(".").free / 2**30
+    return [
+        ("python", platform.python_version()),
+        *((package, installed(package)) for package in packages),
+        ("cores", str(os.cpu_count())),
+        (
+            "data folder",
+            os.environ.get("ROBOBENCH_DATA", "the platform's cache; set ROBOBENCH_DATA to change it"),
+        ),
+        ("disk free here", f"{free:.0f} GiB"),
+    ]

@@ -1,0 +1,103 @@
+"""The flags several subcommands share, and how they become a Request."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from robobench.errors import RequestError
+
+if TYPE_CHECKING:
+    from robobench.plan import Request
+
+Dataset = Annotated[str, typer.Option(help="digits, cifar10, cifar100, imagefolder:PATH or npz:FILE.")]
+Model = Annotated[
+    str, typer.Option(help="A name of `list models`, timm:NAME, FILE.py:FUNCTION or package.module:FUNCTION.")
+]
+Preset = Annotated[str | None, typer.Option(help="quick, cifar or paper; the data set brings its own.")]
+Seed = Annotated[int, typer.Option(help="Seed of the training.")]
+Seeds = Annotated[str | None, typer.Option(help="Several seeds: 0,1,2.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Precision = Annotated[str, typer.Option(help="Of training: auto, fp32 or bf16.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads.")]
+Attacks = Annotated[str | None, typer.Option(help="Comma-separated names; the preset brings its own.")]
+Norm = Annotated[str, typer.Option(help="Linf or L2.")]
+Eps = Annotated[
+    list[str] | None,
+    typer.Option(help="Test radii: 8/255,16/255, or L2:0.5,1.0; the data set brings its own."),
+]
+TrainNorm = Annotated[str | None, typer.Option(help="Norm to train against; default: --norm.")]
+TrainEps = Annotated[str | None, typer.Option(help="Radius to train against; the data set brings its own.")]
+Protocol = Annotated[str, typer.Option(help="white-box, transfer or both.")]
+Examples = Annotated[int | None, typer.Option(help="Only the first N test images.")]
+Epochs = Annotated[int | None, typer.Option(help="Epochs of every defense's main stage.")]
+BatchSize = Annotated[int | None, typer.Option(help="Training batch size.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="NAME.FIELD=VALUE, such as trades.beta=3 or run.train_images=500."),
+]
+Plugins = Annotated[list[str] | None, typer.Option("--plugin", help="A .py file with defenses or attacks of your own.")]
+DataDir = Annotated[Path | None, typer.Option(help="Where data sets are; else $ROBOBENCH_DATA, else the cache.")]
+Out = Annotated[Path, typer.Option(help="The store.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan with estimated time and memory; run nothing.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Warnings only on stderr.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More on stderr.")]
+
+
+def names(text: str | None) -> tuple[str, ...] | None:
+    """Split a comma-separated list."""
+    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def seeds(seed: int, several: str | None) -> tuple[int, ...]:
+    """Read --seeds, else --seed; raises RequestError."""
+    if several is None:
+        return (seed,)
+    try:
+        return tuple(dict.fromkeys(int(part) for part in names(several) or ()))
+    except ValueError:
+        raise RequestError(f"--seeds '{several}' is not a list of whole numbers such as 0,1,2") from None
+
+
+def request(flags: dict[str, Any], **more: Any) -> Request:
+    """Make a Request of a handler's local variables: the fields it has, under their own names."""
+    from dataclasses import fields
+
+    from robobench.plan import Request
+
+    taken = {f.name: flags[f.name] for f in fields(Request) if f.name in flags}
+    listed = {
+        "attacks": names(flags.get("attacks")),
+        "eps": tuple(flags.get("eps") or ()),
+        "sets": tuple(flags.get("set_") or ()),
+        "plugins": tuple(flags.get("plugin") or ()),
+        "seeds": seeds(flags.get("seed", 0), flags.get("seeds")),
+    }
+    return Request(**{**taken, **listed, **more})
+
+
+def execute(wanted: Request, *, dry_run: bool, quiet: bool, verbose: bool) -> int:
+    """Plan and run a request, print its tables to stdout; returns the exit status."""
+    from rich.console import Console
+
+    from robobench.interface import execute as run_request
+    from robobench.progress import Reporter
+
+    reporter = Reporter(-1 if quiet else int(verbose))
+    console = Console(soft_wrap=False)
+    if not console.is_terminal:
+        console = Console(width=200)
+    if dry_run:
+        from robobench.estimate import print_plan
+        from robobench.plan import make_plan
+
+        print_plan(make_plan(wanted, dry=True), console)
+        return 0
+    from robobench import report
+
+    rows = run_request(wanted, reporter)
+    report.show(rows, console)
+    reporter.note(f"rows: {wanted.out / 'rows.csv'}")
+    return int((rows["status"] != "ok").any())

@@ -1,0 +1,53 @@
+"""`robobench run`: one defense, from training to matrix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from robobench.cli import options as o
+
+HELP = "Train one defense, clock every stage, attack the result, write the matrix."
+EPILOG = """
+Examples:
+
+  robobench run --defense macd --model wrn50
+
+  robobench run --defense trades --set trades.beta=3 --seeds 0,1,2
+
+  robobench run --defense macd --model wrn50 --preset paper --dataset cifar10 --dry-run
+"""
+
+
+def main(
+    defense: Annotated[str, typer.Option(help="A name of `list defenses`.")],
+    dataset: o.Dataset = "digits",
+    model: o.Model = "cnn",
+    preset: o.Preset = None,
+    seed: o.Seed = 0,
+    seeds: o.Seeds = None,
+    device: o.Device = "auto",
+    precision: o.Precision = "auto",
+    threads: o.Threads = None,
+    attacks: o.Attacks = None,
+    norm: o.Norm = "Linf",
+    eps: o.Eps = None,
+    train_norm: o.TrainNorm = None,
+    train_eps: o.TrainEps = None,
+    protocol: o.Protocol = "both",
+    examples: o.Examples = None,
+    epochs: o.Epochs = None,
+    batch_size: o.BatchSize = None,
+    set_: o.Sets = None,
+    plugin: o.Plugins = None,
+    data_dir: o.DataDir = None,
+    out: o.Out = Path("runs"),
+    dry_run: o.DryRun = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> int:
+    """Run one defense."""
+    wanted = o.request(locals(), defenses=(defense,))
+    return o.execute(wanted, dry_run=dry_run, quiet=quiet, verbose=verbose)

@@ -1,0 +1,231 @@
+"""What a plan will cost: every stage rehearsed for one step on random images, scaled up, and printed.
+
+Estimates are of this machine. Seconds scale with images, memory with the batch; neither is a promise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from robobench import models
+from robobench.api import Frozen, Produce, Produced, Setup, Train
+from robobench.plan import NO_THREAT, Plan, Training
+from robobench.progress import duration, size
+from robobench.store import Store
+from robobench.timing import Stopwatch, peak_memory, reset_peak_memory
+from robobench.training import Engine, build_objective, one_step
+
+REHEARSAL_IMAGES = 2
+
+
+class RandomImages:
+    """Stand-in for a training set: random images of the right shape, every class in turn."""
+
+    def __init__(self, count: int, resolution: int, num_classes: int, device: str) -> None:
+        self.labels = torch.arange(count) % num_classes
+        self.shape, self.device = (3, resolution, resolution), device
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def images(self, index: torch.Tensor) -> torch.Tensor:
+        """Return (B, 3, R, R) uniform in [0, 1]."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.rand(len(index), *self.shape, generator=generator).to(self.device)
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """One rehearsed stage."""
+
+    name: str
+    epochs: int
+    batch_size: int
+    images: int  # over all epochs
+    seconds_per_image: float
+    memory_bytes: float  # at batch_size
+    measured_bytes: int  # peak of the rehearsal itself
+    units: float | None  # forward-equivalents per image, as declared
+
+    @property
+    def seconds(self) -> float:
+        """Whole stage."""
+        return self.images * self.seconds_per_image
+
+
+def forward_seconds(model: nn.Module, images: torch.Tensor, device: str) -> float:
+    """Time a forward without gradients, per image."""
+    with torch.no_grad():
+        model(images)
+        watch = Stopwatch(device)
+        with watch.account("forward") as account:
+            model(images)
+    return account.seconds / len(images)
+
+
+def rehearse(plan: Plan, training: Training, batch_size: int = REHEARSAL_IMAGES) -> list[StageCost]:
+    """Run one step of every stage of a training on random images, required networks untrained.
+
+    Args:
+        batch_size: images in the step; time and memory are scaled from it to the stage's own batch.
+    """
+    resolution = plan.run.attack_resolution
+    images = RandomImages(batch_size, resolution, training.spec.num_classes, plan.device)
+    engine = Engine(plan.device, plan.precision, training.seed)
+    blank = replace(training.spec, pretrained=False)
+    model = models.build(blank).to(plan.device, memory_format=torch.channels_last)
+    shape = (3, resolution, resolution)
+    setup = Setup(
+        model=model,
+        threat=training.threat or NO_THREAT,
+        config=training.config,
+        num_classes=training.spec.num_classes,
+        image_shape=shape,
+        train_size=plan.train_images,
+        seed=training.seed,
+        required={
+            role: Frozen(models.build(replace(t.spec, pretrained=False)).to(plan.device))
+            for role, t in training.requires.items()
+        },
+    )
+    index = torch.arange(batch_size)
+    one_forward = forward_seconds(model.eval(), images.images(index), plan.device)
+    costs = []
+    for stage in training.defense(training.config).stages(setup):
+        units = None
+        if stage.passes is not None:
+            units = stage.passes.student_units + stage.passes.teacher_units
+        if isinstance(stage, Produce):
+            count, epochs = plan.train_images, 1
+            per_image = (units or 1) * one_forward
+            memory = measured = 0
+            setup.produced[stage.name] = Produced(np.zeros((batch_size, *shape), np.float32), plan.device)
+        else:
+            count, epochs = stage.epochs * plan.train_images, stage.epochs
+            seconds, fixed, measured = _rehearse_step(engine, stage, images, index)
+            per_image = seconds / batch_size
+            memory = fixed + max(measured - fixed, 0) * stage.batch_size / batch_size
+        costs.append(StageCost(stage.name, epochs, stage.batch_size, count, per_image, memory, measured, units))
+    return costs
+
+
+def _rehearse_step(engine: Engine, stage: Train, data: RandomImages, index: torch.Tensor) -> tuple[float, int, int]:
+    """Take one step; return seconds, bytes that do not grow with the batch, and the peak."""
+    objective = build_objective(stage, engine.device).train()
+    optimizer = stage.optimizer(objective)
+    batch = engine.batch(data, index, stage.name, 0, stage.augment)
+    reset_peak_memory(engine.device)
+    before = peak_memory(engine.device)
+    watch = Stopwatch(engine.device)
+    with watch.account("step") as account:
+        one_step(engine, objective, optimizer, batch)
+    trained = sum(p.numel() * p.element_size() for p in objective.parameters() if p.requires_grad)
+    kept = sum(
+        t.numel() * t.element_size()
+        for state in optimizer.state.values()
+        for t in state.values()
+        if isinstance(t, torch.Tensor)
+    )
+    return account.seconds, before + trained + kept, account.peak_memory_bytes
+
+
+def print_plan(plan: Plan, console: Console) -> None:
+    """Print everything a request would do: hyperparameters, stages, cells, time, memory, what is missing."""
+    store = Store(plan.out)
+    console.print(
+        f"plan: preset {plan.preset}, {plan.dataset.name} (data {plan.dataset.digest}), "
+        f"{plan.train_images} training and {plan.examples} test images",
+        highlight=False,
+    )
+    console.print(
+        f"device {plan.device}, precision {plan.precision}, {plan.threads} threads, store {plan.out}",
+        highlight=False,
+    )
+    _values(console, "run", {k: v for k, v in asdict(plan.run).items() if k != "attacks"})
+    total, memory = 0.0, 0.0
+    forward: dict[str, float] = {}
+    for training in plan.order():
+        there = store.find("model", training.folder) is not None
+        console.print(
+            f"\n[bold]{training.name}[/bold] (seed {training.seed}) on {training.spec.name}"
+            + (": in the store, reused" if there else ""),
+            highlight=False,
+        )
+        _values(console, training.name, asdict(training.config))
+        if training.threat:
+            console.print(f"  trained against {training.threat}", highlight=False)
+        costs = rehearse(plan, training)
+        table = Table(box=box.SIMPLE_HEAD)
+        for column in ("stage", "epochs", "batch", "images seen", "forward units an image", "time", "memory"):
+            table.add_column(column, justify="left" if column == "stage" else "right")
+        for cost in costs:
+            table.add_row(
+                cost.name,
+                str(cost.epochs),
+                str(cost.batch_size),
+                f"{cost.images:,}",
+                "-" if cost.units is None else f"{cost.units:g}",
+                duration(cost.seconds),
+                size(cost.memory_bytes) if cost.memory_bytes else "-",
+            )
+            total += 0 if there else cost.seconds
+            memory = max(memory, cost.memory_bytes)
+        console.print(table)
+    for training in plan.shown():
+        if training.spec.name not in forward:
+            model = models.build(replace(training.spec, pretrained=False)).to(plan.device).eval()
+            images = RandomImages(8, plan.run.attack_resolution, 2, plan.device).images(torch.arange(8))
+            forward[training.spec.name] = forward_seconds(model, images, plan.device)
+    total += _print_cells(plan, console, forward)
+    console.print(
+        f"\nestimated on this machine: {duration(total)} in all, {size(memory)} of memory at most",
+        highlight=False,
+    )
+    for note in plan.notes:
+        console.print(f"note: {note}", highlight=False, markup=False)
+    for missing in plan.missing:
+        console.print(f"missing: {missing}", highlight=False, markup=False)
+
+
+def _print_cells(plan: Plan, console: Console, forward: dict[str, float]) -> float:
+    """Print the attacks; return their seconds if every image withstood everything."""
+    shown, total = plan.shown(), 0.0
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=f"attacks on {len(shown)} networks: " + ", ".join(f"{t.name} (seed {t.seed})" for t in shown),
+        title_justify="left",
+    )
+    for column in ("attack", "radius", "protocols", "budget", "time at most"):
+        table.add_column(column)
+    for cell in plan.cells:
+        cost = cell.attack.cost or 0.0
+        slowest = max(forward.values(), default=0.0)
+        runs = len(shown) * ("white-box" in cell.protocols) + ("transfer" in cell.protocols)
+        seconds = cost * slowest * plan.examples * runs
+        total += seconds
+        table.add_row(
+            cell.attack.name,
+            str(cell.threat),
+            ", ".join(cell.protocols),
+            cell.attack.budget,
+            duration(seconds),
+        )
+    console.print(table)
+    return total
+
+
+def _values(console: Console, name: str, values: dict[str, Any]) -> None:
+    text = ", ".join(f"{key}={_short(value)}" for key, value in values.items())
+    console.print(f"  {name}: {text}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

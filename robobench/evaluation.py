@@ -1,0 +1,161 @@
+"""Clean and robust accuracy of one network, image by image, and the statistics of such bits.
+
+A robust accuracy is the fraction of *all* test images that are classified correctly when clean and still are under
+the attack. It is an upper bound found by this attack, never a guarantee.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robobench.api import Attack, IterativeAttack
+from robobench.errors import RequestError
+from robobench.inner import frozen
+from robobench.randomness import Noise
+from robobench.search import search
+from robobench.training import Images
+
+CHUNK = 256  # images evaluated together: the unit of work, resume and sharding
+
+
+def chunks(count: int, chunk: int) -> Iterator[Tensor]:
+    """Cut the first `count` test images into chunks of their numbers."""
+    yield from torch.arange(count).split(chunk)
+
+
+def check_logits(logits: Tensor, labels: Tensor) -> None:
+    """Raise RequestError unless logits (B, K) are finite and have a class for every label."""
+    if logits.dim() != 2 or len(logits) != len(labels):
+        raise RequestError(
+            f"the model returned shape {tuple(logits.shape)} for {len(labels)} images; "
+            "it must return one (B, K) tensor of logits"
+        )
+    if len(labels) and int(labels.max()) >= logits.shape[1]:
+        raise RequestError(
+            f"label {int(labels.max())} has no logit: the model gives {logits.shape[1]} classes; "
+            "use weights that fit the data set"
+        )
+    if not bool(torch.isfinite(logits).all()):
+        raise RequestError("the model returned logits that are not finite; its accuracy means nothing")
+
+
+def clean_bits(model: nn.Module, data: Images, index: Tensor, device: str) -> Tensor:
+    """Say which clean images of a chunk the model gets right: (B,) bool on the CPU."""
+    with frozen(model), torch.no_grad():
+        labels = data.labels[index].to(device)
+        logits = model(data.images(index))
+        check_logits(logits, labels)
+        return (logits.argmax(1) == labels).cpu()
+
+
+def attack_noise(attack: Attack, index: Tensor, device: str) -> Noise:
+    """Return the draws of an attack on these test images: the same for every model and every seed."""
+    return Noise.of(index.to(device), "attack", attack.name)
+
+
+def white_box_bits(model: nn.Module, attack: Attack, data: Images, index: Tensor, clean: Tensor, device: str) -> Tensor:
+    """Attack the images of a chunk that are right when clean, and say which stay right.
+
+    An iterative attack leaves an image at its first success. Every returned image is checked against
+    the threat model.
+
+    Args:
+        index: numbers of the test images, (B,) int64.
+        clean: which of them the model gets right when clean, (B,) bool.
+
+    Raises:
+        ThreatModelError: an image left the ball or [0, 1], or is not finite.
+    """
+    right = index[clean]
+    survived = clean.clone()
+    if len(right) == 0:
+        return survived
+    images, labels = data.images(right), data.labels[right].to(device)
+    noise = attack_noise(attack, right, device)
+    with frozen(model):
+        if isinstance(attack, IterativeAttack):
+            found = search(attack, model, images, labels, noise, stop="first")
+            adv, fooled = found.adv, found.fooled
+        else:
+            adv = attack.perturb(model, images, labels, noise).detach()
+            with torch.no_grad():
+                fooled = model(adv).argmax(1) != labels
+        attack.threat.check(adv, images, f"attack '{attack.name}'")
+    survived[clean] = ~fooled.cpu()
+    return survived
+
+
+def transfer_examples(source: nn.Module, attack: Attack, data: Images, index: Tensor, device: str) -> Tensor:
+    """Attack every image of a chunk on the source, right or wrong there, with the full budget.
+
+    Returns:
+        (B, C, H, W) float32: the last iterates, checked against the threat model. Early-stopped images
+        hardly transfer and would flatter every defense.
+    """
+    images, labels = data.images(index), data.labels[index].to(device)
+    with frozen(source):
+        adv = attack.perturb(source, images, labels, attack_noise(attack, index, device)).detach()
+    attack.threat.check(adv, images, f"attack '{attack.name}'")
+    return adv
+
+
+def transfer_bits(model: nn.Module, adv: Tensor, labels: Tensor, clean: Tensor) -> Tensor:
+    """Say which images stay right when the model sees examples made elsewhere: (B,) bool on the CPU."""
+    with frozen(model), torch.no_grad():
+        return (model(adv).argmax(1) == labels.to(adv.device)).cpu() & clean
+
+
+# --- statistics ---------------------------------------------------------------------------------
+
+
+def wilson(successes: int, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """Return the 95 % interval of a fraction. Source: Wilson, JASA 22, 1927."""
+    if count == 0:
+        return math.nan, math.nan
+    p, z2 = successes / count, z * z
+    middle = (p + z2 / (2 * count)) / (1 + z2 / count)
+    half = z / (1 + z2 / count) * math.sqrt(p * (1 - p) / count + z2 / (4 * count * count))
+    low = 0.0 if successes == 0 else max(0.0, middle - half)
+    high = 1.0 if successes == count else min(1.0, middle + half)
+    return low, high
+
+
+def pack(bits: Tensor) -> str:
+    """Write bits as text, one '0' or '1' an image."""
+    return "".join("1" if bit else "0" for bit in bits.tolist())
+
+
+@dataclass(frozen=True)
+class Bits:
+    """Per-image outcomes read back from a record."""
+
+    values: tuple[bool, ...]
+
+    @classmethod
+    def read(cls, text: str) -> Bits:
+        """Read what `pack` wrote."""
+        return cls(tuple(c == "1" for c in text))
+
+    def __and__(self, other: Bits) -> Bits:
+        """Worst case of two attacks on the same images."""
+        return Bits(tuple(a and b for a, b in zip(self.values, other.values, strict=True)))
+
+    @property
+    def count(self) -> int:
+        """Number of images that stay right."""
+        return sum(self.values)
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction of images that stay right."""
+        return self.count / len(self.values)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % Wilson interval of the accuracy."""
+        return wilson(self.count, len(self.values))

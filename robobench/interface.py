@@ -1,0 +1,155 @@
+"""The Python interface: what the command line does, as functions that return pandas DataFrames."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from robobench import plugins, results
+from robobench import report as reports
+from robobench.errors import RequestError
+from robobench.inner import frozen
+from robobench.plan import Request, make, make_plan
+from robobench.progress import Reporter
+from robobench.randomness import Noise
+from robobench.runner import Runner
+from robobench.store import Store
+from robobench.threat import ThreatModel, canonical_norm, check_unit_range, parse_eps
+
+
+def execute(request: Request, reporter: Reporter | None = None) -> pd.DataFrame:
+    """Carry out a request; return the rows of the networks it asked for, and rewrite rows.csv.
+
+    Raises:
+        RequestError: the request is wrong; nothing was created.
+    """
+    reporter = reporter or Reporter(-1)
+    plan = make_plan(request)
+    for note in plan.notes:
+        reporter.note(f"note: {note}")
+    runner = Runner(plan, reporter)
+    runner.announce()
+    plan.out.mkdir(parents=True, exist_ok=True)
+    runner.train_all()
+    wanted = runner.evaluate_all()
+    rows = results.rewrite(plan.out)
+    asked = results.networks(results.records(plan.out))
+    keep = [record for group in asked.values() for record in group if record["key"] in wanted]
+    return results.frame(keep) if keep else rows.head(0)
+
+
+def run(defense: str, **flags: Any) -> pd.DataFrame:
+    """Train, clock and attack one defense; keyword arguments are Request's fields (the CLI's flags).
+
+    Raises:
+        RequestError: a name, a value or a file of the request is wrong.
+    """
+    return compare([defense], **flags)
+
+
+def compare(defenses: Sequence[str] | None = None, *, verbosity: int = -1, **flags: Any) -> pd.DataFrame:
+    """Put defenses side by side (all of them by default): run what is missing, reuse the rest."""
+    chosen = tuple(defenses) if defenses is not None else tuple(plugins.found("defense"))
+    return execute(_request(defenses=chosen, **flags), Reporter(verbosity))
+
+
+def evaluate(
+    weights: str | Path | None = None, *, source: str | None = None, verbosity: int = -1, **flags: Any
+) -> pd.DataFrame:
+    """Attack a network that somebody else trained; `source` is MODEL or MODEL=WEIGHTS for transfer."""
+    path = Path(weights) if weights is not None else None
+    protocol = "both" if source else "white-box"
+    request = _request(weights=path, external=True, source=source, protocol=protocol, **flags)
+    return execute(request, Reporter(verbosity))
+
+
+def _request(**flags: Any) -> Request:
+    """Make a Request, taking lists and plain numbers where the fields hold tuples of text."""
+    for name in ("attacks", "eps", "sets", "plugins", "seeds"):
+        value = flags.get(name)
+        if isinstance(value, (str, int, float)):
+            value = (value,)
+        if value is not None:
+            flags[name] = tuple(v if name == "seeds" else str(v) for v in value)
+    for name in ("data_dir", "out"):
+        if flags.get(name) is not None:
+            flags[name] = Path(flags[name])
+    if flags.get("train_eps") is not None:
+        flags["train_eps"] = str(flags["train_eps"])
+    return make(Request, flags, "request")  # type: ignore[no-any-return]
+
+
+def leaderboard(place: str | Path = "runs") -> pd.DataFrame:
+    """Return the ranked networks of a store or a folder of `leaderboards/`; figures are fractions."""
+    return reports.board(results.read(Path(place)))
+
+
+def load(store: str | Path, name: str, *, device: str = "cpu") -> nn.Module:
+    """Load a trained network, in eval mode: images (B, 3, H, W) in [0, 1] -> logits (B, K).
+
+    Args:
+        name: a defense, if the store holds one network of it, or the name of a network's folder.
+
+    Raises:
+        RequestError: no such network, or several.
+        ArtifactError: its files do not match their digests.
+    """
+    from safetensors.torch import load_file
+
+    from robobench import models
+
+    place = Store(Path(store))
+    configs = {folder.name: json.loads((folder / "config.json").read_text()) for folder in place.manifests("model")}
+    fitting = [n for n, config in configs.items() if name in (n, config["defense"])]
+    if len(fitting) != 1:
+        what = f"{len(fitting)} networks" if fitting else "no network"
+        options = ", ".join(fitting or configs) or "nothing yet"
+        raise RequestError(f"'{store}' holds {what} called '{name}'; name one of: {options}")
+    folder = place.folder("model", fitting[0])
+    place.verify(folder)
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in configs[fitting[0]]["spec"].items()}
+    model = models.build(models.ModelSpec(**{**values, "pretrained": False})).to(device)
+    model.load_state_dict(load_file(folder / "model.safetensors", device=device))
+    return model.eval()
+
+
+def attack(
+    name: str,
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: str | float,
+    norm: str = "Linf",
+    seed: int = 0,
+    **config: Any,
+) -> Tensor:
+    """Attack images with the full budget and return them: (B, C, H, W) in [0, 1], checked against the ball.
+
+    Args:
+        eps: radius on the [0, 1] scale, as a number or '8/255'.
+        config: fields of the attack's Config, such as steps=50.
+
+    Raises:
+        RequestError: an unknown attack or field, a wrong radius, images outside [0, 1].
+        ThreatModelError: the attack left the ball.
+    """
+    check_unit_range(images)
+    cls = plugins.load_attack(name)
+    norm = cls.own_norm or canonical_norm(norm)
+    threat = ThreatModel(norm, parse_eps(eps, norm))
+    refusal = cls.refuses(threat)
+    if refusal:
+        raise RequestError(refusal)
+    made = cls(make(cls.Config, config, name), threat)
+    noise = Noise.of(torch.arange(len(images), device=images.device), "attack", name, seed)
+    with frozen(model):
+        adv = made.perturb(model, images, labels, noise).detach()
+    threat.check(adv, images, f"attack '{name}'")
+    return adv

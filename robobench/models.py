@@ -1,0 +1,289 @@
+"""Classifiers by name: own small networks, timm's, or the user's. Nothing heavy is imported before `build`."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robobench.errors import RequestError
+from robobench.registry import unknown
+from robobench.weights import load_weights, read_weights
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from robobench.architectures import Prepared
+
+__all__ = ["MODELS", "ModelSpec", "build", "load_weights", "missing_protocol", "read_weights"]
+
+MODELS = {
+    "cnn": "4 convolutions, 0.13 M parameters: for CPUs and small images",
+    "resnet20": "CIFAR ResNet of He et al. 2016, 0.27 M parameters",
+    "resnet18": "11.2 M parameters (timm)",
+    "preactresnet18": "pre-activation ResNet-18 of He et al. 2016, 11.2 M parameters, as in most CIFAR papers",
+    "resnet50": "23.5 M parameters (timm)",
+    "wrn50": "wide_resnet50_2, 66.9 M parameters (timm): the MACD paper's WideResNet50",
+    "wrn-28-10": "wide ResNet of Zagoruyko and Komodakis 2016, 36.5 M parameters, for 32 px",
+    "wrn-34-10": "the same with 34 layers, 46.2 M parameters",
+    "timm:NAME": "any classifier of timm, such as timm:convnext_atto",
+    "FILE.py:FUNCTION": "your own: FUNCTION(num_classes) -> nn.Module in a file, or package.module:FUNCTION",
+}
+TIMM = {"resnet18": "resnet18", "resnet50": "resnet50", "wrn50": "wide_resnet50_2"}
+STEMS = ("cifar", "imagenet", "native")
+INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything that determines a fresh network.
+
+    `image_size` is the side the network sees (0: images as they come). `stem` "cifar" (3x3, stride 1, no pooling)
+    or "imagenet" (7x7, stride 2, pooling) is a choice for timm's ResNets; every other network has its own, and reads
+    "native" whatever was asked. `mean` and `std` normalize each channel; a user's factory takes images as they are
+    unless they are given.
+    """
+
+    name: str
+    num_classes: int
+    image_size: int = 0
+    stem: str = "native"
+    interpolation: str = "bilinear"
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    pretrained: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        for field, allowed in (("stem", STEMS), ("interpolation", INTERPOLATIONS)):
+            if getattr(self, field) not in allowed:
+                raise unknown(field, getattr(self, field), allowed)
+        if self.num_classes < 2:
+            raise RequestError(f"a classifier needs 2 classes or more, got {self.num_classes}")
+        if self.image_size < 0:
+            raise RequestError(f"image_size must be >= 0 (0: images as they come), got {self.image_size}")
+        if any(s <= 0 for s in self.std):
+            raise RequestError(f"std must be > 0 in every channel, got {self.std}; give the data set's, on [0, 1]")
+        if self.name in TIMM:
+            stem = "imagenet" if self.stem == "native" else self.stem
+        else:
+            stem = self.stem if self.name.startswith("timm:") and self.stem == "cifar" else "native"
+        object.__setattr__(self, "stem", stem)
+
+    def recipe(self) -> dict[str, Any]:
+        """Return plain values for an artefact's key; a user's factory adds the digest of its file."""
+        values = asdict(self)
+        if is_factory(self.name):
+            values["source"] = hashlib.sha256(factory_file(self.name).read_bytes()).hexdigest()
+        return values
+
+
+def is_factory(name: str) -> bool:
+    """Tell whether a name means a user's function: FILE.py:FUNCTION or package.module:FUNCTION."""
+    return ":" in name and not name.startswith("timm:")
+
+
+def check_name(name: str) -> None:
+    """Raise RequestError with a suggestion unless the name has a known form; imports nothing."""
+    where, _, function = name.rpartition(":")
+    placeholders = ("timm:NAME", "FILE.py:FUNCTION")
+    known = name in MODELS and name not in placeholders
+    if known or (where and function and name not in placeholders):
+        return
+    if name.endswith(".py") or name.endswith(".py:"):
+        raise RequestError(f"model '{name}' names no function; write {name.rstrip(':')}:FUNCTION")
+    raise unknown("model", name, MODELS)
+
+
+def build(spec: ModelSpec) -> Prepared:
+    """Build the network a spec describes: images (B, 3, H, W) in [0, 1] in, float32 logits out.
+
+    The same spec gives the same weights; torch's global generator is left as it was. Every model but a user's factory
+    (and the few timm networks without a linear head) has `features` and `head`.
+
+    Raises:
+        RequestError: no such model, a factory that fails, pretrained weights that cannot be had.
+    """
+    from robobench.architectures import ARCHITECTURES, OWN_RENAMES, Classifier, Factory
+    from robobench.tiny_maps import speed_up_tiny_maps
+
+    inputs = (spec.image_size, spec.interpolation, spec.mean, spec.std)
+    if spec.pretrained and (is_factory(spec.name) or spec.name in ARCHITECTURES):
+        raise RequestError(
+            f"model '{spec.name}' has no pretrained weights; ask for random ones (--set model.pretrained=false)"
+        )
+    with _seeded(spec.seed):
+        if is_factory(spec.name):
+            return Factory(_from_factory(spec), *inputs)
+        if spec.name in ARCHITECTURES:
+            from torch import nn
+
+            net = ARCHITECTURES[spec.name]()
+            head = nn.Linear(net.width, spec.num_classes)
+            nn.init.zeros_(head.bias)
+            renames = OWN_RENAMES if hasattr(net, "layers") else OWN_RENAMES[:1]
+            return Classifier(net, head, *inputs, renames=renames)
+        model = _from_timm(spec)
+    speed_up_tiny_maps(model)
+    return model
+
+
+def missing_protocol(model: nn.Module, names: tuple[str, ...]) -> list[str]:
+    """Return which of `names` ("features", "head") a model lacks; a head must be an nn.Linear."""
+    from torch import nn
+
+    def has(name: str) -> bool:
+        value = getattr(model, name, None)
+        return isinstance(value, nn.Linear) if name == "head" else callable(value)
+
+    return [name for name in names if not has(name)]
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draw from torch's CPU generator at `seed`, and put its state back."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also touch the GPUs' generators
+        yield
+
+
+# --- timm ---------------------------------------------------------------------------------------
+
+
+def _from_timm(spec: ModelSpec) -> Prepared:
+    """Build a timm network, cut before its head where that is linear."""
+    import timm
+    from torch import nn
+
+    from robobench.architectures import Classifier, Factory
+
+    name = TIMM.get(spec.name) or spec.name.removeprefix("timm:")
+    inputs = (spec.image_size, spec.interpolation, spec.mean, spec.std)
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ";"
+        raise RequestError(f"unknown timm model '{name}'{hint} timm.list_models() prints all")
+    if spec.pretrained and spec.stem == "cifar":
+        raise RequestError(f"pretrained '{spec.name}' keeps its own stem; --set model.stem=imagenet goes with it")
+    options: dict[str, Any] = {}
+    config = timm.get_pretrained_cfg(name)
+    if config is not None and config.fixed_input_size and spec.image_size:
+        options["img_size"] = spec.image_size
+    try:
+        net = timm.create_model(name, pretrained=spec.pretrained, num_classes=spec.num_classes, **options)
+    except Exception as err:
+        if not spec.pretrained:
+            raise RequestError(f"timm cannot build '{name}': {_one_line(err)}") from err
+        raise RequestError(
+            f"pretrained weights for '{spec.name}' cannot be fetched here ({type(err).__name__}); give a file "
+            "(--teacher ROLE=PATH) or ask for random weights (--set model.pretrained=false)"
+        ) from err
+    if spec.stem == "cifar":
+        _cifar_stem(net, spec.name)
+    head = net.get_classifier()
+    if not isinstance(head, nn.Linear):
+        return Factory(net, *inputs)
+    bare_head = next(key for key, module in net.named_modules() if module is head)
+    net.reset_classifier(0)  # pooled features come out; same numbers as forward_head(pre_logits=True)
+    renames = ((r"^linear\.", "fc."), (r"\.shortcut\.", ".downsample.")) if hasattr(net, "layer4") else ()
+    return Classifier(net, head, *inputs, bare_head=bare_head, renames=renames)
+
+
+def _cifar_stem(net: Any, name: str) -> None:
+    """Give a timm ResNet the stem for 32 px: 3x3, stride 1, no pooling (He et al. 2016, section 4.2)."""
+    from torch import nn
+
+    if not (isinstance(getattr(net, "conv1", None), nn.Conv2d) and hasattr(net, "maxpool")):
+        raise RequestError(f"model '{name}' has no stem to replace; use --set model.stem=native")
+    net.conv1 = nn.Conv2d(3, net.conv1.out_channels, 3, 1, padding=1, bias=False)
+    nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+    net.maxpool = nn.Identity()
+
+
+# --- the user's own -----------------------------------------------------------------------------
+
+
+def factory_file(name: str) -> Path:
+    """Return the file behind FILE.py:FUNCTION or package.module:FUNCTION, without running it.
+
+    Raises:
+        RequestError: no such file or module.
+    """
+    where, _, function = name.rpartition(":")
+    if where.endswith(".py"):
+        if not Path(where).is_file():
+            raise RequestError(f"no file '{where}' for model '{name}'; write FILE.py:FUNCTION")
+        return Path(where).resolve()
+    if not re.fullmatch(r"[\w.]+", where):
+        raise unknown("model", name, MODELS)
+    try:
+        with _importing_from(Path.cwd()):
+            found = importlib.util.find_spec(where)
+    except (ImportError, ValueError):
+        found = None
+    if found is None or not found.origin or not Path(found.origin).is_file():
+        raise RequestError(
+            f"no module '{where}' for model '{name}'; write package.module:{function} or FILE.py:{function}"
+        )
+    return Path(found.origin)
+
+
+def _from_factory(spec: ModelSpec) -> nn.Module:
+    """Import the user's function and call it with the number of classes; what fails becomes one line."""
+    from torch import nn
+
+    where, _, function = spec.name.rpartition(":")
+    file = factory_file(spec.name)
+    try:
+        if where.endswith(".py"):
+            tag = f"robobench_model_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+            found = importlib.util.spec_from_file_location(tag, file)
+            assert found is not None and found.loader is not None
+            module = importlib.util.module_from_spec(found)
+            with _importing_from(file.parent):
+                found.loader.exec_module(module)
+            sys.modules[tag] = module  # so that its classes can be pickled
+        else:
+            with _importing_from(Path.cwd()):
+                module = importlib.import_module(where)
+    except Exception as err:
+        raise RequestError(f"model '{spec.name}' fails to import: {_one_line(err)}") from err
+    make = getattr(module, function, None)
+    if not callable(make):
+        names = sorted(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))
+        raise unknown(f"function in {where}", function, names)
+    try:
+        net = make(spec.num_classes)
+    except Exception as err:
+        raise RequestError(
+            f"model '{spec.name}' fails: {function}({spec.num_classes}) raised {_one_line(err)}"
+        ) from err
+    if not isinstance(net, nn.Module):
+        raise RequestError(f"model '{spec.name}' must return an nn.Module, got {type(net).__name__}")
+    return net
+
+
+@contextmanager
+def _importing_from(folder: Path) -> Iterator[None]:
+    """Let imports see a folder first, as `python FILE.py` would."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+def _one_line(err: Exception) -> str:
+    """Spell an exception as type and message on one line."""
+    return f"{type(err).__name__}: {' '.join(str(err).split())}".rstrip(": ")

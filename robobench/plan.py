@@ -1,0 +1,578 @@
+"""From what a person asked to what has to be done: every training, every attacked cell, every key. Runs nothing.
+
+All bad input is refused here, before any folder exists.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robobench import data as datasets
+from robobench import models, plugins, presets
+from robobench.api import Attack, Defense, Recipe, Setup, Stage
+from robobench.errors import RequestError
+from robobench.evaluation import CHUNK, check_logits
+from robobench.provenance import resolve_device, resolve_precision
+from robobench.registry import unknown
+from robobench.store import check_writable, file_digest, key_of
+from robobench.threat import ThreatModel, canonical_norm, check_unit_range, parse_eps
+
+STORE_VERSION = 1  # part of every key; raised when the training loop or the evaluation changes its numbers
+NO_THREAT = ThreatModel("Linf", 0.0)  # handed to a defense that trains against nothing
+PROTOCOLS = {"transfer": ("transfer",), "white-box": ("white-box",), "both": ("white-box", "transfer")}
+
+# Per-channel mean and standard deviation of the first layer's normalization.
+NORMALIZATION = {
+    "digits": ((0.305,) * 3, (0.376,) * 3),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunValues:
+    """What a preset's "run" section holds; `--set run.FIELD=VALUE` changes one."""
+
+    image_size: int = 32  # side the network sees
+    attack_resolution: int = 32  # side of the images that are attacked; resized inside the model if it differs
+    stem: str = "cifar"
+    interpolation: str = "bilinear"
+    pretrained: bool = False
+    train_images: int = 0  # first N training images; 0: all
+    examples: int = 0  # first N test images; 0: all
+    attacks: tuple[str, ...] = ("pgd", "fgsm")
+    l2_eps: tuple[str, ...] = ()  # radii of attacks on L2, where the preset has its own
+    source: str = "standard"  # whose seed-0 network the transfer examples are made on
+    control: bool = True  # evaluate the source's defense of another seed beside the rest
+    chunk: int = CHUNK  # images evaluated together
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a person typed, as the command line's flags."""
+
+    defenses: tuple[str, ...] = ()
+    dataset: str = "digits"
+    model: str = "cnn"
+    preset: str | None = None
+    seeds: tuple[int, ...] = (0,)
+    device: str = "auto"
+    precision: str = "auto"
+    threads: int | None = None
+    attacks: tuple[str, ...] | None = None
+    norm: str = "Linf"
+    eps: tuple[str, ...] = ()
+    train_norm: str | None = None
+    train_eps: str | None = None
+    protocol: str = "both"
+    examples: int | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    sets: tuple[str, ...] = ()
+    plugins: tuple[str, ...] = ()
+    data_dir: Path | None = None
+    out: Path = Path("runs")
+    # of `evaluate`: a network that somebody else trained
+    external: bool = False
+    weights: Path | None = None
+    source: str | None = None  # MODEL or MODEL=WEIGHTS
+    mean: str | None = None
+    std: str | None = None
+
+
+# --- values -------------------------------------------------------------------------------------
+
+
+def parse_value(text: str, kind: Any, what: str) -> Any:
+    """Read a `--set` value as the field's type; raises RequestError."""
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if types.NoneType in options and text.lower() == "none":
+        return None
+    kind = next(option for option in options if option is not types.NoneType)
+    try:
+        if kind is bool:
+            return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
+        if kind is int:
+            return int(text)
+        if kind is float:
+            return float(Fraction(text))
+        if typing.get_origin(kind) is tuple:
+            return tuple(parse_value(part, typing.get_args(kind)[0], what) for part in text.split(",") if part)
+        return text
+    except (KeyError, ValueError, ZeroDivisionError):
+        name = getattr(kind, "__name__", str(kind))
+        raise RequestError(f"{what} takes a value of type {name}, got '{text}'") from None
+
+
+def typed(cls: type, values: Mapping[str, str], who: str) -> dict[str, Any]:
+    """Turn `--set` texts into values of a config class's fields; raises RequestError."""
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls)]
+    out = {}
+    for name, text in values.items():
+        if name not in names:
+            raise unknown(f"field of {who}", name, names)
+        out[name] = parse_value(text, hints[name], f"{who}.{name}")
+    return out
+
+
+def make(cls: type, values: Mapping[str, Any], who: str) -> Any:
+    """Build a config, turning its own complaint into a RequestError."""
+    try:
+        return cls(**values)
+    except (ValueError, TypeError) as err:
+        raise RequestError(f"{who}: {err}") from None
+
+
+def parse_sets(sets: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Read NAME.FIELD=VALUE settings into {name: {field: text}}; raises RequestError."""
+    out: dict[str, dict[str, str]] = {}
+    for text in sets:
+        left, equals, value = text.partition("=")
+        name, dot, field_name = left.rpartition(".")
+        if not (equals and dot and name and field_name):
+            raise RequestError(f"--set '{text}' is not NAME.FIELD=VALUE, such as trades.beta=3")
+        out.setdefault(name.strip(), {})[field_name.strip()] = value.strip()
+    return out
+
+
+class External(Defense):
+    """Stands where a defense stands, for a network that came from elsewhere: no stages."""
+
+    name = "external"
+    version = 0
+    adversarial = False
+
+    def stages(self, setup: Setup) -> list[Stage]:
+        """Train nothing."""
+        return []
+
+
+# --- the pieces of a plan -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Training:
+    """One network to train (or to find in the store)."""
+
+    defense: type[Defense]
+    config: Recipe
+    seed: int
+    spec: models.ModelSpec
+    threat: ThreatModel | None  # None where the defense trains against nothing
+    requires: dict[str, Training]
+    recipe: dict[str, Any]
+    dataset: str
+    weights: Path | None = None  # of an external network
+
+    @property
+    def name(self) -> str:
+        """The defense's name; of an external network the stem of its file."""
+        return f"{self.defense.name}:{self.recipe['file']}" if self.defense is External else self.defense.name
+
+    @property
+    def key(self) -> str:
+        """Hash of everything that determines the weights."""
+        return key_of(self.recipe)
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder of the trained model."""
+        what = f"{self.name}-{self.spec.name}-{self.dataset}"
+        plain = "".join(c if c.isalnum() or c in "-." else "-" for c in what)
+        return f"{plain[:80]}-s{self.seed}-{self.key[:10]}"
+
+    def closure(self) -> dict[str, Training]:
+        """Every training this one needs, itself last, each once, in an order that can be run."""
+        out: dict[str, Training] = {}
+        for other in self.requires.values():
+            out.update(other.closure())
+        out[self.key] = self
+        return out
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One attack at one radius, to be run under some protocols on every network."""
+
+    attack: Attack
+    protocols: tuple[str, ...]
+
+    @property
+    def threat(self) -> ThreatModel:
+        """The radius and norm of the test."""
+        return self.attack.threat
+
+    def recipe(self) -> dict[str, Any]:
+        """Everything about the attack that determines what it finds."""
+        return {
+            "attack": self.attack.name,
+            "version": self.attack.version,
+            "code": plugins.digest(type(self.attack)),
+            "config": asdict(self.attack.config),
+            "norm": self.threat.norm,
+            "eps": self.threat.eps,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything to be done, in order."""
+
+    preset: str
+    run: RunValues
+    dataset: Any  # data.Dataset
+    trainings: list[Training]  # what the table shows, prerequisites not listed
+    controls: list[Training]
+    source: Training | None  # the network transfer examples are made on
+    cells: list[Cell]
+    examples: int
+    device: str
+    precision: str
+    threads: int
+    out: Path
+    notes: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)  # what a dry run lacks to become a run
+
+    @property
+    def train_images(self) -> int:
+        """How many training images are used, from the first on."""
+        have = len(self.dataset.train) if self.dataset.train is not None else 0
+        return min(self.run.train_images or have, have)
+
+    def order(self) -> list[Training]:
+        """Every network to be trained, prerequisites first, each once."""
+        jobs: dict[str, Training] = {}
+        wanted = [*([self.source] if self.source else []), *self.trainings, *self.controls]
+        for training in wanted:
+            jobs.update(training.closure())
+        return list(jobs.values())
+
+    def shown(self) -> list[Training]:
+        """The networks whose cells are wanted: source, asked for, controls; each once."""
+        wanted = [*([self.source] if self.source else []), *self.trainings, *self.controls]
+        return list({training.key: training for training in wanted}.values())
+
+    def environment(self) -> dict[str, Any]:
+        """What besides the inputs determines the bits of a result."""
+        return {
+            "device": torch.device(self.device).type,
+            "threads": self.threads,
+            "torch": torch.__version__,
+            "store": STORE_VERSION,
+        }
+
+
+# --- making a plan ------------------------------------------------------------------------------
+
+
+class Planner:
+    """Resolves one request; keeps what its parts share."""
+
+    def __init__(self, request: Request, *, dry: bool = False) -> None:
+        self.request = request
+        self.notes: list[str] = []
+        self.missing: list[str] = []
+        self.used_names: set[str] = set()  # plug-ins of this run, which --set may name
+        for file in request.plugins:
+            plugins.add_file(file)
+        preset = request.preset or presets.default_preset(request.dataset)
+        if preset is None:
+            raise RequestError(
+                f"data set '{request.dataset}' brings no preset; name one with --preset quick, cifar or paper"
+            )
+        self.preset: str = preset
+        self.layers = presets.layers(preset, request.model)
+        self.sets = parse_sets(request.sets)
+        values = presets.merged(preset, request.model, "run")
+        values.update(typed(RunValues, self.sets.pop("run", {}), "run"))
+        self.run: RunValues = make(RunValues, values, "run")
+        if request.protocol not in PROTOCOLS:
+            raise unknown("protocol", request.protocol, PROTOCOLS)
+        for name, value in (("examples", request.examples), ("batch-size", request.batch_size)):
+            if value is not None and value < 1:
+                raise RequestError(f"--{name} must be at least 1, got {value}")
+        if request.epochs is not None and request.epochs < 0:
+            raise RequestError(f"--epochs must be at least 0, got {request.epochs}")
+        if request.threads is not None and request.threads < 1:
+            raise RequestError(f"--threads must be at least 1, got {request.threads}")
+        self.norm = canonical_norm(request.norm)
+        self.cells = self._cells()
+        self.device = resolve_device(request.device)
+        self.precision = resolve_precision(request.precision, self.device)
+        self.threads = request.threads or torch.get_num_threads()
+        models.check_name(request.model)
+        self.defenses = {name: plugins.load_defense(name) for name in request.defenses}
+        check_writable(request.out)
+        self.dataset = self._dataset(dry)
+        self._made: dict[tuple[str, int], Training] = {}
+        self.train_threat = self._train_threat()
+
+    def _dataset(self, dry: bool) -> Any:
+        need_train = bool(self.request.defenses)
+        try:
+            return datasets.load(
+                self.request.dataset,
+                data_dir=self.request.data_dir,
+                resolution=self.run.attack_resolution,
+                need_train=need_train,
+                device=self.device,
+                download=not dry,
+            )
+        except RequestError as err:
+            blank = datasets.blank(self.request.dataset, self.run.attack_resolution) if dry else None
+            if blank is None:
+                raise
+            self.missing.append(str(err))
+            return blank
+
+    def _radii(self) -> dict[str, tuple[str, ...]]:
+        """Read --eps: plain radii belong to --norm, 'L2:0.5,1.0' to the norm named."""
+        out: dict[str, tuple[str, ...]] = {}
+        for text in self.request.eps:
+            head, colon, rest = text.partition(":")
+            norm = canonical_norm(head) if colon else self.norm
+            parts = tuple(part.strip() for part in (rest if colon else text).split(",") if part.strip())
+            if not parts:
+                raise RequestError(f"--eps '{text}' names no radius; write 8/255,16/255 or L2:0.5,1.0")
+            out[norm] = out.get(norm, ()) + parts
+        return out
+
+    def _eps_of(self, norm: str, given: dict[str, tuple[str, ...]]) -> list[float]:
+        if norm in given:
+            texts: tuple[Any, ...] = given[norm]
+        elif norm == "L2" and self.run.l2_eps:
+            texts = self.run.l2_eps
+            self._note(
+                "the paper preset gives attacks on L2 the paper's own 8/255 and 16/255; in L2 these are almost "
+                "nothing (a full Linf 8/255 step is 12.2 long at 224 px), so do not compare them with other tables"
+            )
+        else:
+            texts = datasets.radii(self.request.dataset, norm)[0]
+        radii = [parse_eps(text, norm) for text in texts]
+        if 0 in radii:
+            raise RequestError("eps 0 leaves nothing to attack; clean accuracy is always reported: leave it out")
+        return list(dict.fromkeys(radii))
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def _cells(self) -> list[Cell]:
+        given = self._radii()
+        named = self.request.attacks is not None
+        names = self.request.attacks if self.request.attacks is not None else self.run.attacks
+        used, cells = set(), []
+        for name in dict.fromkeys(names):
+            cls = plugins.load_attack(name)
+            norm = cls.own_norm or self.norm
+            refusal = cls.refuses(ThreatModel(norm, 0.1))
+            if refusal:
+                if named:
+                    raise RequestError(f"{refusal}; leave '{name}' out or choose another --norm")
+                self._note(f"{refusal}; left out of the default attacks")
+                continue
+            used.add(norm)
+            config = self._config(cls, name, {})
+            for eps in self._eps_of(norm, given):
+                attack = cls(config, ThreatModel(norm, eps))
+                cells.append(Cell(attack, PROTOCOLS[self.request.protocol]))
+                for warning in attack.warnings():
+                    self._note(warning)
+        for norm in given:
+            if norm not in used and used:
+                raise RequestError(f"--eps gives radii for {norm}, and no attack of this run is on {norm}")
+        return cells
+
+    def _config(self, cls: Any, name: str, base: Mapping[str, Any]) -> Any:
+        """Lay base values, the plug-in's own preset and --set over a Config's defaults."""
+        values = dict(base)
+        for layer in self.layers:
+            values.update(cls.presets.get(layer, {}))
+        if issubclass(cls, Defense):
+            asked = {"epochs": self.request.epochs, "batch_size": self.request.batch_size}
+            values.update({k: v for k, v in asked.items() if v is not None})
+        values.update(typed(cls.Config, self.sets.get(name, {}), name))
+        self.used_names.add(name)
+        return make(cls.Config, values, name)
+
+    def _train_threat(self) -> ThreatModel:
+        norm = canonical_norm(self.request.train_norm or self.norm)
+        _, radius = datasets.radii(self.request.dataset, norm)
+        eps = parse_eps(self.request.train_eps or radius, norm)
+        if eps == 0:
+            raise RequestError("--train-eps 0 trains against nothing; use --defense standard for that")
+        return ThreatModel(norm, eps)
+
+    def spec(self, seed: int) -> models.ModelSpec:
+        """Return the network of this run, as initialized from a seed."""
+        run = self.run
+        stats = "imagenet" if run.pretrained else self.request.dataset
+        mean, std = NORMALIZATION.get(stats, NORMALIZATION["imagenet"])
+        return models.ModelSpec(
+            name=self.request.model,
+            num_classes=self.dataset.num_classes,
+            image_size=run.image_size,
+            stem=run.stem,
+            interpolation=run.interpolation,
+            mean=mean,  # type: ignore[arg-type]
+            std=std,  # type: ignore[arg-type]
+            pretrained=run.pretrained,
+            seed=seed,
+        )
+
+    def training(self, name: str, seed: int, below: tuple[str, ...] = ()) -> Training:
+        """Return a defense's training with everything it requires; raises RequestError on a cycle."""
+        if name in below:
+            raise RequestError(f"defense '{name}' requires itself through {' -> '.join((*below, name))}")
+        if (name, seed) in self._made:
+            return self._made[name, seed]
+        cls = plugins.load_defense(name)
+        config = self._config(cls, name, presets.merged(self.preset, self.request.model, "recipe"))
+        spec = self.spec(seed)
+        lacking = self._lacking(spec, cls.protocol)
+        if lacking:
+            raise RequestError(
+                f"defense '{name}' needs {' and '.join(lacking)} of the model, and '{spec.name}' has none; "
+                "add them (features(images) -> (B, D), and the last nn.Linear as head) or choose another model"
+            )
+        requires = {role: self.training(other, seed, (*below, name)) for role, other in cls.requires.items()}
+        threat = self.train_threat if cls.adversarial else None
+        recipe = {
+            "defense": name,
+            "version": cls.version,
+            "code": plugins.digest(cls),
+            "config": asdict(config),
+            "model": spec.recipe(),
+            "data": self.dataset.digest,
+            "train_images": self.train_images,
+            "resolution": self.run.attack_resolution,
+            "threat": asdict(threat) if threat else None,
+            "seed": seed,
+            "precision": self.precision,
+            "device": torch.device(self.device).type,
+            "threads": self.threads,
+            "torch": torch.__version__,
+            "store": STORE_VERSION,
+            "requires": {role: other.key for role, other in requires.items()},
+        }
+        made = Training(cls, config, seed, spec, threat, requires, recipe, self.request.dataset)
+        self._made[name, seed] = made
+        return made
+
+    def _lacking(self, spec: models.ModelSpec, protocol: tuple[str, ...]) -> list[str]:
+        """Return what a defense needs of a network that it has not; our own have everything."""
+        if not protocol or (spec.name in models.MODELS and ":" not in spec.name):
+            return []
+        return models.missing_protocol(models.build(replace(spec, pretrained=False)), protocol)
+
+    def external(self, name: str, weights: Path | None) -> Training:
+        """Return a network that came from elsewhere, loaded once and tried on two test images.
+
+        Raises:
+            RequestError: the weights are no weights, do not fit, or the outputs are no logits.
+        """
+        state = models.read_weights(weights) if weights is not None else None
+        classes = self.dataset.num_classes
+        matrices = [value for value in (state or {}).values() if value.dim() == 2]
+        if matrices and ":" in self.request.dataset:  # such a data set need not show every class
+            classes = max(classes, len(matrices[-1]))
+        spec = replace(self.spec(0), name=name, num_classes=classes, pretrained=False)
+        if models.is_factory(name) or self.request.mean or self.request.std:
+            mean = self._channels("mean", self.request.mean, 0.0)
+            std = self._channels("std", self.request.std, 1.0)
+            spec = replace(spec, mean=mean, std=std)
+        model = models.build(spec).to(self.device).eval()
+        if weights is not None:
+            models.load_weights(model, weights)
+        with torch.no_grad():
+            images = self.dataset.test.images(torch.arange(min(2, len(self.dataset.test))))
+            check_unit_range(images)
+            logits = model(images)
+        check_logits(logits, self.dataset.test.labels[: len(images)])
+        if int(self.dataset.test.labels.max()) >= logits.shape[1]:
+            check_logits(logits[:1], self.dataset.test.labels.max().view(1))
+        recipe = {
+            "external": file_digest(weights) if weights is not None else None,
+            "file": weights.stem if weights is not None else name.rpartition(":")[2],
+            "model": spec.recipe(),
+            "store": STORE_VERSION,
+            "train_images": 0,
+        }
+        return Training(External, Recipe(), 0, spec, None, {}, recipe, self.request.dataset, weights)
+
+    def _channels(self, flag: str, text: str | None, default: float) -> tuple[float, float, float]:
+        """Read three numbers of --mean or --std."""
+        if text is None:
+            return (default,) * 3
+        values = parse_value(text, tuple[float, ...], f"--{flag}")
+        if len(values) != 3 or (flag == "std" and min(values) <= 0):
+            raise RequestError(f"--{flag} takes three numbers{' above 0' if flag == 'std' else ''}, got '{text}'")
+        return values  # type: ignore[no-any-return]
+
+    @property
+    def train_images(self) -> int:
+        """How many training images are used, from the first on."""
+        have = len(self.dataset.train) if self.dataset.train is not None else 0
+        return min(self.run.train_images or have, have)
+
+    def plan(self) -> Plan:
+        """Return the whole plan; raises RequestError for anything that cannot be done."""
+        request = self.request
+        trainings = [self.training(name, seed) for name in request.defenses for seed in request.seeds]
+        if request.external:
+            trainings = [self.external(request.model, request.weights)]
+        transfer = request.protocol != "white-box" and bool(self.cells) and bool(trainings)
+        source, controls = None, []
+        if transfer and request.source:
+            name, _, file = request.source.partition("=")
+            source = self.external(name, Path(file) if file else None)
+        elif transfer:
+            source = self.training(self.run.source, 0)
+        if transfer and self.run.control and not request.external:
+            taken = {t.seed for t in trainings if t.name == self.run.source} | {0}
+            if len(taken) == 1:
+                controls = [self.training(self.run.source, 1)]
+        elif transfer and not request.external:
+            self._note(
+                f"the control row ('{self.run.source}' of another seed) is left out of this preset for its cost; "
+                "--set run.control=true adds it"
+            )
+        for name in self.sets:
+            if name not in self.used_names:
+                raise unknown("name in --set", name, self.used_names | {"run"})
+        preset_examples = 0 if request.external else self.run.examples  # `evaluate` takes all
+        examples = request.examples or preset_examples or len(self.dataset.test)
+        if examples > len(self.dataset.test):
+            self._note(f"--examples {examples}: the test split has {len(self.dataset.test)} images; all are used")
+        return Plan(
+            preset=self.preset,
+            run=self.run,
+            dataset=self.dataset,
+            trainings=trainings,
+            controls=controls,
+            source=source,
+            cells=self.cells,
+            examples=min(examples, len(self.dataset.test)),
+            device=self.device,
+            precision=self.precision,
+            threads=self.threads,
+            out=request.out,
+            notes=self.notes,
+            missing=self.missing,
+        )
+
+
+def make_plan(request: Request, *, dry: bool = False) -> Plan:
+    """Resolve a request into a plan; with `dry`, missing data become a line of `missing`."""
+    return Planner(request, dry=dry).plan()

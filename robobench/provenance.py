@@ -1,0 +1,75 @@
+"""What makes two figures comparable: hardware, versions, commit, precision."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+from robobench.errors import RequestError
+
+
+@functools.cache
+def hardware(device: str) -> str:
+    """Name the processor that did the work: a GPU's name, or the CPU's with its core count."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(torch.device(device))
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = names[0].split(":", 1)[1].strip() if names else model
+    isa = torch.backends.cpu.get_cpu_capability()
+    return f"{model}, {os.cpu_count()} cores, {isa}"
+
+
+@functools.cache
+def commit() -> str:
+    """Return the git commit robobench runs from, '+' added where files differ from it; '' outside git."""
+    root = Path(__file__).parent.parent
+    try:
+        run = functools.partial(subprocess.run, cwd=root, capture_output=True, text=True, timeout=10)
+        head = run(["git", "rev-parse", "--short=12", "HEAD"])
+        if head.returncode or not (root / "pyproject.toml").exists():
+            return ""
+        dirty = run(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
+        return head.stdout.strip() + ("+" if dirty else "")
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def has_bf16(device: str) -> bool:
+    """Say whether the device multiplies bfloat16 matrices in hardware."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    flags = Path("/proc/cpuinfo")
+    return flags.exists() and "amx_bf16" in flags.read_text()
+
+
+def resolve_device(name: str) -> str:
+    """Turn auto|cpu|cuda[:N] into a device that is there; raises RequestError."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name != "cpu" and not name.startswith("cuda"):
+        raise RequestError(f"unknown device '{name}'; known: auto, cpu, cuda, cuda:N")
+    if name.startswith("cuda"):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        _, _, number = name.partition(":")
+        if count == 0:
+            raise RequestError(f"device '{name}' was asked for and no CUDA device is here; use --device cpu")
+        if number and (not number.isdigit() or int(number) >= count):
+            raise RequestError(f"device '{name}' is not here; there are {count} CUDA devices, from cuda:0")
+    return name
+
+
+def resolve_precision(name: str, device: str) -> str:
+    """Turn auto|fp32|bf16 into the precision of training; auto is bf16 where the device has the units."""
+    if name not in ("auto", "fp32", "bf16"):
+        raise RequestError(f"unknown precision '{name}'; known: auto, fp32, bf16")
+    if name == "auto":
+        return "bf16" if has_bf16(device) else "fp32"
+    return name

@@ -1,0 +1,237 @@
+"""The contract of a plug-in, checked on small networks and images: for ours and for a stranger's.
+
+A failed check raises AssertionError with one sentence. `robobench check` prints a line for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robobench import plugins
+from robobench.api import ATTACKS, DEFENSES, Attack, Defense, Frozen, Produced, Setup, Train
+from robobench.errors import RequestError
+from robobench.inner import frozen
+from robobench.randomness import Noise
+from robobench.registry import unknown
+from robobench.threat import ThreatModel
+from robobench.timing import Stopwatch
+from robobench.training import Engine, run_produce, run_train
+
+
+class SmallNet(nn.Module):
+    """Two convolutions with BatchNorm, `features` and `head`: the smallest network every plug-in must work with."""
+
+    def __init__(self, num_classes: int = 3, seed: int = 0) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.body = nn.Sequential(
+                nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+                nn.Conv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+            )  # fmt: skip
+            self.head = nn.Linear(16, num_classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, 16)."""
+        return self.body(images).mean((2, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, K) logits."""
+        return self.head(self.features(images))
+
+
+class Blobs:
+    """Separable images: each class raises one color channel. 32 px, values in [0, 1]."""
+
+    def __init__(self, count: int = 48, size: int = 32, num_classes: int = 3) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.labels = torch.arange(count) % num_classes
+        self._images = 0.3 + 0.2 * torch.rand(count, 3, size, size, generator=generator)
+        self._images[torch.arange(count), self.labels] += 0.25
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def images(self, index: Tensor) -> Tensor:
+        """(B,) -> (B, 3, H, W)."""
+        return self._images[index]
+
+
+def state_of(model: nn.Module) -> dict[str, Any]:
+    """Copy everything about a network that a caller could find changed."""
+    return {
+        "state": {name: value.clone() for name, value in model.state_dict().items()},
+        "modes": [m.training for m in model.modules()],
+        "grads": [p.grad is None for p in model.parameters()],
+        "wants": [p.requires_grad for p in model.parameters()],
+    }
+
+
+def same_state(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Compare two copies bit by bit."""
+    equal = all(torch.equal(a["state"][k], b["state"][k]) for k in a["state"])
+    return equal and all(a[k] == b[k] for k in ("modes", "grads", "wants"))
+
+
+def trained_net() -> SmallNet:
+    """Train the small network on the blobs until it is right on all of them."""
+    net, data = SmallNet(), Blobs()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(20):
+        nn.functional.cross_entropy(net(data.images(torch.arange(len(data)))), data.labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return net.eval()
+
+
+def check_attack(cls: type[Attack]) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Give the checks of an attack, one for each thing the contract asks, on every norm it has."""
+    net, data = trained_net(), Blobs()
+    images, labels = data.images(torch.arange(len(data))), data.labels
+    noise = Noise.of(torch.arange(len(data)), "check")
+    config = cls.Config(**cls.presets.get("quick", {}))
+
+    def perturb(threat: ThreatModel) -> Tensor:
+        with frozen(net):
+            return cls(config, threat).perturb(net, images.clone(), labels, noise).detach()
+
+    def in_threat_model(threat: ThreatModel) -> None:
+        adv = perturb(threat)
+        assert adv.dtype == images.dtype, f"it returns {adv.dtype} for {images.dtype} images"
+        threat.check(adv, images, f"attack '{cls.name}'")
+
+    def accuracy_not_up(threat: ThreatModel) -> None:
+        with torch.no_grad():
+            clean = (net(images).argmax(1) == labels).sum()
+            after = (net(perturb(threat)).argmax(1) == labels).sum()
+        assert after <= clean, f"{after} images are right after the attack, {clean} before"
+
+    def same_twice(threat: ThreatModel) -> None:
+        assert torch.equal(perturb(threat), perturb(threat)), "two runs from one seed differ"
+
+    def leaves_no_trace(threat: ThreatModel) -> None:
+        kept, before, rng = images.clone(), state_of(net), torch.get_rng_state()
+        perturb(threat)
+        assert same_state(before, state_of(net)), "it changed the network's weights, buffers or modes"
+        assert torch.equal(kept, images), "it changed the images it was given"
+        assert torch.equal(rng, torch.get_rng_state()), "it draws from torch's global generator, not from noise"
+
+    def zero_radius(threat: ThreatModel) -> None:
+        adv = perturb(replace(threat, eps=0.0))
+        assert float((adv - images).abs().max()) <= 1e-6, "at eps 0 the images still move"
+
+    for norm in cls.norms:
+        threat = ThreatModel(norm, 0.1 if norm == "Linf" else 1.0)
+        for check in (in_threat_model, accuracy_not_up, same_twice, leaves_no_trace, zero_radius):
+            yield f"{check.__name__.replace('_', ' ')} ({norm})", lambda c=check, t=threat: c(t)  # type: ignore[misc]
+
+
+def quick_config(cls: type[Defense]) -> Any:
+    """Build a defense's config for the small check: its quick preset, three short epochs."""
+    base = {"epochs": 3, "batch_size": 16, "lr": 0.05, "schedule": "constant", "augment": "none"}
+    names = {f.name for f in fields(cls.Config)}
+    short = {name: 2 for name in names if name.endswith("_epochs") and name != "head_epochs"}
+    return cls.Config(**{**base, **cls.presets.get("quick", {}), **base, **short})
+
+
+def run_defense(cls: type[Defense], config: Any, seed: int = 0) -> tuple[nn.Module, Setup, list[Any]]:
+    """Train a defense on the blobs through the core's own loop; returns the network, setup and histories."""
+    data, net = Blobs(), SmallNet(seed=seed)
+    setup = Setup(
+        model=net, threat=ThreatModel("Linf", 0.05), config=config, num_classes=3, image_shape=(3, 32, 32),
+        train_size=len(data), seed=seed, required={role: Frozen(trained_net()) for role in cls.requires},
+    )  # fmt: skip
+    engine, history = Engine("cpu", "fp32", seed), []
+
+    def log(stage: str, epoch: int, metrics: dict[str, float]) -> None:
+        history.append((stage, epoch, metrics))
+
+    for stage in cls(config).stages(setup):
+        watch = Stopwatch()
+        if isinstance(stage, Train):
+            run_train(engine, stage, data, watch, log)
+        else:
+            setup.produced[stage.name] = Produced(np.asarray(run_produce(engine, stage, data, watch)[1]))
+    return net, setup, history
+
+
+def check_defense(cls: type[Defense]) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Give the checks of a defense."""
+    done: dict[str, Any] = {}
+
+    def trains_on_blobs() -> None:
+        config = quick_config(cls)
+        done["first"] = run_defense(cls, config)
+        history = done["first"][2]
+        assert history, "no stage trained an epoch"
+
+    def metrics_finite() -> None:
+        for stage, epoch, metrics in done["first"][2]:
+            for name, value in metrics.items():
+                assert np.isfinite(value), f"metric '{name}' of stage '{stage}', epoch {epoch + 1} is {value}"
+
+    def learns() -> None:
+        net, data = done["first"][0].eval(), Blobs()
+        before = SmallNet().eval()
+        index = torch.arange(len(data))
+        with torch.no_grad():
+            losses = [float(nn.functional.cross_entropy(n(data.images(index)), data.labels)) for n in (before, net)]
+        assert losses[1] < losses[0], f"the classification loss went from {losses[0]:.3f} to {losses[1]:.3f}"
+
+    def teachers_unchanged() -> None:
+        for role, teacher in done["first"][1].required.items():
+            fresh, state = trained_net().state_dict(), teacher.module.state_dict()
+            assert all(torch.equal(fresh[k], state[k]) for k in fresh), f"the '{role}' network was changed"
+
+    def same_twice() -> None:
+        again = run_defense(cls, quick_config(cls))[0].state_dict()
+        first = done["first"][0].state_dict()
+        differs = [k for k in first if not torch.equal(first[k], again[k])]
+        assert not differs, f"two runs from one seed differ in {differs[0]}"
+
+    def passes_declared() -> None:
+        stages = cls(quick_config(cls)).stages(done["first"][1])
+        silent = [s.name for s in stages if s.passes is None]
+        assert not silent, f"stage '{silent[0]}' declares no passes"
+
+    checks = (trains_on_blobs, metrics_finite, learns, teachers_unchanged, same_twice, passes_declared)
+    for check in checks:
+        yield check.__name__.replace("_", " "), check
+
+
+def check_plugin(what: str) -> Iterator[tuple[str, str, str, str | None]]:
+    """Check a plug-in by registered name, dotted module or .py file.
+
+    Yields:
+        (kind, name, check, problem): problem is None where the check holds.
+
+    Raises:
+        RequestError: nothing of that name, or the module registers nothing.
+    """
+    pairs = [(kind, what) for kind in plugins.KINDS if what in plugins.found(kind)]
+    if not pairs:
+        if not what.endswith(".py") and "." not in what:
+            known = [name for kind in plugins.KINDS for name in plugins.found(kind)]
+            raise unknown("defense or attack", what, known)
+        pairs = plugins.load_module(what)
+    else:
+        for kind, name in pairs:
+            plugins.load(kind, name)
+    if not pairs:
+        raise RequestError(f"'{what}' registers no defense and no attack")
+    for kind, name in pairs:
+        cls: Any = (DEFENSES if kind == "defense" else ATTACKS).get(name)
+        checks = check_attack(cls) if kind == "attack" else check_defense(cls)
+        for check, run in checks:
+            problem = None
+            try:
+                run()
+            except Exception as err:  # whatever a stranger's code raises is the finding
+                problem = f"{type(err).__name__}: {err}" if not isinstance(err, AssertionError) else str(err)
+            yield kind, name, check, problem

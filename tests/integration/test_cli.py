@@ -1,0 +1,236 @@
+"""The command line end to end on small work."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import torch
+
+import robobench
+from robobench.cli import main
+
+SMALL = ["--epochs", "2", "--examples", "40", "--set", "run.train_images=256", "--threads", "1", "--quiet"]
+ATTACKS = ["--attacks", "pgd,fgsm", "--set", "pgd.steps=8"]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    out = tmp_path_factory.mktemp("store") / "runs"
+    status = main(["compare", "--defenses", "standard,at", *SMALL, *ATTACKS, "--out", str(out)])
+    assert status == 0
+    return out
+
+
+def test_help_and_list_do_not_import_torch():
+    code = "import sys; from robobench.cli import main; main({}); assert 'torch' not in sys.modules, 'torch'"
+    for arguments in (["--help"], ["list", "defenses"], ["list", "models"], ["list", "datasets"], ["list", "presets"]):
+        done = subprocess.run([sys.executable, "-c", code.format(arguments)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_every_builtin_stands_in_the_list(capsys):
+    assert main(["list", "defenses"]) == 0
+    listed = {line.split()[0] for line in capsys.readouterr().out.splitlines()}
+    assert {"standard", "at", "trades", "macd"} <= listed
+    main(["list", "attacks"])
+    listed = {line.split()[0] for line in capsys.readouterr().out.splitlines()}
+    assert {"pgd", "fgsm", "jitter", "autoattack", "autoattack-l2", "torchattacks-pgd"} <= listed
+
+
+def test_rows_have_the_contract_s_columns_and_one_row_a_cell(store):
+    rows = pd.read_csv(store / "rows.csv")
+    first = [
+        "dataset",
+        "data_digest",
+        "model",
+        "image_size",
+        "preset",
+        "config_digest",
+        "defense",
+        "defense_version",
+        "train_norm",
+        "train_eps",
+        "attack",
+        "attack_version",
+        "threat_norm",
+        "threat_eps",
+        "relative_step",
+        "stop",
+        "budget",
+        "protocol",
+        "source_digest",
+        "seed",
+        "selection",
+        "examples",
+        "clean_accuracy",
+        "robust_accuracy",
+        "ci_low",
+        "ci_high",
+        "own_seconds",
+        "whole_seconds",
+        "warmup_seconds",
+        "peak_memory_bytes",
+        "precision",
+        "threads",
+        "hardware",
+        "torch_version",
+        "commit",
+        "flags",
+        "status",
+        "reason",
+    ]
+    assert list(rows.columns[: len(first)]) == first
+    networks = 3  # standard, at, and the control
+    assert len(rows) == networks * 2 * 2 * 2  # attacks, radii, protocols
+    assert (rows["status"] == "ok").all()
+    assert rows["robust_accuracy"].le(rows["clean_accuracy"]).all()
+    assert rows["ci_low"].le(rows["robust_accuracy"]).all() and rows["ci_high"].ge(rows["robust_accuracy"]).all()
+
+
+def test_the_worst_case_is_no_better_than_any_attack_it_combines(store):
+    rows = pd.read_csv(store / "rows.csv")
+    keys = ["defense", "seed", "threat_norm", "threat_eps", "protocol"]
+    for _, cell in rows.groupby(keys):
+        assert cell["worst_case_accuracy"].nunique() == 1
+        assert cell["worst_case_accuracy"].iloc[0] <= cell["robust_accuracy"].min()
+        assert cell["worst_case_attacks"].iloc[0] == "fgsm,pgd"
+
+
+def test_a_trained_model_s_folder_is_complete(store):
+    (folder,) = [p for p in store.iterdir() if p.name.startswith("at-")]
+    names = {p.name for p in folder.iterdir()}
+    assert {"model.safetensors", "config.json", "timing.json", "run.log", "metrics.csv"} <= names
+    timing = json.loads((folder / "timing.json").read_text())
+    assert timing["own_seconds"] == pytest.approx(sum(s["seconds"] for s in timing["stages"]))
+    assert timing["stages"][0]["passes"]["forward"] > 1  # the inner maximization is declared
+
+
+def test_a_second_call_reuses_everything_and_changes_no_row(store):
+    before = (store / "rows.csv").read_bytes()
+    stamps = {p: p.stat().st_mtime_ns for p in store.rglob("*.safetensors")}
+    assert main(["compare", "--defenses", "standard,at", *SMALL, *ATTACKS, "--out", str(store)]) == 0
+    assert (store / "rows.csv").read_bytes() == before
+    assert {p: p.stat().st_mtime_ns for p in store.rglob("*.safetensors")} == stamps
+
+
+def test_the_same_seed_gives_the_same_weights_in_another_store(store, tmp_path):
+    out = tmp_path / "again"
+    main(["run", "--defense", "at", "--protocol", "white-box", *SMALL, *ATTACKS, "--out", str(out)])
+    old, new = (robobench.load(place, "at").state_dict() for place in (store, out))
+    assert all(torch.equal(old[k], new[k]) for k in old)
+
+
+def test_a_damaged_model_is_set_aside_and_built_again(store, tmp_path):
+    out = tmp_path / "runs"
+    arguments = ["run", "--defense", "standard", "--protocol", "white-box", *SMALL, *ATTACKS, "--out", str(out)]
+    main(arguments)
+    (weights,) = out.glob("standard-*/model.safetensors")
+    good = weights.read_bytes()
+    weights.write_bytes(good[:-8] + b"\0" * 4 + good[-4:])
+    assert main(arguments) == 0
+    assert weights.read_bytes() == good
+    assert len(list(out.glob("*.damaged-1"))) == 1
+
+
+def test_the_leaderboard_prints_in_every_format(store, capsys):
+    for form, mark in (
+        ("table", "worst"),
+        ("md", "| rank |"),
+        ("csv", "rank,dataset"),
+        ("latex", r"\begin{tabular}"),
+        ("html", "<table"),
+        ("json", '"rank": 1'),
+    ):
+        assert main(["leaderboard", str(store), "--format", form]) == 0
+        assert mark in capsys.readouterr().out
+
+
+def test_the_leaderboard_ranks_by_the_white_box_worst_case(store):
+    board = robobench.leaderboard(store)
+    for _, lines in board.groupby(["threat_norm", "threat_eps"]):
+        assert lines["worst"].is_monotonic_decreasing
+        assert lines["rank"].iloc[0] == 1
+
+
+def test_evaluate_gives_a_stranger_s_copy_of_the_weights_the_same_figures(store, tmp_path, capsys):
+    (folder,) = [p for p in store.iterdir() if p.name.startswith("at-")]
+    rows = robobench.evaluate(
+        folder / "model.safetensors", model="cnn", examples=40, attacks="pgd", sets="pgd.steps=8",
+        out=tmp_path / "e", threads=1,
+    )  # fmt: skip
+    own = pd.read_csv(store / "rows.csv")
+    own = own[(own["defense"] == "at") & (own["protocol"] == "white-box") & (own["attack"] == "pgd")]
+    assert rows["robust_accuracy"].tolist() == own["robust_accuracy"].tolist()
+    assert set(rows["protocol"]) == {"white-box"}
+    assert rows["own_seconds"].isna().all()
+
+
+def test_a_factory_that_returns_a_trained_model_needs_no_weights(store, tmp_path):
+    (folder,) = [p for p in store.iterdir() if p.name.startswith("at-")]
+    (tmp_path / "mine.py").write_text(
+        f"import robobench\n\n\ndef net(num_classes):\n    return robobench.load({str(store)!r}, {folder.name!r})\n"
+    )
+    rows = robobench.evaluate(
+        model=f"{tmp_path / 'mine.py'}:net", examples=40, attacks="fgsm", out=tmp_path / "f", threads=1
+    )
+    own = pd.read_csv(store / "rows.csv")
+    own = own[(own["defense"] == "at") & (own["protocol"] == "white-box") & (own["attack"] == "fgsm")]
+    assert rows["robust_accuracy"].tolist() == own["robust_accuracy"].tolist()
+
+
+def test_a_dry_run_creates_nothing(tmp_path, capsys):
+    out = tmp_path / "none"
+    assert main(["run", "--defense", "at", "--dry-run", "--out", str(out)]) == 0
+    assert not out.exists()
+    text = capsys.readouterr().out
+    assert "estimated on this machine" in text and "inner_steps" in text
+
+
+def test_a_failed_training_leaves_a_row_with_its_reason_and_status_1(tmp_path, capsys):
+    out = tmp_path / "runs"
+    arguments = ["compare", "--defenses", "standard,at", "--set", "at.lr=1e30", *SMALL, *ATTACKS, "--out", str(out)]
+    assert main(arguments) == 1
+    rows = pd.read_csv(out / "rows.csv")
+    failed = rows[rows["defense"] == "at"]
+    assert (failed["status"] == "failed").all() and failed["robust_accuracy"].isna().all()
+    assert failed["reason"].str.contains("loss").all()
+    assert (rows.loc[rows["defense"] == "standard", "status"] == "ok").all()
+
+
+def test_a_user_s_defense_in_one_file_gets_a_row(tmp_path):
+    (tmp_path / "smooth.py").write_text(
+        '"""Label smoothing."""\n'
+        "import torch.nn.functional as F\nfrom torch import nn\n\n"
+        "from robobench.api import DEFENSES, Defense, Loss, Passes\n\n\n"
+        '@DEFENSES.register("smooth")\nclass Smooth(Defense):\n    """Label smoothing."""\n\n'
+        "    def stages(self, setup):\n"
+        '        return [setup.train("train", Objective(setup.model), passes=Passes(forward=1, weight_grad=1))]\n\n\n'
+        "class Objective(nn.Module):\n    def __init__(self, model):\n        super().__init__()\n"
+        "        self.model = model\n\n    def forward(self, batch):\n"
+        "        return Loss(F.cross_entropy(self.model(batch.images), batch.labels, label_smoothing=0.1))\n"
+    )
+    plugin = str(tmp_path / "smooth.py")
+    assert main(["check", plugin]) == 0
+    rows = robobench.run(
+        "smooth", plugins=plugin, protocol="white-box", attacks="fgsm", epochs=1, examples=20,
+        sets="run.train_images=128", out=tmp_path / "runs", threads=1,
+    )  # fmt: skip
+    assert set(rows["defense"]) == {"smooth"} and (rows["status"] == "ok").all()
+
+
+def test_attack_returns_images_in_the_ball(store):
+    model = robobench.load(store, "at")
+    images, labels = torch.rand(4, 3, 32, 32), torch.zeros(4, dtype=torch.long)
+    adv = robobench.attack("pgd", model, images, labels, eps="8/255", steps=3)
+    assert float((adv - images).abs().max()) <= 8 / 255 + 1e-6
+
+
+def test_help_answers_quickly():
+    begun = time.monotonic()
+    subprocess.run([sys.executable, "-m", "robobench", "--help"], capture_output=True, check=True)
+    assert time.monotonic() - begun < 5  # the claim is 0.6 s; this guards against torch, not against a busy machine

@@ -1,0 +1,156 @@
+"""Our AutoAttack is the authors' own, with its settings told and its globals put back."""
+
+import sys
+
+import pyautoattack
+import pytest
+import torch
+from pyautoattack import checks
+from torch import nn
+
+from robobench.attacks.autoattack import AutoAttack, AutoAttackConfig, AutoAttackL2
+from robobench.errors import RequestError
+from robobench.plugins import load_attack
+from robobench.randomness import Noise
+from robobench.threat import ThreatModel
+from tests.toys import TinyBatchNormNet, color_blobs
+
+NOISE = Noise.of(torch.arange(6), "autoattack")
+SETTINGS = {
+    "apgd": ("n_iter", "n_iter_2", "n_iter_min", "size_decr", "n_restarts", "eot_iter", "thr_decr", "eps"),
+    "apgd_targeted": ("n_iter", "n_iter_2", "n_iter_min", "n_restarts", "n_target_classes", "thr_decr", "eps"),
+    "fab": ("n_iter", "n_restarts", "n_target_classes", "eps", "alpha_max", "eta", "beta"),
+    "square": ("n_queries", "n_restarts", "p_init", "rescale_schedule", "eps"),
+}
+
+
+def test_the_default_has_every_setting_of_the_standard_version(digits_net):
+    attack = AutoAttack(AutoAttackConfig(), ThreatModel("Linf", 0.1))
+    attack.num_classes = 10
+    ours = attack._reference(digits_net, torch.device("cpu"), 7)
+    standard = pyautoattack.AutoAttack(digits_net, norm="Linf", eps=0.1, seed=7, version="standard")
+    assert ours.attacks_to_run == standard.attacks_to_run
+    assert ours.seed == standard.seed
+    for part, names in SETTINGS.items():
+        for name in names:
+            assert getattr(getattr(ours, part), name) == getattr(getattr(standard, part), name), (part, name)
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.12), ("L2", 0.9)])
+def test_autoattack_returns_the_images_of_the_reference(digits_net, digits, norm, eps):
+    images, labels = digits[0][1000:1006], digits[1][1000:1006]
+    standard = pyautoattack.AutoAttack(digits_net, norm=norm, eps=eps, seed=NOISE.seed(), version="standard")
+    standard.square.n_queries = 20  # fewer queries and targets for time; the other test compares the rest
+    standard.apgd_targeted.n_target_classes = standard.fab.n_target_classes = 2
+    with torch.random.fork_rng():
+        theirs, preds = standard.run_standard_evaluation(images, labels)
+    attack = AutoAttack(AutoAttackConfig(queries=20, targets=2), ThreatModel(norm, eps))
+    ours = attack.perturb(digits_net, images, labels, NOISE)
+    assert 0 < (preds == labels).sum() < 6  # some survive every part, some do not
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("attack_type", [AutoAttack, AutoAttackL2])
+def test_autoattack_leaves_globals_and_model_as_they_were_and_answers_alike(digits, digits_net, attack_type):
+    images, labels = digits[0][1000:1006], digits[1][1000:1006]
+    threat = ThreatModel("L2", 0.9)
+    attack = attack_type(AutoAttackConfig(steps=3, targets=1, queries=5), threat)
+    weights = {name: value.clone() for name, value in digits_net.state_dict().items()}
+    state, tracer = torch.random.get_rng_state(), sys.gettrace()
+    adv = attack.perturb(digits_net, images, labels, NOISE)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert sys.gettrace() is tracer
+    assert not digits_net.training
+    assert all(torch.equal(value, weights[name]) for name, value in digits_net.state_dict().items())
+    threat.check(adv, images, "autoattack")
+    assert torch.equal(adv, attack.perturb(digits_net, images, labels, NOISE))
+
+
+def test_the_dynamic_flag_of_one_model_does_not_reach_the_next(digits_net, digits, caplog):
+    class Dynamic(nn.Module):
+        def forward(self, images):
+            with torch.enable_grad():
+                leaf = images.detach().clone().requires_grad_(True)
+                torch.autograd.grad(leaf.sum(), leaf)
+            return digits_net(images)
+
+    attack = AutoAttack(AutoAttackConfig(attacks=("apgd-ce",), steps=1), ThreatModel("Linf", 0.1))
+    attack.perturb(Dynamic().eval(), digits[0][:6], digits[1][:6], NOISE)
+    assert "dynamic defense" in caplog.text
+    caplog.clear()
+    attack.perturb(digits_net, digits[0][:6], digits[1][:6], NOISE)
+    assert "dynamic defense" not in caplog.text
+    assert checks.funcs["grad"] == 0
+
+
+def test_the_budget_says_standard_or_what_ran_instead():
+    threat = ThreatModel("Linf", 0.1)
+    assert AutoAttack(AutoAttackConfig(), threat).budget == "standard"
+    quick = AutoAttack(AutoAttackConfig(**AutoAttack.presets["quick"]), threat)
+    assert quick.budget == "reduced: apgd-ce 5, apgd-t 5x1"
+    assert "do not compare" in quick.warnings()[0]
+    assert AutoAttack(AutoAttackConfig(), threat).warnings() == []
+    more = AutoAttack(AutoAttackConfig(queries=10_000), threat)
+    assert more.budget == "extended: apgd-ce 100, apgd-t 100x9, fab-t 100x9, square 10000"
+
+
+@pytest.mark.parametrize("name", ["apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "fab", "square"])
+def test_the_declared_cost_is_what_an_image_that_withstands_everything_costs(name):
+    class Unmoved(nn.Module):
+        """Class 0 whatever comes, with a gradient; counts forwards and backwards to the input."""
+
+        passes = 0
+
+        def count(self, grad):
+            self.passes += 1
+
+        def forward(self, images):
+            self.passes += 1
+            if images.requires_grad:
+                images = images * 1
+                images.register_hook(self.count)
+            return torch.tensor([9.0, 0, 0, 0, 0]) + images.mean((1, 2, 3))[:, None] * torch.arange(5)
+
+    model, config = Unmoved(), AutoAttackConfig(attacks=(name,), steps=4, targets=3, queries=7)
+    attack = AutoAttack(config, ThreatModel("Linf", 0.05))
+    images = torch.rand(2, 3, 8, 8)
+    attack.perturb(model, images, torch.zeros(2, dtype=torch.long), Noise.of(torch.arange(2), "cost"))
+    assert model.passes - 1 == attack.cost  # one more look, for the class count
+
+
+@pytest.mark.parametrize(
+    ("classes", "budget"),
+    [
+        (4, "reduced: apgd-ce 2, apgd-t 2x3, fab-t 2x3, square 5"),
+        (3, "reduced: apgd-ce 2, apgd-dlr 2, fab-t 2x2, square 5"),
+        (2, "reduced: apgd-ce 2, fab-t 2x1, square 5"),
+    ],
+)
+def test_few_classes_leave_out_what_is_undefined_and_the_budget_says_so(classes, budget):
+    images, labels = color_blobs(6, 2)
+    attack = AutoAttack(AutoAttackConfig(steps=2, queries=5), ThreatModel("Linf", 0.1))
+    model = TinyBatchNormNet(classes).eval().requires_grad_(False)
+    attack.perturb(model, images, labels, NOISE)
+    assert attack.budget == budget
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_an_empty_ball_returns_the_clean_images(digits_net, digits, norm):
+    images, labels = digits[0][:6], digits[1][:6]
+    for name in ("autoattack", "torchattacks-autoattack"):
+        attack = load_attack(name)(load_attack(name).Config(), ThreatModel(norm, 0.0))
+        assert torch.equal(attack.perturb(digits_net, images, labels, NOISE), images)
+
+
+def test_autoattack_l2_refuses_linf_by_name():
+    assert "has no Linf form" in AutoAttackL2.refuses(ThreatModel("Linf", 0.1))
+    assert AutoAttack.refuses(ThreatModel("Linf", 0.1)) is None
+
+
+def test_a_wrong_config_says_what_is_allowed():
+    with pytest.raises(ValueError, match=r"attacks must be some of apgd-ce, .* got apgd"):
+        AutoAttackConfig(attacks=("apgd",))
+    with pytest.raises(ValueError, match="queries must be >= 1"):
+        AutoAttackConfig(queries=0)
+    with pytest.raises(RequestError, match="did you mean 'autoattack'"):
+        load_attack("autoatack")

@@ -1,0 +1,153 @@
+"""Our FGSM, PGD and Jitter against torchattacks': same start, same steps, same images."""
+
+import copy
+
+import pytest
+import torch
+import torchattacks
+
+from robobench.attacks.fgsm import FGSM
+from robobench.attacks.jitter import Jitter, JitterConfig
+from robobench.attacks.pgd import PGD, PGDConfig
+from robobench.plugins import load_attack
+from robobench.randomness import Noise
+from robobench.search import State, search
+from robobench.threat import ThreatModel
+
+EPS, STEP = 8 / 255, 2 / 255
+COUNT = 100
+
+
+@pytest.fixture
+def held_out(digits):
+    return digits[0][1000 : 1000 + COUNT], digits[1][1000 : 1000 + COUNT]
+
+
+def noise(count, name="parity"):
+    return Noise.of(torch.arange(count), name)
+
+
+def from_clean(attack_type):
+    """The same attack without its random start, as torchattacks' random_start=False."""
+
+    class FromClean(attack_type):
+        def start(self, images, labels, noise):
+            return State(images, labels, images.clone(), noise)
+
+    return FromClean
+
+
+def assert_same_images(ours, theirs):
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_fgsm_makes_the_images_of_torchattacks(digits_net, held_out):
+    ours = FGSM(FGSM.Config(), ThreatModel("Linf", EPS)).perturb(digits_net, *held_out, noise(COUNT))
+    assert_same_images(ours, torchattacks.FGSM(digits_net, eps=EPS)(*held_out))
+
+
+@pytest.mark.parametrize("eps", [8 / 255, 0.1])
+def test_pgd_makes_the_images_of_torchattacks(digits_net, held_out, eps):
+    theirs = torchattacks.PGD(digits_net, eps=eps, alpha=eps / 4, steps=20, random_start=False)(*held_out)
+    attack = from_clean(PGD)(PGDConfig(), ThreatModel("Linf", eps))
+    assert_same_images(attack.perturb(digits_net, *held_out, noise(COUNT)), theirs)
+
+
+def test_pgd_in_l2_makes_the_images_of_torchattacks(digits_net, held_out):
+    # torchattacks adds 1e-10 to the length of a gradient that it averaged over the batch, which shortens the
+    # steps of confident images by up to 1 %, the more so the larger the batch; ours does not.
+    reference = torchattacks.PGDL2(digits_net, eps=0.5, alpha=0.125, random_start=False, eps_for_division=1e-30)
+    attack = from_clean(PGD)(PGDConfig(steps=10), ThreatModel("L2", 0.5))
+    assert_same_images(attack.perturb(digits_net, *held_out, noise(COUNT)), reference(*held_out))
+
+
+def test_pgd_from_a_random_start_makes_the_images_of_torchattacks(digits_net, held_out, monkeypatch):
+    ours_start = PGD(PGDConfig(), ThreatModel("Linf", EPS)).start(*held_out, noise(COUNT).child("restart", 0))
+    draw = ours_start.adv - held_out[0]
+    monkeypatch.setattr(torch.Tensor, "uniform_", lambda self, low, high: self.copy_(draw))
+    theirs = torchattacks.PGD(digits_net, eps=EPS, alpha=STEP, steps=20)(*held_out)
+    ours = PGD(PGDConfig(), ThreatModel("Linf", EPS)).perturb(digits_net, *held_out, noise(COUNT))
+    assert_same_images(ours, theirs)
+
+
+def test_jitter_without_noise_makes_the_images_of_torchattacks(digits_net, held_out):
+    theirs = torchattacks.Jitter(digits_net, eps=0.1, alpha=0.025, std=0, random_start=False)(*held_out)
+    attack = from_clean(Jitter)(JitterConfig(std=0.0), ThreatModel("Linf", 0.1))
+    found = search(attack, digits_net, *held_out, noise(COUNT), stop="never")
+    assert found.fooled.any()  # so that the division by the perturbation's size was exercised
+    assert_same_images(found.adv, theirs)
+
+
+def test_jitter_on_the_same_draws_makes_the_images_of_torchattacks(digits_net, held_out, monkeypatch):
+    # float64: dividing by the largest perturbation makes signs hang on the last bit of float32.
+    net, held_out = copy.deepcopy(digits_net).double(), (held_out[0].double(), held_out[1])
+    keys, attack = noise(COUNT).child("restart", 0), Jitter(JitterConfig(), ThreatModel("Linf", 0.1))
+    start = attack.start(*held_out, keys).adv - held_out[0]
+    logits_noise = (keys.child("logits", step).normal(10) for step in range(10))
+    monkeypatch.setattr(torch.Tensor, "uniform_", lambda self, low, high: self.copy_(start))
+    monkeypatch.setattr(torch, "randn_like", lambda probs: next(logits_noise))
+    theirs = torchattacks.Jitter(net, eps=0.1, alpha=0.025)(*held_out)
+    assert_same_images(attack.perturb(net, *held_out, noise(COUNT)), theirs)
+
+
+def test_the_accuracy_left_by_jitter_is_within_a_point_of_torchattacks(digits_net, digits):
+    images, labels = digits[0][1000:], digits[1][1000:]
+    reference = torchattacks.Jitter(digits_net, eps=0.1, alpha=0.025)
+    attack = Jitter(JitterConfig(), ThreatModel("Linf", 0.1))
+
+    def accuracy(adv):
+        return (digits_net(adv).argmax(1) == labels).float().mean().item()
+
+    # Three draws each: one draw moves either accuracy by half a point.
+    theirs = sum(accuracy(reference(images, labels)) for _ in range(3)) / 3
+    ours = sum(accuracy(attack.perturb(digits_net, images, labels, noise(797, i))) for i in range(3)) / 3
+    assert 0.05 < theirs < 0.95
+    assert ours == pytest.approx(theirs, abs=0.01)
+
+
+# --- the wrappers -------------------------------------------------------------------------------
+
+WRAPPED = [
+    ("torchattacks-fgsm", "Linf", lambda net: torchattacks.FGSM(net, eps=EPS)),
+    ("torchattacks-pgd", "Linf", lambda net: torchattacks.PGD(net, eps=EPS)),
+    ("torchattacks-jitter", "Linf", lambda net: torchattacks.Jitter(net, eps=EPS)),
+    ("torchattacks-pgdl2", "L2", lambda net: torchattacks.PGDL2(net, eps=EPS)),
+]
+
+
+@pytest.mark.parametrize(("name", "norm", "build"), WRAPPED, ids=[name for name, _, _ in WRAPPED])
+def test_a_wrapper_returns_what_torchattacks_with_its_defaults_returns(digits_net, held_out, name, norm, build):
+    attack_type = load_attack(name)
+    attack = attack_type(attack_type.Config(), ThreatModel(norm, EPS))
+    before = torch.random.get_rng_state()
+    ours = attack.perturb(digits_net, *held_out, noise(COUNT))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(noise(COUNT).seed())
+    assert torch.equal(ours, build(digits_net)(*held_out))
+
+
+def test_a_wrapper_keeps_its_step_absolute():
+    pgd = load_attack("torchattacks-pgd")
+    assert pgd(pgd.Config(), ThreatModel("Linf", 8 / 255)).relative_step == pytest.approx(0.25)
+    assert pgd(pgd.Config(), ThreatModel("Linf", 16 / 255)).relative_step == pytest.approx(0.125)
+    assert pgd(pgd.Config(), ThreatModel("Linf", 0)).relative_step is None
+    assert "reach 1.25 eps" in pgd(pgd.Config(), ThreatModel("Linf", 16 / 255)).warnings()[0]
+    l2 = load_attack("torchattacks-pgdl2")
+    assert l2(l2.Config(), ThreatModel("L2", 0.5)).relative_step == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_torchattacks_autoattack_takes_the_class_count_from_the_model(digits, norm, monkeypatch, capsys):
+    monkeypatch.setattr(torchattacks.Square, "forward", lambda self, images, labels: images)  # 5000 queries
+    images, labels = digits[0][:4], digits[1][:4] % 3
+    weight = torch.randn(192, 3) / 10
+
+    def model(images):  # three classes and no parameters, which torchattacks prints about
+        return images.flatten(1) @ weight
+
+    model.training, model.eval = False, lambda: None
+    aa = load_attack("torchattacks-autoattack")
+    threat = ThreatModel(norm, 0.05)
+    adv = aa(aa.Config(), threat).perturb(model, images, labels, noise(4))
+    threat.check(adv, images, "torchattacks-autoattack")
+    assert capsys.readouterr().out == ""

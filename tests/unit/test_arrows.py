@@ -1,0 +1,51 @@
+"""Imports point inward: plug-ins see the core's small surface, and the core names no plug-in."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from robobench import plugins
+
+SURFACE = {"api", "inner", "losses", "threat", "augment", "search", "randomness", "errors"}
+OUTSIDE = {"torch", "torchvision", "timm", "torchattacks", "pyautoattack", "numpy"}
+ROOT = Path(plugins.__file__).parent
+FILES = [(kind, path) for kind in plugins.KINDS for path in sorted(plugins.folder(kind).rglob("*.py"))]
+
+
+def imported(path: Path) -> set[str]:
+    """Every module a file imports, by absolute name."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            names.add(node.module or "")
+    return names
+
+
+@pytest.mark.parametrize(("kind", "path"), FILES, ids=[str(p.parent.name + "/" + p.name) for _, p in FILES])
+def test_a_plugin_imports_only_the_surface_and_its_own_package(kind, path):
+    top = plugins.folder(kind)
+    package = path.relative_to(top).parts[0] if path.parent != top else None
+    for name in imported(path):
+        head, *rest = name.split(".")
+        if head == "robobench":
+            own = package is not None and rest[:2] == [plugins.KINDS[kind], package]
+            assert own or (rest and rest[0] in SURFACE), f"{path.name} imports {name}"
+        elif head in ("attacks", "defenses"):
+            pytest.fail(f"{path.name} imports {name} by its bare name")
+
+
+def test_the_core_names_no_plugin():
+    names = {name for kind in plugins.KINDS for name in plugins.found(kind)}
+    for path in ROOT.rglob("*.py"):
+        if path.name == "presets.py" or "attacks" in path.parts[-2:] or "defenses" in path.parts[-2:]:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in names:
+                allowed = path.name == "plan.py" and node.value in ("standard", "pgd", "fgsm")
+                assert allowed, f"{path.name} names the plug-in '{node.value}'"

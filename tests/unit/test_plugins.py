@@ -1,0 +1,130 @@
+"""Plug-ins are found without an import, and a broken one says why."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from robobench import plugins
+from robobench.api import ATTACKS
+from robobench.errors import PluginError, RequestError
+
+GOOD = '''
+from robobench.api import ATTACKS, Attack
+
+@ATTACKS.register("{name}")
+class Mine(Attack):
+    """Returns the clean images.
+
+    And says more.
+    """
+
+    def perturb(self, model, images, labels, noise):
+        return images.clone()
+'''
+
+
+@pytest.fixture(autouse=True)
+def no_trace(monkeypatch):
+    """What a test registers is gone after it."""
+    monkeypatch.setattr(plugins, "_files", {})
+    monkeypatch.setattr(ATTACKS, "_classes", dict(ATTACKS._classes))
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name.startswith("robobench_plugin_"):
+            del sys.modules[name]
+
+
+def write(folder, text, name="mine.py"):
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_our_own_attacks_are_listed_with_their_summaries():
+    found = plugins.found("attack")
+    assert {"pgd", "fgsm", "jitter", "autoattack", "autoattack-l2", "torchattacks-pgd"} <= set(found)
+    assert found["pgd"].summary == "Untargeted PGD on the cross-entropy."
+    assert found["autoattack-l2"].module == "robobench.attacks.autoattack"
+    assert found["pgd"].origin == "robobench"
+
+
+def test_listing_imports_neither_torch_nor_a_plug_in():
+    code = (
+        "import sys; from robobench import plugins; plugins.found('attack'); plugins.found('defense'); "
+        "assert not {'torch', 'torchattacks', 'robobench.attacks.pgd'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_stranger_s_file_is_listed_and_loaded(tmp_path):
+    path = write(tmp_path, GOOD.format(name="mine"))
+    plugins.add_file(path)
+    seen = plugins.found("attack")["mine"]
+    assert (seen.summary, seen.origin) == ("Returns the clean images.", str(path))
+    assert "mine" not in ATTACKS
+    assert plugins.load_attack("mine").name == "mine"
+    assert plugins.load_module(str(path)) == [("attack", "mine")]
+
+
+def test_a_file_with_a_syntax_error_is_refused_when_it_is_named(tmp_path):
+    path = write(tmp_path, "def broken(:\n")
+    with pytest.raises(PluginError, match=r"plug-in '.*mine.py' is not valid Python: invalid syntax"):
+        plugins.add_file(path)
+
+
+def test_a_missing_file_and_one_that_registers_nothing_are_refused(tmp_path):
+    with pytest.raises(RequestError, match=r"no plug-in file 'nowhere.py'; give the path of a .py file"):
+        plugins.add_file("nowhere.py")
+    with pytest.raises(RequestError, match="registers nothing; decorate a class"):
+        plugins.add_file(write(tmp_path, "x = 1\n"))
+
+
+def test_a_file_that_fails_to_import_is_listed_and_stops_only_who_asks_for_it(tmp_path):
+    plugins.add_file(write(tmp_path, "import no_such_module\n" + GOOD.format(name="mine")))
+    assert "mine" in plugins.found("attack")
+    assert plugins.load_attack("pgd").name == "pgd"
+    with pytest.raises(PluginError, match="fails to import: ModuleNotFoundError: No module named 'no_such"):
+        plugins.load_attack("mine")
+    assert not [name for name in sys.modules if name.startswith("robobench_plugin_mine")]
+
+
+def test_a_clash_names_both_places(tmp_path):
+    plugins.add_file(write(tmp_path, GOOD.format(name="pgd")))
+    with pytest.raises(RequestError, match=r"attack 'pgd' is already registered by robobench.attacks.pgd; rename"):
+        plugins.found("attack")
+
+
+def test_two_files_of_one_name_in_different_folders_do_not_clash(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        plugins.add_file(write(tmp_path / name, GOOD.format(name=name)))
+    assert {"one", "two"} <= set(plugins.found("attack"))
+
+
+def test_an_unknown_name_gets_a_suggestion():
+    with pytest.raises(RequestError, match="unknown attack 'pdg'; did you mean 'pgd'"):
+        plugins.load_attack("pdg")
+
+
+def test_an_entry_point_of_an_installed_package_is_listed(monkeypatch):
+    package = SimpleNamespace(name="my-package", metadata={"Summary": "A stranger's attack"})
+    entry = SimpleNamespace(name="far", module="my_package.far", dist=package)
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [entry] if group == "robobench.attacks" else [])
+    seen = plugins.found("attack")["far"]
+    assert (seen.summary, seen.module, seen.origin) == ("A stranger's attack", "my_package.far", "my-package")
+    with pytest.raises(PluginError, match=r"module 'my_package.far' fails to import"):
+        plugins.load_attack("far")
+
+
+def test_the_digest_of_a_plug_in_follows_its_file_alone(tmp_path):
+    path = write(tmp_path, GOOD.format(name="mine"))
+    plugins.add_file(path)
+    mine = plugins.load_attack("mine")
+    before, pgd = plugins.digest(mine), plugins.digest(plugins.load_attack("pgd"))
+    assert plugins.digest(mine) == before
+    path.write_text(path.read_text() + "# one more byte\n")
+    assert plugins.digest(mine) != before
+    assert plugins.digest(plugins.load_attack("pgd")) == pgd

@@ -1,0 +1,153 @@
+"""The threat model, on numbers worked by hand."""
+
+import math
+
+import pytest
+import torch
+
+from robobench.errors import RequestError, ThreatModelError
+from robobench.randomness import Noise
+from robobench.threat import NORMS, ThreatModel, canonical_norm, check_unit_range, eps_text, parse_eps
+
+
+def pixels(*values):
+    """One image of a row of gray values: (1, 1, 1, N)."""
+    return torch.tensor(values).view(1, 1, 1, -1)
+
+
+def test_linf_projection_clips_each_pixel_and_then_the_box():
+    adv = ThreatModel("Linf", 0.1).project(pixels(0.9, 0.2, -0.5), pixels(0.5, 0.25, 0.05))
+    torch.testing.assert_close(adv, pixels(0.6, 0.2, 0.0))
+
+
+def test_l2_projection_shortens_the_perturbation_and_keeps_its_direction():
+    adv = ThreatModel("L2", 0.25).project(pixels(0.8, 0.9), pixels(0.5, 0.5))  # delta (0.3, 0.4), length 0.5
+    torch.testing.assert_close(adv, pixels(0.65, 0.7))
+
+
+def test_l2_projection_leaves_an_inner_point_alone():
+    inside = pixels(0.53, 0.54)
+    torch.testing.assert_close(ThreatModel("L2", 0.25).project(inside, pixels(0.5, 0.5)), inside)
+
+
+def test_projection_leaves_its_arguments_alone():
+    for norm in NORMS:
+        adv, images = pixels(0.9, 0.1), pixels(0.5, 0.5)
+        ThreatModel(norm, 0.1).project(adv, images)
+        assert torch.equal(adv, pixels(0.9, 0.1)) and torch.equal(images, pixels(0.5, 0.5))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_at_eps_zero_every_move_leads_back_to_the_clean_image(norm):
+    threat, images = ThreatModel(norm, 0.0), torch.rand(3, 3, 4, 4)
+    noise = Noise.of(torch.arange(3), "zero")
+    assert torch.equal(threat.project(images + 0.3, images), images)
+    assert torch.equal(threat.project(images, images), images)
+    assert torch.equal(threat.random_start(images, noise), images)
+    assert torch.equal(threat.step(images, torch.zeros_like(images), 0.0, images), images)
+    threat.check(images, images, "nobody")
+
+
+def test_the_ascent_direction_is_the_sign_or_the_unit_gradient():
+    grad = pixels(3.0, -4.0, 0.0)
+    assert torch.equal(ThreatModel("Linf", 1).direction(grad), pixels(1.0, -1.0, 0.0))
+    torch.testing.assert_close(ThreatModel("L2", 1).direction(grad), pixels(0.6, -0.8, 0.0))
+
+
+@pytest.mark.parametrize("flush", [False, True])
+@pytest.mark.parametrize("scale", [1e-30, 1e-37])
+def test_an_l2_direction_survives_gradients_whose_squares_underflow(scale, flush):
+    torch.set_flush_denormal(flush)
+    try:
+        grad = torch.cat((pixels(3.0, -4.0) * scale, pixels(0.0, 0.0)))
+        direction = ThreatModel("L2", 1).direction(grad)
+    finally:
+        torch.set_flush_denormal(False)
+    torch.testing.assert_close(direction, torch.cat((pixels(0.6, -0.8), pixels(0.0, 0.0))))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_random_starts_fill_the_ball_and_never_leave_it(norm):
+    threat, images = ThreatModel(norm, 0.2), torch.full((200, 3, 4, 4), 0.5)
+    start = threat.random_start(images, Noise.of(torch.arange(200), "start"))
+    threat.check(start, images, "the start")
+    reached = threat.distance(start, images)
+    assert reached.max() > 0.19
+    assert norm == "Linf" or 0.08 < reached.mean() < 0.12  # the length is uniform in [0, eps]
+
+
+def test_check_accepts_the_ball_and_names_what_left_it():
+    threat, images = ThreatModel("L2", 0.5), torch.full((4, 1, 1, 2), 0.5)
+    adv = images.clone()
+    adv[1, 0, 0] += torch.tensor([0.3, 0.4])  # exactly eps
+    threat.check(adv, images, "attack 'a'")
+    adv[2, 0, 0] += torch.tensor([0.36, 0.48])
+    with pytest.raises(ThreatModelError) as error:
+        threat.check(adv, images, "attack 'a'")
+    assert str(error.value) == ("attack 'a' left the threat model on 1 of 4 images: max ||delta||_2 = 0.6 > eps = 0.5")
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("norm", NORMS)
+def test_check_refuses_values_that_are_not_finite(norm, bad):
+    images = torch.full((2, 1, 2, 2), 0.5)
+    adv = images.clone()
+    adv[0, 0, 0, 0] = bad
+    with pytest.raises(ThreatModelError, match="not finite"):
+        ThreatModel(norm, 0.5).check(adv, images, "attack 'a'")
+
+
+def test_check_refuses_other_shapes_and_the_outside_of_the_box():
+    images = torch.full((2, 1, 2, 2), 0.99)
+    with pytest.raises(ThreatModelError, match=r"returned shape \(1, 1, 2, 2\)"):
+        ThreatModel("Linf", 0.5).check(images[:1], images, "attack 'a'")
+    with pytest.raises(ThreatModelError, match=r"left \[0, 1\]"):
+        ThreatModel("Linf", 0.5).check(images + 0.1, images, "attack 'a'")
+
+
+@pytest.mark.parametrize(
+    ("text", "norm", "eps"),
+    [("8/255", "Linf", 8 / 255), ("0.5", "L2", 0.5), (0.25, "Linf", 0.25), ("2", "L2", 2.0), ("0", "L2", 0.0)],
+)
+def test_a_radius_is_read_from_a_fraction_or_a_decimal(text, norm, eps):
+    assert parse_eps(text, norm) == pytest.approx(eps)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("8", "eps 8 is larger than the whole pixel range [0, 1]; did you mean 8/255?"),
+        ("8/0", "eps '8/0' is not a number; write a fraction such as 8/255 or a decimal such as 0.5"),
+        ("nan", "eps 'nan' is not a number; write a fraction such as 8/255 or a decimal such as 0.5"),
+        ("wide", "eps 'wide' is not a number; write a fraction such as 8/255 or a decimal such as 0.5"),
+        ("-1", "eps must be a finite number >= 0, got -1; write 8/255 or 0.5"),
+        (math.nan, "eps must be a finite number >= 0, got nan; write 8/255 or 0.5"),
+    ],
+)
+def test_a_wrong_radius_is_refused_with_the_next_move(text, message):
+    with pytest.raises(RequestError) as error:
+        parse_eps(text, "Linf")
+    assert str(error.value) == message
+
+
+def test_norms_come_in_any_case_and_a_wrong_one_gets_a_suggestion():
+    assert canonical_norm("linf") == "Linf"
+    assert canonical_norm("l2") == "L2"
+    with pytest.raises(RequestError, match="unknown norm 'Linv'; did you mean 'Linf'"):
+        canonical_norm("Linv")
+    with pytest.raises(RequestError, match="unknown norm 'L1'; known: L2, Linf"):
+        ThreatModel("L1", 0.5)
+
+
+def test_images_outside_the_unit_range_are_refused():
+    check_unit_range(torch.tensor([0.0, 1.0]))
+    check_unit_range(torch.empty(0))
+    for bad in (torch.tensor([-2.12, 2.64]), torch.tensor([0.5, math.nan])):
+        with pytest.raises(RequestError, match=r"images must lie in \[0, 1\].*normalize inside the model"):
+            check_unit_range(bad)
+
+
+def test_a_radius_is_spelled_as_people_do():
+    assert [eps_text(e) for e in (8 / 255, 0.5, 0.0, 0.05, 2.0)] == ["8/255", "0.5", "0", "0.05", "2"]
+    assert str(ThreatModel("Linf", 16 / 255)) == "Linf 16/255"
+    assert ThreatModel("L2", 1.0).scaled(0.5) == ThreatModel("L2", 0.5)
