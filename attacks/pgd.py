@@ -8,6 +8,7 @@ Code:    the steps are those of torchattacks' PGD (Linf) and PGDL2; the length o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,7 @@ class PGD(IterativeAttack):
 
     Config = PGDConfig
     version = 1
+    presets: ClassVar = {"quick:large": {"steps": 10}}
 
     def start(self, images: Tensor, labels: Tensor, noise: Noise) -> State:
         """Start anywhere in the ball."""

@@ -98,8 +98,23 @@ class RoCL(Defense):
     version = 1
     protocol = ("features", "head")
     presets: ClassVar = {
-        "quick": {},
-        "quick:large": {"inner_steps": 2},
+        # Few epochs want long steps (a hundredth of each weight), and digits neither mirror nor have colors.
+        "quick": {
+            "lr": 10.0,
+            "lr_warmup": 1,
+            "weight_decay": 1e-6,
+            "schedule": "cosine",
+            "color_jitter": 0.0,
+            "gray": 0.0,
+            "mirror": False,
+            "crop_area": 0.5,
+            "inner_steps": 2,
+            "relative_step": 0.5,
+            "projection": 512,
+            "head_epochs": 20,
+            "head_batch_size": 128,
+        },
+        "quick:large": {"epochs": 4, "batch_size": 64, "head_epochs": 10},
         "cifar": {
             "epochs": 200,
             "batch_size": 512,
@@ -108,7 +123,7 @@ class RoCL(Defense):
             "weight_decay": 1e-6,
             "augment": "none",
         },
-        "paper": {"epochs": 150},  # section 4.4 of the MACD paper
+        "paper": {"epochs": 150},  # the iterations that section 4.4 of the MACD paper states for RoCL
     }
 
     def stages(self, setup: Setup) -> list[Stage]:

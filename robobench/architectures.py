@@ -62,6 +62,10 @@ class Prepared(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return cast(Tensor, self.net(self.prepare(images))).float()
 
+    def own_key(self, key: str) -> str:
+        """Turn a parameter's name in the bare network, as strangers' files have it, into its name here."""
+        return "net." + key
+
 
 class Classifier(Prepared):
     """A network cut before its linear head: `forward` is `head(features(images))`.
@@ -95,7 +99,7 @@ class Classifier(Prepared):
         return cast(Tensor, self.head(self.features(images))).float()
 
     def own_key(self, key: str) -> str:
-        """Turn a parameter's name in the bare network, ours or another project's, into its name here."""
+        """Turn a parameter's name in the bare network, timm's or another project's, into its name here."""
         for pattern, replacement in self.renames:
             key = re.sub(pattern, replacement, key)
         head = self.bare_head + "."
@@ -115,10 +119,6 @@ class Factory(Prepared):
             if name == "features" and callable(getattr(net, "features", None)):
                 return lambda images: net.features(self.prepare(images)).float()
             raise
-
-    def own_key(self, key: str) -> str:
-        """Turn a parameter's name in the user's network into its name here."""
-        return "net." + key
 
 
 def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:

@@ -179,7 +179,7 @@ def print_plan(plan: Plan, console: Console) -> None:
             total += 0 if there else cost.seconds
             memory = max(memory, cost.memory_bytes)
         console.print(table)
-    for training in plan.shown():
+    for training in {t.key: t for t, _, _ in plan.work()}.values():
         if training.spec.name not in forward:
             model = models.build(replace(training.spec, pretrained=False)).to(plan.device).eval()
             images = RandomImages(8, plan.run.attack_resolution, 2, plan.device).images(torch.arange(8))
@@ -197,27 +197,18 @@ def print_plan(plan: Plan, console: Console) -> None:
 
 def _print_cells(plan: Plan, console: Console, forward: dict[str, float]) -> float:
     """Print the attacks; return their seconds if every image withstood everything."""
-    shown, total = plan.shown(), 0.0
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        title=f"attacks on {len(shown)} networks: " + ", ".join(f"{t.name} (seed {t.seed})" for t in shown),
-        title_justify="left",
-    )
+    work, total = plan.work(), 0.0
+    names = dict.fromkeys(f"{t.name} (seed {t.seed})" for t, _, _ in work)
+    table = Table(box=box.SIMPLE_HEAD, title=f"attacks on {', '.join(names)}", title_justify="left")
     for column in ("attack", "radius", "protocols", "budget", "time at most"):
         table.add_column(column)
+    slowest = max(forward.values(), default=0.0)
     for cell in plan.cells:
-        cost = cell.attack.cost or 0.0
-        slowest = max(forward.values(), default=0.0)
-        runs = len(shown) * ("white-box" in cell.protocols) + ("transfer" in cell.protocols)
-        seconds = cost * slowest * plan.examples * runs
+        searches = sum(c is cell and p == "white-box" for _, c, p in work) + ("transfer" in cell.protocols)
+        seconds = (cell.attack.cost or 0.0) * slowest * plan.examples * searches
         total += seconds
-        table.add_row(
-            cell.attack.name,
-            str(cell.threat),
-            ", ".join(cell.protocols),
-            cell.attack.budget,
-            duration(seconds),
-        )
+        protocols = ", ".join(cell.protocols)
+        table.add_row(cell.attack.name, str(cell.threat), protocols, cell.attack.budget, duration(seconds))
     console.print(table)
     return total
 

@@ -258,10 +258,21 @@ class Plan:
             jobs.update(training.closure())
         return list(jobs.values())
 
-    def shown(self) -> list[Training]:
-        """The networks whose cells are wanted: source, asked for, controls; each once."""
-        wanted = [*([self.source] if self.source else []), *self.trainings, *self.controls]
-        return list({training.key: training for training in wanted}.values())
+    def work(self) -> list[tuple[Training, Cell, str]]:
+        """Every (network, attack, protocol) to be evaluated; the source first, while its examples are made.
+
+        A source nobody asked for is shown under transfer only: there the examples are its own, made with the
+        full budget, so its white-box cells would cost much and say the same.
+        """
+        asked = {training.key for training in [*self.trainings, *self.controls]}
+        wanted = {t.key: t for t in [*([self.source] if self.source else []), *self.trainings, *self.controls]}
+        return [
+            (training, cell, protocol)
+            for training in wanted.values()
+            for cell in self.cells
+            for protocol in cell.protocols
+            if training.key in asked or protocol == "transfer"
+        ]
 
     def environment(self) -> dict[str, Any]:
         """What besides the inputs determines the bits of a result."""
@@ -286,6 +297,7 @@ class Planner:
         self.used_names: set[str] = set()  # plug-ins of this run, which --set may name
         for file in request.plugins:
             plugins.add_file(file)
+        datasets.check_name(request.dataset)
         preset = request.preset or presets.default_preset(request.dataset)
         if preset is None:
             raise RequestError(
@@ -315,6 +327,8 @@ class Planner:
         self.defenses = {name: plugins.load_defense(name) for name in request.defenses}
         check_writable(request.out)
         self.dataset = self._dataset(dry)
+        if request.defenses and not self.missing:
+            datasets.require_classes(self.dataset.train.first(self.train_images), 2)
         self._made: dict[tuple[str, int], Training] = {}
         self.train_threat = self._train_threat()
 

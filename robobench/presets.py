@@ -30,8 +30,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
     },
     "quick:large": {
-        "run": {"stem": "imagenet", "train_images": 720, "examples": 64, "control": False},
-        "recipe": {"epochs": 8, "batch_size": 32, "lr": 0.02},
+        "run": {"stem": "imagenet", "train_images": 640, "examples": 64, "control": False},
+        "recipe": {"epochs": 7, "batch_size": 32, "lr": 0.02},
     },
     "cifar": {
         "summary": "native 32 px, modern recipe, one GPU, hours",

@@ -262,12 +262,7 @@ class Runner:
         Returns:
             The keys of the records.
         """
-        return {
-            self.evaluate(training, cell, protocol)["key"]
-            for training in self.plan.shown()
-            for cell in self.plan.cells
-            for protocol in cell.protocols
-        }
+        return {self.evaluate(*item)["key"] for item in self.plan.work()}
 
     def evaluate(self, training: Training, cell: Cell, protocol: str) -> dict[str, Any]:
         """Return the record of one cell, from the store or by running it; a failure becomes its record."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from robobench.architectures import Prepared
 
 CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "last", "best")
-PREFIXES = ("module.", "model.", "_orig_mod.")  # DataParallel, Lightning and others, torch.compile
+PREFIXES = ("module.", "model.", "_orig_mod.", "1.")  # DataParallel, Lightning, torch.compile, after a normalization
 STRAYS = ("mu", "sigma", "mean", "std")  # a stranger's normalization; ours is in the model's spec
 
 
@@ -76,11 +77,11 @@ def load_weights(model: Prepared, path: str | Path) -> None:
     Raises:
         RequestError: as `read_weights`; another number of classes; a missing, unexpected or misshapen entry.
     """
-    state, own = read_weights(path), model.state_dict()
-    if not all(key.startswith(("net.", "head.")) for key in state):
-        state = {model.own_key(key): value for key, value in state.items()}
-    elif not state.keys() & own.keys():  # a stranger's file whose every key begins with net.
-        state = {model.own_key(key.removeprefix("net.")): value for key, value in state.items()}
+    found, own = read_weights(path), model.state_dict()
+    names: list[Callable[[str], str]] = [str, model.own_key, lambda key: model.own_key(key.removeprefix("net."))]
+    names += [lambda key, prefix=prefix: f"net.{prefix}{key}" for prefix in PREFIXES]  # type: ignore[misc]
+    layouts = [{name(key): value for key, value in found.items()} for name in names]
+    state = max(layouts, key=lambda layout: len(layout.keys() & own.keys()))
     for key in own.keys() - state.keys():
         if key.endswith("num_batches_tracked"):  # older files lack it; nothing reads it
             state[key] = own[key]

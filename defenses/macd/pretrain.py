@@ -162,7 +162,7 @@ def adamw(config: MACDConfig, lr: float) -> Callable[[nn.Module], torch.optim.Op
             {"params": [p for p in trained if p.dim() > 1], "weight_decay": config.mae_weight_decay},
             {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95))
+        return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)  # many small tensors
 
     return build
 

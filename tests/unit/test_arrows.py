@@ -10,7 +10,6 @@ import pytest
 from robobench import plugins
 
 SURFACE = {"api", "inner", "losses", "threat", "augment", "search", "randomness", "errors"}
-OUTSIDE = {"torch", "torchvision", "timm", "torchattacks", "pyautoattack", "numpy"}
 ROOT = Path(plugins.__file__).parent
 FILES = [(kind, path) for kind in plugins.KINDS for path in sorted(plugins.folder(kind).rglob("*.py"))]
 
@@ -22,8 +21,9 @@ def imported(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path} imports relatively"
-            names.add(node.module or "")
+            inside_package = path.parent.parent.name in plugins.KINDS.values()
+            assert node.level == 0 or (node.level == 1 and inside_package), f"{path} imports a sibling"
+            names |= {node.module or ""} if node.level == 0 else set()
     return names
 
 

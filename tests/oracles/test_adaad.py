@@ -1,0 +1,161 @@
+"""AdaAD and AdaIAD: losses by hand with both reductions, and the attack's gradient through both networks."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from robobench.api import Batch, Frozen, lr_schedule
+from robobench.defenses import adaad
+from robobench.defenses.adaad import AdaADConfig, AdaADObjective
+from robobench.inner import eval_mode, input_gradient
+from robobench.losses import kl
+from robobench.randomness import Noise
+from robobench.threat import ThreatModel
+from tests.toys import TinyBatchNormNet, color_blobs
+
+THREAT = ThreatModel("Linf", 0.1)
+CLEAN, ADV = [[0.7, 0.2, 0.1], [0.2, 0.3, 0.5]], [[0.3, 0.3, 0.4], [0.6, 0.3, 0.1]]
+LABELS = torch.tensor([0, 2])
+
+
+class Echo(nn.Module):
+    """The images are the logits, shifted by a bias and times a weight to differentiate by."""
+
+    def __init__(self, *bias):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+        self.bias = torch.tensor(bias or (0.0, 0.0, 0.0))
+
+    def forward(self, images):
+        return (images.flatten(1) + self.bias) * self.scale
+
+
+BIAS = (0.0, 2.0, 0.5)
+TEACHER = Frozen(Echo(*BIAS))
+
+
+def images_of(probs):
+    return torch.tensor(probs).log().view(len(probs), -1, 1, 1)
+
+
+def batch_of(images, labels, epoch=0):
+    index = torch.arange(len(images))
+    return Batch(images, labels, index, epoch, Noise.of(index, "test", epoch))
+
+
+def taught(probs):
+    """The teacher's probabilities, without torch."""
+    rows = [[p * math.exp(b) for p, b in zip(row, BIAS, strict=True)] for row in probs]
+    return [[w / sum(row) for w in row] for row in rows]
+
+
+def divergence(p, q):
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+
+
+def mean_kl(ps, qs, weights=(1, 1)):
+    return sum(w * divergence(p, q) for w, p, q in zip(weights, ps, qs, strict=True)) / len(ps)
+
+
+def objective_of(model=None, **changes):
+    made = AdaADObjective(model or Echo(), THREAT, AdaADConfig(**changes), TEACHER)
+    made.inner_maximization = lambda batch: images_of(ADV)
+    return made
+
+
+def loss_of(epoch=0, **changes):
+    return objective_of(**changes)(batch_of(images_of(CLEAN), LABELS, epoch))
+
+
+@pytest.mark.parametrize(("reduction", "divisor"), [("mean", 3), ("batchmean", 1)])
+def test_the_loss_is_the_kl_from_teacher_to_student_on_the_attacked_images(reduction, divisor):
+    expected = mean_kl(taught(ADV), ADV)
+    assert abs(expected - mean_kl(ADV, taught(ADV))) > 0.005  # the case can tell the order
+    assert loss_of(reduction=reduction).total.item() == pytest.approx(expected / divisor, rel=1e-5)
+
+
+def test_alpha_shares_the_loss_with_the_clean_images():
+    expected = (0.75 * mean_kl(taught(ADV), ADV) + 0.25 * mean_kl(taught(CLEAN), CLEAN)) / 3
+    assert loss_of(alpha=0.75).total.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_adaiad_adds_introspection_from_its_gate_on_and_never_weighs_the_teacher():
+    plain = mean_kl(taught(ADV), ADV)
+    doubt = [1 - p[y] ** 0.1 for p, y in zip(taught(ADV), LABELS.tolist(), strict=True)]
+    assert loss_of(59, form="adaiad").total.item() == pytest.approx(plain, rel=1e-5)
+    expected = plain + mean_kl(CLEAN, ADV, doubt)
+    assert loss_of(60, form="adaiad").total.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("form", ["adaad", "adaiad"])
+def test_targets_are_detached_but_the_introspection_target_is_not(form):
+    model = Echo()
+    objective_of(model, form=form, alpha=0.5)(batch_of(images_of(CLEAN), LABELS, 60)).total.backward()
+    clean, adv = model(images_of(CLEAN)), model(images_of(ADV))
+    if form == "adaad":
+        total = (kl(TEACHER(images_of(ADV)), adv) + kl(TEACHER(images_of(CLEAN)), clean)).mean() / 6
+    else:
+        trust = torch.tensor([p[y] ** 0.1 for p, y in zip(taught(ADV), LABELS.tolist(), strict=True)])
+        total = (kl(TEACHER(images_of(ADV)), adv) + (1 - trust) * kl(clean, adv)).mean()
+    torch.testing.assert_close(model.scale.grad, torch.autograd.grad(total, model.scale)[0])
+    assert TEACHER.module.scale.grad is None
+
+
+@pytest.fixture
+def pair():
+    torch.manual_seed(1)
+    return TinyBatchNormNet().train(), Frozen(TinyBatchNormNet())
+
+
+def test_the_attack_follows_the_gradient_through_both_networks(pair):
+    (images, labels), (student, teacher) = color_blobs(12), pair
+    objective = AdaADObjective(student, THREAT, AdaADConfig(inner_steps=1), teacher)
+    start = images + 0.001 * batch_of(images, labels).noise.child("start").normal_like(images)
+    with eval_mode(student):
+        both = input_gradient(lambda adv: kl(teacher(adv), student(adv)), start)
+        fixed = teacher(start).detach()
+        alone = input_gradient(lambda adv: kl(fixed, student(adv)), start)
+    assert (both - alone).norm() > 0.1 * both.norm()  # the teacher's share is not small
+    adv = objective.inner_maximization(batch_of(images, labels))
+    torch.testing.assert_close(adv, THREAT.step(start, both, 0.25 * 0.1, images))
+    assert not torch.equal(adv, THREAT.step(start, alone, 0.25 * 0.1, images))
+
+
+def test_the_attack_raises_the_disagreement_and_leaves_the_teacher_alone(pair):
+    (images, labels), (student, teacher) = color_blobs(24), pair
+    before = {name: value.clone() for name, value in teacher.module.state_dict().items()}
+    objective = AdaADObjective(student, THREAT, AdaADConfig(), teacher)
+    adv = objective.inner_maximization(batch_of(images, labels))
+    with eval_mode(student), torch.no_grad():
+        first, last = (kl(teacher(x), student(x)).mean() for x in (images, adv))
+    assert last > first * 1.05
+    assert all(torch.equal(value, before[name]) for name, value in teacher.module.state_dict().items())
+    assert all(p.grad is None for p in (*teacher.module.parameters(), *student.parameters()))
+
+
+def test_the_start_is_a_thousandth_of_a_normal_and_not_clamped(monkeypatch, pair):
+    monkeypatch.setattr(adaad, "ascend", lambda objective, start, *rest: start)
+    objective = AdaADObjective(pair[0], THREAT, AdaADConfig(), pair[1])
+    start = objective.inner_maximization(batch_of(torch.ones(16, 3, 8, 8), torch.zeros(16).long()))
+    assert (start - 1).std().item() == pytest.approx(0.001, rel=0.05) and start.max() > 1.001
+
+
+@pytest.mark.parametrize(
+    ("changes", "moves"),
+    [({}, 1), ({"attack_bn": "train"}, 1 + 3), ({"alpha": 0.5}, 2), ({"form": "adaiad"}, 2)],
+)
+def test_batchnorm_moves_once_for_each_batch_that_is_learned_from(pair, changes, moves):
+    images, labels = color_blobs(12)
+    student, teacher = pair
+    AdaADObjective(student, THREAT, AdaADConfig(inner_steps=3, **changes), teacher)(batch_of(images, labels))
+    assert int(student.body[1].num_batches_tracked) == moves
+    assert int(teacher.module.body[1].num_batches_tracked) == 0
+
+
+def test_the_learning_rate_falls_at_epochs_100_and_150_of_200():
+    config = AdaADConfig()
+    factor = lr_schedule(config)
+    assert [factor(e) for e in (99, 100, 150)] == pytest.approx([1, 0.1, 0.01])
+    assert (config.epochs, config.weight_decay, config.alpha) == (200, 5e-4, 1.0)

@@ -1,0 +1,119 @@
+"""PGD adversarial training: the loss by hand, the attack's start, BatchNorm, schedule and radius warm-up."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from robobench.api import Batch, Setup, lr_schedule
+from robobench.defenses import at
+from robobench.defenses.at import AT, ATConfig, ATObjective
+from robobench.randomness import Noise
+from robobench.threat import ThreatModel
+from tests.toys import LinearTwoClass, TinyBatchNormNet, color_blobs
+
+THREAT = ThreatModel("Linf", 0.1)
+
+
+def batch_of(images, labels, epoch=0):
+    index = torch.arange(len(images))
+    return Batch(images, labels, index, epoch, Noise.of(index, "test", epoch))
+
+
+def buffers(model):
+    return {name: value.clone() for name, value in model.named_buffers()}
+
+
+def test_the_loss_is_the_mean_cross_entropy_of_the_attacked_images_alone():
+    objective = ATObjective(torch.nn.Flatten(), THREAT, ATConfig())  # the images are the logits
+    adv = torch.tensor([[0.5, 0.2, 0.3], [0.1, 0.1, 0.8]]).log().view(2, 3, 1, 1)
+    objective.inner_maximization = lambda batch: adv
+    loss = objective(batch_of(torch.rand(2, 3, 1, 1), torch.tensor([1, 2])))
+    assert loss.total.item() == pytest.approx(-(math.log(0.2) + math.log(0.8)) / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize(("norm", "dual"), [("Linf", 1), ("L2", 2)])
+def test_the_attack_reaches_the_worst_case_of_a_linear_model(norm, dual):
+    model, threat = LinearTwoClass((3, 4, 4)), ThreatModel(norm, 0.05)
+    images, labels = torch.full((5, 3, 4, 4), 0.5), torch.zeros(5, dtype=torch.long)
+    objective = ATObjective(model, threat, ATConfig(inner_steps=40))
+    adv = objective.inner_maximization(batch_of(images, labels))
+    drop = (model.gap(images) - model.gap(adv)).detach()
+    torch.testing.assert_close(drop, (0.05 * model.w.detach().norm(dual)).expand(5), rtol=1e-3, atol=1e-6)
+    assert model.w.grad is None
+
+
+def test_the_start_is_uniform_in_the_ball_and_clamped(monkeypatch):
+    monkeypatch.setattr(at, "ascend", lambda objective, start, *rest: start)
+    objective = ATObjective(TinyBatchNormNet(), THREAT, ATConfig())
+    labels = torch.zeros(16, dtype=torch.long)
+    for value in (0.0, 0.5, 1.0):
+        images = torch.full((16, 3, 8, 8), value)
+        start = objective.inner_maximization(batch_of(images, labels))
+        assert start.min() >= 0 and start.max() <= 1
+        delta = start - images
+        assert delta.abs().max() <= 0.1 + 1e-6
+        if value == 0.5:  # 3,072 draws: the mean of |U(-0.1, 0.1)| is 0.05, its deviation 0.0005
+            assert delta.abs().mean().item() == pytest.approx(0.05, abs=0.003)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_batchnorm_moves_in_the_attack_only_where_train_mode_is_chosen(mode):
+    images, labels = color_blobs(12)
+    model = TinyBatchNormNet().train()
+    objective = ATObjective(model, THREAT, ATConfig(inner_steps=3, attack_bn=mode))
+    before = buffers(model)
+    objective.inner_maximization(batch_of(images, labels))
+    same = [torch.equal(value, before[name]) for name, value in model.named_buffers()]
+    assert all(same) if mode == "eval" else not any(same)
+    assert all(m.training for m in model.modules())
+    moved = int(model.body[1].num_batches_tracked)
+    assert moved == (0 if mode == "eval" else 3)
+
+
+def test_the_attack_raises_the_loss_it_is_meant_to_raise():
+    images, labels = color_blobs(24)
+    model = TinyBatchNormNet().eval()
+    adv = ATObjective(model, THREAT, ATConfig()).inner_maximization(batch_of(images, labels))
+    with torch.no_grad():
+        clean, attacked = (F.cross_entropy(model(x), labels) for x in (images, adv))
+    assert attacked > clean + 0.01
+
+
+def test_the_radius_grows_over_the_warm_up():
+    images, labels = color_blobs(6)
+    config = ATConfig(epochs=12, eps_warmup=1 / 3)
+    objective = ATObjective(TinyBatchNormNet(), THREAT, config)
+    reach = []
+    for epoch in range(6):
+        adv = objective.inner_maximization(batch_of(images, labels, epoch))
+        reach.append(THREAT.distance(adv, images).max().item())
+    assert reach == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1], abs=1e-6)
+
+
+def test_the_learning_rate_falls_at_epochs_100_and_150_of_200():
+    factor = lr_schedule(ATConfig())
+    assert [factor(e) for e in (0, 99.9, 100, 149.9, 150, 199)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_it_is_one_stage_and_trains_the_network_it_was_given():
+    model = TinyBatchNormNet()
+    setup = Setup(model=model, threat=THREAT, config=ATConfig(), num_classes=3, image_shape=(3, 8, 8), train_size=12)
+    (stage,) = AT(ATConfig()).stages(setup)
+    assert stage.epochs == 200 and stage.augment == "crop-flip"
+    assert {id(p) for p in stage.objective.parameters()} == {id(p) for p in model.parameters()}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("inner_steps", 0, "inner_steps must be >= 1, got 0"),
+        ("relative_step", 0.0, "relative_step must be > 0, got 0.0"),
+        ("attack_bn", "both", "attack_bn must be one of eval, train, got both"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_allowed(field, value, message):
+    with pytest.raises(ValueError) as error:
+        ATConfig(**{field: value})
+    assert str(error.value) == message

@@ -1,0 +1,179 @@
+"""What every training defense owes: the passes it declares, attacks inside the threat model, untouched teachers."""
+
+import copy
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from robobench.api import Batch, Frozen, Passes, Setup
+from robobench.plugins import load_defense
+from robobench.randomness import Noise
+from robobench.threat import ThreatModel
+from tests.toys import TinyBatchNormNet, color_blobs
+
+COUNT, EPS = 6, 0.05
+CASES = [
+    ("standard", {}),
+    ("at", {}),
+    ("trades", {}),
+    ("iad", {}),
+    ("iad", {"gate": 0.0}),
+    ("iad", {"variant": "II"}),
+    ("mtard", {}),
+    ("adaad", {}),
+    ("adaad", {"alpha": 0.5}),
+    ("adaad", {"form": "adaiad"}),
+    ("rocl", {}),
+    ("rocl", {"head": "robust-linear", "head_inner_steps": 2}),
+    ("rocl", {"head": "fine-tune", "head_inner_steps": 2}),
+]
+IDS = [f"{name} {' '.join(f'{k}={v}' for k, v in changes.items())}".strip() for name, changes in CASES]
+
+
+class Tap(torch.autograd.Function):
+    """Identity that counts the images of a batch when a gradient comes back through it."""
+
+    @staticmethod
+    def forward(ctx, value, counts, name, images):
+        ctx.counts, ctx.name, ctx.images = counts, name, images
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        ctx.counts[ctx.name] += ctx.images
+        return gradient, None, None, None
+
+
+class Counting(nn.Module):
+    """A network that counts images forwarded, and gradients that reach its input and its first weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+        self.weight = nn.Parameter(torch.randn(8, 3, 3, 3) / 5)
+        self.norm, self.head = nn.BatchNorm2d(8), nn.Linear(8, 3)
+
+    def features(self, images):
+        count = len(images)
+        self.counts["forward"] += count
+        images = Tap.apply(images, self.counts, "input_grad", count)
+        weight = Tap.apply(self.weight, self.counts, "weight_grad", count)
+        return F.relu(self.norm(F.conv2d(images, weight, padding=1))).mean((2, 3))
+
+    def forward(self, images):
+        return self.head(self.features(images))
+
+
+def batch_of(images, labels, epoch=0):
+    index = torch.arange(len(images))
+    return Batch(images, labels, index, epoch, Noise.of(index, "test", epoch))
+
+
+def defense_of(name, changes, epochs=5):
+    cls = load_defense(name)
+    own = {"projection": 16} if name == "rocl" else {}
+    steps = {"inner_steps": 3} if "inner_steps" in cls.Config.__dataclass_fields__ else {}
+    return cls(cls.Config(epochs=epochs, augment="none", **steps, **own, **changes))
+
+
+def setup_of(defense, make, threat):
+    torch.manual_seed(0)
+    return Setup(
+        model=make(),
+        threat=threat,
+        config=defense.config,
+        num_classes=3,
+        image_shape=(3, 8, 8),
+        train_size=COUNT,
+        required={role: Frozen(make()) for role in defense.requires},
+    )
+
+
+def objectives_of(defense, setup):
+    """Each stage with its objective, built when its turn comes, as the core does."""
+    for stage in defense.stages(setup):
+        made = stage.objective if isinstance(stage.objective, nn.Module) else stage.objective()
+        yield stage, made.train()
+
+
+@pytest.mark.parametrize(("name", "changes"), CASES, ids=IDS)
+def test_the_declared_passes_are_those_that_happen(name, changes):
+    defense = defense_of(name, changes)
+    setup = setup_of(defense, Counting, ThreatModel("Linf", EPS))
+    images, labels = color_blobs(COUNT)
+    teachers = [teacher.module.counts for teacher in setup.required.values()]
+    for stage, objective in objectives_of(defense, setup):
+        setup.model.counts.clear()
+        for epoch in range(5):
+            objective(batch_of(images, labels, epoch)).total.backward()
+        own = {kind: total / (5 * COUNT) for kind, total in setup.model.counts.items()}
+        theirs = {kind: sum(c[kind] for c in teachers) / (5 * COUNT) for kind in ("forward", "input_grad")}
+        counted = Passes(**own, teacher_forward=theirs["forward"], teacher_input_grad=theirs["input_grad"])
+        assert counted == stage.passes
+        assert not any(c["weight_grad"] for c in teachers)
+
+
+ATTACKING = [(name, changes) for name, changes in CASES if name != "standard"]
+HOW = pytest.mark.parametrize(("name", "changes"), ATTACKING, ids=IDS[1:])
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("eps", [0.0, EPS])
+@HOW
+def test_attacked_images_stay_in_the_ball_and_in_range_also_from_black_and_white(name, changes, eps, norm):
+    defense, threat = defense_of(name, changes), ThreatModel(norm, eps)
+    setup = setup_of(defense, TinyBatchNormNet, threat)
+    images = torch.stack((*torch.zeros(2, 3, 8, 8), *torch.ones(2, 3, 8, 8), *color_blobs(2)[0]))
+    batch = batch_of(images, torch.arange(COUNT) % 3)
+    for _, objective in objectives_of(defense, setup):
+        asked = (images, images.flip(3), batch) if hasattr(objective, "projector") else (batch,)
+        adv = objective.inner_maximization(*asked)
+        threat.check(adv, images, name)
+        assert not adv.requires_grad
+        if eps == 0:
+            assert torch.equal(adv, images)
+
+
+@HOW
+def test_a_step_puts_modes_back_keeps_images_and_leaves_teachers_bit_identical(name, changes):
+    defense = defense_of(name, changes)
+    setup = setup_of(defense, TinyBatchNormNet, ThreatModel("Linf", EPS))
+    images, labels = color_blobs(COUNT)
+    kept, teachers = images.clone(), [teacher.module for teacher in setup.required.values()]
+    before = copy.deepcopy([teacher.state_dict() for teacher in teachers])
+    for stage, objective in objectives_of(defense, setup):
+        modes = [m.training for m in setup.model.modules()]
+        optimizer = stage.optimizer(objective)
+        for epoch in range(3):
+            loss = objective(batch_of(images, labels, epoch))
+            loss.total.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            assert not any(value.requires_grad for value in loss.metrics.values())
+            assert all(value.isfinite() for value in (loss.total, *loss.metrics.values()))
+        assert [m.training for m in setup.model.modules()] == modes
+        assert not any(key.startswith(("robust", "clean", "teacher")) for key in objective.state_dict())
+    assert torch.equal(images, kept)
+    for teacher, state in zip(teachers, before, strict=True):
+        assert not any(m.training for m in teacher.modules())
+        assert all(p.grad is None for p in teacher.parameters())
+        assert all(torch.equal(value, state[key]) for key, value in teacher.state_dict().items())
+
+
+@HOW
+def test_the_attack_draws_from_the_batch_and_not_from_the_global_generator(name, changes):
+    defense = defense_of(name, changes)
+    images, labels = color_blobs(COUNT)
+    totals = []
+    for seed in (1, 2):
+        setup = setup_of(defense, TinyBatchNormNet, ThreatModel("Linf", EPS))
+        for _, objective in objectives_of(defense, setup):
+            torch.manual_seed(seed)
+            state = torch.random.get_rng_state()
+            totals.append(objective(batch_of(images, labels)).total.item())
+            assert torch.equal(state, torch.random.get_rng_state())
+    half = len(totals) // 2
+    assert totals[:half] == totals[half:]
