@@ -3,7 +3,7 @@
     python benchmarks/at_against_standard.py --data-dir DIR [--out DIR] [--threads N]
 
 DIR holds CIFAR-10 as parquet files or torchvision's archive. Trains `standard` and `at` on the first 5,000 training
-images with resnet20 and attacks the first 1,000 test images, white-box, with PGD-20 at Linf 8/255. A plain loop of 15
+images with resnet20 and attacks the first 1,000 test images, white-box, with PGD-20 at Linf 8/255; AT trains with 7 inner steps. A plain loop of 15
 epochs gave 27.9 % against 0.0 %. Exit status 1 unless AT stands at least 20 points above standard.
 """
 
@@ -35,7 +35,7 @@ rows = robobench.compare(
     attacks="pgd",
     eps="8/255",
     protocol="white-box",
-    sets=("run.train_images=5000", "at.eps_warmup=0.2"),
+    sets=("run.train_images=5000", "at.inner_steps=7"),
     verbosity=0,
 )
 columns = ["defense", "clean_accuracy", "robust_accuracy", "ci_low", "ci_high", "own_seconds", "hardware"]

@@ -104,7 +104,7 @@ def _from_parquet(name: str, place: Path, part: str) -> Arrays:
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     kept = cache_root() / "decoded" / f"{name}-{part}-{digest.hexdigest()[:16]}.npz"
     try:
-        with np.load(kept, allow_pickle=False) as arrays:
+        with kept.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             return arrays["images"], arrays["labels"]  # the zip's checksums were verified by reading
     except Exception:  # not there yet, or damaged: decode
         pass

@@ -334,7 +334,7 @@ def _npz(name: str, file: Path, *, need_train: bool, **options: Any) -> Dataset:
         raise RequestError(f"no file '{file}' for data set '{name}'; write npz:FILE")
     wanted = ("x_test", "y_test", *(("x_train", "y_train") if need_train else ()))
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             missing = [key for key in wanted if key not in archive]
             arrays = {key: archive[key] for key in wanted if key not in missing}
     except Exception as err:  # damage shows in many ways: zip, zlib, header, CRC

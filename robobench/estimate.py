@@ -81,7 +81,7 @@ def rehearse(plan: Plan, training: Training, batch_size: int = REHEARSAL_IMAGES)
     images = RandomImages(batch_size, resolution, training.spec.num_classes, plan.device)
     engine = Engine(plan.device, plan.precision, training.seed)
     blank = replace(training.spec, pretrained=False)
-    model = models.build(blank).to(plan.device, memory_format=torch.channels_last)
+    model = models.build(blank).to(plan.device)
     shape = (3, resolution, resolution)
     setup = Setup(
         model=model,
@@ -106,7 +106,7 @@ def rehearse(plan: Plan, training: Training, batch_size: int = REHEARSAL_IMAGES)
         if isinstance(stage, Produce):
             count, epochs = plan.train_images, 1
             per_image = (units or 1) * one_forward
-            memory = measured = 0
+            memory, measured = 0.0, 0
             setup.produced[stage.name] = Produced(np.zeros((batch_size, *shape), np.float32), plan.device)
         else:
             count, epochs = stage.epochs * plan.train_images, stage.epochs
@@ -141,7 +141,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     """Print everything a request would do: hyperparameters, stages, cells, time, memory, what is missing."""
     store = Store(plan.out)
     console.print(
-        f"plan: preset {plan.preset}, {plan.dataset.name} (data {plan.dataset.digest}), "
+        f"plan: preset {plan.preset}, {plan.dataset.name} (data {plan.data_digest}), "
         f"{plan.train_images} training and {plan.examples} test images",
         highlight=False,
     )

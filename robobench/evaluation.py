@@ -25,7 +25,7 @@ CHUNK = 256  # images evaluated together: the unit of work, resume and sharding
 
 def chunks(count: int, chunk: int) -> Iterator[Tensor]:
     """Cut the first `count` test images into chunks of their numbers."""
-    yield from torch.arange(count).split(chunk)
+    yield from torch.split(torch.arange(count), chunk)
 
 
 def check_logits(logits: Tensor, labels: Tensor) -> None:
@@ -50,7 +50,8 @@ def clean_bits(model: nn.Module, data: Images, index: Tensor, device: str) -> Te
         labels = data.labels[index].to(device)
         logits = model(data.images(index))
         check_logits(logits, labels)
-        return (logits.argmax(1) == labels).cpu()
+        right: Tensor = logits.argmax(1) == labels
+        return right.cpu()
 
 
 def attack_noise(attack: Attack, index: Tensor, device: str) -> Noise:
@@ -107,7 +108,8 @@ def transfer_examples(source: nn.Module, attack: Attack, data: Images, index: Te
 def transfer_bits(model: nn.Module, adv: Tensor, labels: Tensor, clean: Tensor) -> Tensor:
     """Say which images stay right when the model sees examples made elsewhere: (B,) bool on the CPU."""
     with frozen(model), torch.no_grad():
-        return (model(adv).argmax(1) == labels.to(adv.device)).cpu() & clean
+        right: Tensor = model(adv).argmax(1) == labels.to(adv.device)
+        return right.cpu() & clean
 
 
 # --- statistics ---------------------------------------------------------------------------------

@@ -113,7 +113,7 @@ def load(store: str | Path, name: str, *, device: str = "cpu") -> nn.Module:
         raise RequestError(f"'{store}' holds {what} called '{name}'; name one of: {options}")
     folder = place.folder("model", fitting[0])
     place.verify(folder)
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in configs[fitting[0]]["spec"].items()}
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in configs[fitting[0]]["spec"].items()}
     model = models.build(models.ModelSpec(**{**values, "pretrained": False})).to(device)
     model.load_state_dict(load_file(folder / "model.safetensors", device=device))
     return model.eval()

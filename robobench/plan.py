@@ -250,6 +250,11 @@ class Plan:
         have = len(self.dataset.train) if self.dataset.train is not None else 0
         return min(self.run.train_images or have, have)
 
+    @property
+    def data_digest(self) -> str:
+        """Digest of the test images: the same whether or not training images were loaded beside them."""
+        return str(self.dataset.test.digest)
+
     def order(self) -> list[Training]:
         """Every network to be trained, prerequisites first, each once."""
         jobs: dict[str, Training] = {}
@@ -439,8 +444,8 @@ class Planner:
             image_size=run.image_size,
             stem=run.stem,
             interpolation=run.interpolation,
-            mean=mean,  # type: ignore[arg-type]
-            std=std,  # type: ignore[arg-type]
+            mean=mean,
+            std=std,
             pretrained=run.pretrained,
             seed=seed,
         )

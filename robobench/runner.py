@@ -53,7 +53,7 @@ class Runner:
         """Say what is about to happen, and what it is not."""
         plan = self.plan
         self.reporter.note(
-            f"{plan.dataset.name} (data {plan.dataset.digest}), preset {plan.preset}, {plan.device}, "
+            f"{plan.dataset.name} (data {plan.data_digest}), preset {plan.preset}, {plan.device}, "
             f"{plan.precision}, {plan.threads} threads"
         )
         for name, used, have in (
@@ -101,7 +101,7 @@ class Runner:
         self.reporter.note(f"{label}: training {training.spec.name} on {training.dataset}")
         data = self.plan.dataset.train.first(self.plan.train_images)
         engine = Engine(self.plan.device, self.plan.precision, training.seed, self.reporter)
-        model = models.build(training.spec).to(self.plan.device, memory_format=torch.channels_last)
+        model = models.build(training.spec).to(self.plan.device)
         setup = Setup(
             model=model,
             threat=training.threat or NO_THREAT,
@@ -129,7 +129,7 @@ class Runner:
 
     def _import(self, training: Training) -> None:
         """Put a network that came from elsewhere into the store, as it is."""
-        model = models.build(training.spec).to(self.plan.device, memory_format=torch.channels_last)
+        model = models.build(training.spec).to(self.plan.device)
         if training.weights is not None:
             models.load_weights(model, training.weights)
         self._save(training, model, [], [])
@@ -211,7 +211,7 @@ class Runner:
             "defense_version": training.defense.version,
             "preset": self.plan.preset,
             "dataset": training.dataset,
-            "data_digest": self.plan.dataset.digest,
+            "data_digest": self.plan.data_digest,
             "train_images": training.recipe["train_images"],
             "resolution": self.plan.run.attack_resolution,
             "spec": asdict(training.spec),
@@ -249,7 +249,7 @@ class Runner:
             folder = self.store.find("model", training.folder)
             if folder is None:
                 raise ArtifactError(f"the trained '{training.name}' is not in '{self.plan.out}'; run it again")
-            model = models.build(training.spec).to(self.plan.device, memory_format=torch.channels_last)
+            model = models.build(training.spec).to(self.plan.device)
             model.load_state_dict(load_file(folder / "model.safetensors", device=self.plan.device))
             self._network = (training.key, model.eval())
         return self._network[1]
@@ -306,7 +306,7 @@ class Runner:
             "source": source.key if source else None,
             "attack": cell.recipe(),
             "protocol": protocol,
-            "data": self.plan.dataset.digest,
+            "data": self.plan.data_digest,
             "examples": self.plan.examples,
             "chunk": self.plan.run.chunk,
             **self.plan.environment(),
@@ -318,7 +318,7 @@ class Runner:
         return {
             "training": training.folder,
             "dataset": training.dataset,
-            "data_digest": self.plan.dataset.digest,
+            "data_digest": self.plan.data_digest,
             "model": training.spec.name,
             "image_size": training.spec.image_size,
             "stem": training.spec.stem,
@@ -400,7 +400,7 @@ class Runner:
         recipe = {
             "source": self.plan.source.key,
             "attack": cell.recipe(),
-            "data": self.plan.dataset.digest,
+            "data": self.plan.data_digest,
             "examples": [int(index[0]), int(index[-1])],
             **self.plan.environment(),
         }

@@ -39,11 +39,13 @@ class SmallNet(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, 16)."""
-        return self.body(images).mean((2, 3))
+        maps: Tensor = self.body(images)
+        return maps.mean((2, 3))
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, K) logits."""
-        return self.head(self.features(images))
+        logits: Tensor = self.head(self.features(images))
+        return logits
 
 
 class Blobs:
@@ -84,7 +86,8 @@ def trained_net() -> SmallNet:
     net, data = SmallNet(), Blobs()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     for _ in range(20):
-        nn.functional.cross_entropy(net(data.images(torch.arange(len(data)))), data.labels).backward()
+        loss = nn.functional.cross_entropy(net(data.images(torch.arange(len(data)))), data.labels)
+        torch.autograd.backward(loss)
         optimizer.step()
         optimizer.zero_grad()
     return net.eval()

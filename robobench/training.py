@@ -113,7 +113,7 @@ def one_step(engine: Engine, objective: nn.Module, optimizer: torch.optim.Optimi
     with engine.autocast():
         loss: Loss = objective(batch)
     if loss.total.requires_grad:
-        loss.total.backward()
+        torch.autograd.backward(loss.total)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return loss
@@ -165,7 +165,7 @@ def run_train(
         torch.random.fork_rng(),
     ):
         for epoch in range(stage.epochs):
-            order = permutation(len(data), engine.seed, stage.name, epoch).split(sizes)
+            order = torch.split(permutation(len(data), engine.seed, stage.name, epoch), sizes)
             sums: dict[str, Tensor] = {}
             with stopwatch.account(stage.name):
                 for step, index in enumerate(order):
@@ -210,7 +210,7 @@ def run_produce(
     """
     parts = []
     with engine.reporter.bar(stage.name, len(data)) as advance, torch.random.fork_rng():
-        for index in torch.arange(len(data)).split(stage.batch_size):
+        for index in torch.split(torch.arange(len(data)), stage.batch_size):
             with stopwatch.account(stage.name):
                 torch.manual_seed(key(engine.seed, stage.name, int(index[0])))
                 parts.append(stage.function(engine.batch(data, index, stage.name, 0)).cpu().numpy())

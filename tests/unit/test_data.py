@@ -1,0 +1,477 @@
+"""Data sets: what is delivered, what is refused, and that nothing is ever swapped or read half."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from robobench.data import DATASETS, blank, data_root, load, radii, require_classes
+from robobench.errors import RequestError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """Caches and data roots of these tests lie in their own folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "cache"))
+    monkeypatch.delenv("ROBOBENCH_DATA", raising=False)
+    return tmp_path / "cache"
+
+
+def everything(split):
+    return split.images(torch.arange(len(split)))
+
+
+def refusal(name, **options):
+    """Load what must be refused; return the one line."""
+    with pytest.raises(RequestError) as caught:
+        load(name, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- the table ----------------------------------------------------------------------------------
+
+
+def test_radii_belong_to_the_data_set_and_strangers_get_those_of_cifar():
+    assert radii("digits", "Linf") == ((0.05, 0.1), 0.1)
+    assert radii("digits", "L2") == ((1.0, 2.0), 2.0)
+    for name in ("cifar10", "cifar100", "npz:mine.npz"):
+        assert radii(name, "Linf") == ((8 / 255, 16 / 255), 8 / 255)
+        assert radii(name, "L2") == ((0.5, 1.0), 0.5)
+
+
+def test_names_and_radii_are_there_without_torch():
+    code = "import sys; from robobench.data import radii; radii('digits', 'L2'); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert all(len(summary.splitlines()) == 1 for summary in DATASETS.values())
+
+
+def test_an_unknown_name_gets_a_suggestion():
+    assert "unknown data set 'cifar'; did you mean 'cifar10'? known: cifar10, cifar100, digits" in refusal("cifar")
+    assert refusal("npz:") == "data set 'npz:' names no place; write npz:FILE"
+    assert refusal("imagefolder:").endswith("write imagefolder:PATH")
+    assert "resolution must be 1 or more, got 0" in refusal("digits", resolution=0)
+
+
+def test_the_data_root_is_the_argument_then_the_variable_then_the_cache(tmp_path, monkeypatch, cache):
+    if sys.platform == "linux":
+        assert data_root() == cache / "robobench" / "data"
+    monkeypatch.setenv("ROBOBENCH_DATA", str(tmp_path / "named"))
+    assert data_root() == tmp_path / "named"
+    assert data_root(tmp_path) == tmp_path
+    with pytest.raises(RequestError, match="is no folder; create it"):
+        data_root(tmp_path / "nowhere")
+
+
+# --- digits -------------------------------------------------------------------------------------
+
+
+def test_digits_are_scikit_learns_enlarged_by_four_with_three_equal_channels():
+    from sklearn.datasets import load_digits
+
+    data = load("digits")
+    assert (len(data.train), len(data.test), data.num_classes, data.resolution) == (1437, 360, 10, 32)
+    images = torch.cat([everything(data.train), everything(data.test)])
+    assert images.shape == (1797, 3, 32, 32) and images.dtype == torch.float32
+    small = images[:, :, ::4, ::4]
+    assert torch.equal(small.repeat_interleave(4, 2).repeat_interleave(4, 3), images)
+    assert torch.equal(images[:, 0], images[:, 1]) and torch.equal(images[:, 0], images[:, 2])
+    labels = torch.cat([data.train.labels, data.test.labels])
+    bunch = load_digits()
+    ours = sorted(zip((small[:, 0] * 16).flatten(1).int().tolist(), labels.tolist(), strict=True))
+    theirs = sorted(zip(bunch.data.astype(int).tolist(), bunch.target.tolist(), strict=True))
+    assert ours == theirs  # every scan once, with its own label
+    assert not data.train.on_grid  # sixteenths are not 255ths
+
+
+def test_the_digits_split_is_fixed_and_every_beginning_of_it_is_balanced():
+    data = load("digits")
+    assert data.digest == load("digits").digest
+    assert data.test.labels[:10].tolist() == load("digits", need_train=False).test.labels[:10].tolist()
+    for count in (50, 200, 1437):
+        per_class = data.train.first(count).labels.bincount(minlength=10)
+        assert per_class.min() >= count // 10 - 4 and per_class.max() <= count // 10 + 4
+    assert data.test.labels.bincount().min() >= 34
+
+
+def test_a_part_of_a_split_is_its_first_images_under_another_digest():
+    data = load("digits")
+    part = data.train.first(100)
+    assert len(part) == 100 and torch.equal(everything(part), data.train.images(torch.arange(100)))
+    assert part.digest != data.train.digest and part.digest == load("digits").train.take(100).digest
+    assert data.train.first(5000) is data.train and len(data.train) == 1437
+
+
+def test_images_come_in_the_order_asked():
+    test = load("digits").test
+    assert torch.equal(test.images(torch.tensor([5, 2, 5])), everything(test)[[5, 2, 5]])
+
+
+def test_another_resolution_is_delivered_resized_inside_the_box_under_another_digest():
+    small, large = load("digits", need_train=False), load("digits", resolution=48, need_train=False)
+    images = everything(large.test)
+    assert large.resolution == 48 and images.shape == (360, 3, 48, 48)
+    assert images.min() >= 0 and images.max() <= 1
+    assert images.mean() == pytest.approx(everything(small.test).mean().item(), abs=0.01)
+    assert large.digest != small.digest
+    assert load("digits", resolution=32, need_train=False).digest == small.digest
+
+
+def test_a_training_split_of_one_class_is_refused_where_asked():
+    train = load("digits").train
+    require_classes(train, 2)
+    with pytest.raises(RequestError, match="has 1 class in 1 images, training needs 2 or more"):
+        require_classes(train.first(1), 2)
+
+
+def test_a_blank_has_the_shape_of_the_data_set_it_stands_for():
+    stand_in = blank("cifar100", 64)
+    assert (len(stand_in.train), len(stand_in.test), stand_in.num_classes) == (50_000, 10_000, 100)
+    assert stand_in.test.images(torch.arange(3)).shape == (3, 3, 64, 64)
+    assert blank("npz:mine.npz") is None
+
+
+# --- npz ----------------------------------------------------------------------------------------
+
+
+def arrays(count=12, side=8, classes=3):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+    labels = np.arange(count) % classes
+    return {"x_train": images, "y_train": labels, "x_test": images[::2], "y_test": labels[::2]}
+
+
+def save(tmp_path, **changes):
+    kept = {key: value for key, value in {**arrays(), **changes}.items() if value is not None}
+    np.savez(tmp_path / "mine.npz", **kept)
+    return f"npz:{tmp_path / 'mine.npz'}"
+
+
+def test_npz_images_are_delivered_as_255ths(tmp_path):
+    data = load(save(tmp_path))
+    expected = torch.from_numpy(arrays()["x_train"]).permute(0, 3, 1, 2) / 255
+    assert torch.equal(everything(data.train), expected)
+    assert data.train.on_grid and data.train.labels.dtype == torch.int64
+    assert (data.num_classes, data.resolution, len(data.test)) == (3, 8, 6)
+    assert not load(save(tmp_path), resolution=16).train.on_grid
+
+
+def test_npz_without_training_arrays_serves_testing_alone(tmp_path):
+    name = save(tmp_path, x_train=None, y_train=None)
+    assert load(name, need_train=False).train is None
+    assert "lacks x_train, y_train to train; it needs x_test, y_test" in refusal(name)
+
+
+def test_the_digest_sees_pixels_labels_and_shape(tmp_path):
+    same = [load(save(tmp_path)).test.digest for _ in range(2)]
+    assert same[0] == same[1] and len(same[0]) == 16
+    pixel, labels = arrays()["x_test"], arrays()["y_test"]
+    pixel[3, 2, 1, 0] ^= 1
+    others = [{"x_test": pixel}, {"y_test": labels[::-1]}, {"x_test": arrays()["x_test"].transpose(0, 2, 1, 3)}]
+    digests = {load(save(tmp_path, **change)).test.digest for change in others}
+    assert len(digests | set(same)) == 4
+
+
+NAN = np.full((6, 8, 8, 3), 0.5)
+NAN[0, 0, 0, 0] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x_test": np.full((6, 8, 8, 3), 1.5)}, "float images must lie in [0, 1], got [1.5, 1.5]"),
+        ({"x_test": -NAN}, "float images must lie in [0, 1], got [nan, nan]"),
+        ({"x_test": np.zeros((6, 8, 8, 3), np.int64)}, "must be uint8 in 0 to 255 or float in [0, 1], got int64"),
+        ({"x_test": np.zeros((6, 3, 8, 8), np.uint8)}, "images must be N x H x W x 3, got 6 x 3 x 8 x 8"),
+        ({"x_test": np.zeros((6, 8, 8), np.uint8)}, "images must be N x H x W x 3, got 6 x 8 x 8"),
+        ({"x_test": np.zeros((6, 8, 4, 3), np.uint8), "x_train": None}, "images of 8x4; they must be square"),
+        ({"x_test": np.zeros((6, 4, 4, 3), np.uint8)}, "training and test images differ in size"),
+        ({"x_test": np.zeros((0, 8, 8, 3), np.uint8), "y_test": np.zeros(0, int)}, "test split is empty"),
+        ({"y_test": np.zeros(5, int)}, "6 images need as many labels, got shape (5,)"),
+        ({"y_test": np.eye(6)}, "6 images need as many labels, got shape (6, 6)"),
+        ({"y_test": np.zeros(6)}, "labels must be whole numbers, got float64"),
+        ({"y_test": np.array([0, 1, -1, 0, 1, 2])}, "labels must be 0 or more, got -1 to 2"),
+        ({"y_test": None}, "lacks y_test"),
+        ({"x_test": np.array([{}] * 6, dtype=object)}, "cannot read"),
+    ],
+)
+def test_arrays_that_are_no_images_with_labels_are_refused(tmp_path, changes, message):
+    assert message in refusal(save(tmp_path, **changes), need_train=changes.get("x_train", 1) is not None)
+
+
+def test_float_arrays_inside_the_box_are_taken_as_they_are_and_leave_the_grid(tmp_path):
+    images = np.random.default_rng(1).random((6, 8, 8, 3))
+    data = load(save(tmp_path, x_test=images), need_train=False)
+    assert torch.equal(everything(data.test), torch.from_numpy(images).float().permute(0, 3, 1, 2))
+    assert not data.test.on_grid
+
+
+@pytest.mark.parametrize("where", [0.3, 0.6, 0.9])
+def test_flipped_bytes_in_an_npz_are_noticed(tmp_path, where):
+    file = tmp_path / "mine.npz"
+    save(tmp_path, x_train=None, y_train=None, x_test=np.zeros((6, 64, 64, 3), np.uint8))
+    content = bytearray(file.read_bytes())
+    content[int(len(content) * where)] ^= 0xFF
+    file.write_bytes(content)
+    assert f"cannot read '{file}'" in refusal(f"npz:{file}", need_train=False)
+
+
+def test_a_truncated_or_missing_npz_is_refused(tmp_path):
+    file = tmp_path / "mine.npz"
+    save(tmp_path)
+    file.write_bytes(file.read_bytes()[:500])
+    assert f"cannot read '{file}'" in refusal(f"npz:{file}")
+    file.unlink()
+    assert refusal(f"npz:{file}") == f"no file '{file}' for data set 'npz:{file}'; write npz:FILE"
+
+
+# --- parquet ------------------------------------------------------------------------------------
+
+
+def picture(number, side=32):
+    rng = np.random.default_rng(number)
+    return rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
+
+
+def png(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def write_parquet(file, numbers, classes=10, image="img", label="label", side=32, columns=()):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    cells = [{"bytes": png(picture(n, side)), "path": None} for n in numbers]
+    table = {image: cells, label: [n % classes for n in numbers], **dict(columns)}
+    pq.write_table(pa.table(table), file)
+    return file
+
+
+@pytest.mark.parametrize("folder", [".", "data", "cifar10", "cifar10/data"])
+def test_parquet_files_are_found_joined_and_decoded_to_their_exact_pixels(tmp_path, folder):
+    place = tmp_path / "hf" / folder
+    write_parquet(place / "train-00000-of-00002.parquet", range(20))
+    write_parquet(place / "train-00001-of-00002.parquet", range(20, 30))
+    write_parquet(place / "test-00000-of-00001.parquet", range(30, 40), image="image")
+    data = load("cifar10", data_dir=tmp_path / "hf")
+    expected = torch.from_numpy(np.stack([picture(n) for n in range(30)])).permute(0, 3, 1, 2) / 255
+    assert torch.equal(everything(data.train), expected)
+    assert data.train.labels.tolist() == [n % 10 for n in range(30)]
+    assert (len(data.test), data.num_classes, data.train.on_grid) == (10, 10, True)
+
+
+def test_cifar100_reads_the_fine_labels(tmp_path):
+    coarse = {"coarse_label": [0] * 100}.items()
+    write_parquet(tmp_path / "test-00000-of-00001.parquet", range(100), 100, label="fine_label", columns=coarse)
+    data = load("cifar100", data_dir=tmp_path, need_train=False)
+    assert data.test.labels.tolist() == list(range(100)) and data.num_classes == 100
+
+
+def test_decoded_pixels_are_kept_verified_and_decoded_again_when_damaged(tmp_path, cache, monkeypatch):
+    write_parquet(tmp_path / "hf" / "test-00000-of-00001.parquet", range(10))
+    first = load("cifar10", data_dir=tmp_path / "hf", need_train=False)
+    (kept,) = cache.rglob("*.npz")
+    with monkeypatch.context() as patch:
+        patch.setattr("robobench.cifar._decoded", None)  # a second load must not need it
+        assert load("cifar10", data_dir=tmp_path / "hf", need_train=False).digest == first.digest
+    content = bytearray(kept.read_bytes())
+    content[len(content) // 2] ^= 1
+    kept.write_bytes(content)
+    again = load("cifar10", data_dir=tmp_path / "hf", need_train=False)
+    assert again.digest == first.digest and sorted(p.suffix for p in (tmp_path / "hf").iterdir()) == [".parquet"]
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch):
+    write_parquet(tmp_path / "hf" / "test-00000-of-00001.parquet", range(10))
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setattr("robobench.cifar.cache_root", lambda: tmp_path / "file")
+    assert len(load("cifar10", data_dir=tmp_path / "hf", need_train=False).test) == 10
+
+
+def test_parquet_that_is_not_the_data_set_asked_for_is_refused(tmp_path):
+    file = write_parquet(tmp_path / "test-00000-of-00001.parquet", range(10))
+    message = refusal("cifar100", data_dir=tmp_path, need_train=False)
+    assert message == f"'{file}' has labels of 10 classes, 0 to 9; cifar100 has 0 to 99, each of them"
+    write_parquet(file, range(100), classes=100)
+    assert "has labels of 100 classes, 0 to 99; cifar10 has 0 to 9" in refusal(
+        "cifar10", data_dir=tmp_path, need_train=False
+    )
+    write_parquet(file, range(10), image="picture")
+    assert "has the columns picture, label; cifar10 needs img or image" in refusal(
+        "cifar10", data_dir=tmp_path, need_train=False
+    )
+    write_parquet(file, range(10), side=28)
+    assert "holds images of [(28, 28, 3)]; cifar10 has 32 x 32 x 3" in refusal(
+        "cifar10", data_dir=tmp_path, need_train=False
+    )
+
+
+@pytest.mark.parametrize("fault", ["truncated", "flipped", "empty", "text", "torn picture"])
+def test_a_damaged_parquet_is_refused_in_one_line(tmp_path, fault):
+    file = write_parquet(tmp_path / "test-00000-of-00001.parquet", range(10))
+    content = bytearray(file.read_bytes())
+    match fault:
+        case "truncated":
+            file.write_bytes(content[: len(content) // 2])
+        case "flipped":
+            content[len(content) // 2] ^= 0xFF  # in a picture
+            file.write_bytes(content)
+        case "empty":
+            file.write_bytes(b"")
+        case "text":
+            file.write_text("<html>rate limit</html>")
+        case "torn picture":
+            cells = [{"bytes": png(picture(n))[:300], "path": None} for n in range(10)]
+            pq.write_table(pa.table({"img": cells, "label": list(range(10))}), file)
+    assert f"cannot read '{file}'" in refusal("cifar10", data_dir=tmp_path, need_train=False)
+
+
+def test_a_missing_part_of_a_split_is_refused(tmp_path):
+    write_parquet(tmp_path / "test-00000-of-00001.parquet", range(10))
+    assert "has 0 of the files train-*-of-*.parquet" in refusal("cifar10", data_dir=tmp_path)
+    write_parquet(tmp_path / "train-00001-of-00002.parquet", range(10))
+    assert "has 1 of the 2 files train-*-of-*.parquet of cifar10; fetch" in refusal("cifar10", data_dir=tmp_path)
+
+
+# --- archives -----------------------------------------------------------------------------------
+
+
+def write_archive(folder):
+    """Write a small data set in the layout of CIFAR-10's archive; return its files' checksums."""
+    folder.mkdir()
+    sums = {}
+    for name, numbers in (("data_batch_1", range(20)), ("test_batch", range(20, 30))):
+        pixels = np.stack([picture(n).transpose(2, 0, 1).reshape(-1) for n in numbers])
+        content = pickle.dumps({"data": pixels, "labels": [n % 10 for n in numbers]})
+        (folder / name).write_bytes(content)
+        sums[name] = hashlib.md5(content).hexdigest()
+    content = pickle.dumps({"label_names": list("abcdefghij")})
+    (folder / "batches.meta").write_bytes(content)
+    sums["batches.meta"] = hashlib.md5(content).hexdigest()
+    return sums
+
+
+@pytest.fixture
+def archive(tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    sums = write_archive(tmp_path / "cifar-10-batches-py")
+    monkeypatch.setattr(CIFAR10, "train_list", [["data_batch_1", sums["data_batch_1"]]])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": sums["batches.meta"]})
+    return tmp_path
+
+
+def test_a_python_archive_is_read_and_goes_before_parquet(archive):
+    write_parquet(archive / "test-00000-of-00001.parquet", range(50, 60))
+    data = load("cifar10", data_dir=archive)
+    expected = torch.from_numpy(np.stack([picture(n) for n in range(20)])).permute(0, 3, 1, 2) / 255
+    assert torch.equal(everything(data.train), expected) and data.train.labels.tolist() == [n % 10 for n in range(20)]
+    assert torch.equal(everything(data.test)[0], torch.from_numpy(picture(20)).permute(2, 0, 1) / 255)
+
+
+def test_an_archive_that_differs_from_its_checksum_is_never_unpickled(archive):
+    class Evil:
+        def __reduce__(self):
+            return (exec, ("raise SystemExit('code from an archive ran')",))
+
+    (archive / "cifar-10-batches-py" / "test_batch").write_bytes(pickle.dumps(Evil()))
+    message = refusal("cifar10", data_dir=archive)
+    assert "is damaged or incomplete (checksums differ); delete it and download it again" in message
+
+
+def test_a_damaged_tar_is_refused(tmp_path):
+    (tmp_path / "cifar-100-python.tar.gz").write_bytes(b"half a download")
+    assert "cifar-100-python.tar.gz' is damaged" in refusal("cifar100", data_dir=tmp_path)
+
+
+def test_without_data_or_network_the_line_says_what_is_missing_and_the_next_move(tmp_path, monkeypatch):
+    from urllib.error import URLError
+
+    def offline(*args, **kwargs):
+        raise URLError("Name or service not known")
+
+    message = refusal("cifar10", data_dir=tmp_path, download=False)
+    assert f"no cifar10 in '{tmp_path}' (looked for cifar-10-batches-py/ and test-*.parquet" in message
+    assert "--data-dir" in message
+    monkeypatch.setattr("robobench.cifar._torchvision", offline)
+    message = refusal("cifar10", data_dir=tmp_path)
+    assert (
+        "cannot be downloaded (<urlopen error Name or service not known>); name its folder with --data-dir" in message
+    )
+
+
+# --- image folders ------------------------------------------------------------------------------
+
+
+def write_folder(root, parts=("train", "test"), names=("cat", "dog", "elk"), size=(20, 12)):
+    for part in parts:
+        for label, name in enumerate(names):
+            (root / part / name).mkdir(parents=True)
+            for number in range(4):
+                color = (80 * label, 40, 10 * number)
+                Image.new("RGB", size, color).save(root / part / name / f"{number}.png")
+    return f"imagefolder:{root}"
+
+
+def test_an_image_folder_is_streamed_resized_and_cropped(tmp_path):
+    data = load(write_folder(tmp_path), resolution=16)
+    assert (len(data.train), len(data.test), data.num_classes, data.resolution) == (12, 12, 3, 16)
+    images = everything(data.train)
+    assert images.shape == (12, 3, 16, 16) and data.train.on_grid
+    assert torch.equal(images[:, 0, 0, 0], data.train.labels * 80 / 255)  # each picture beside its own label
+    assert set(data.train.labels[:8].tolist()) == {0, 1, 2}
+    assert load(f"imagefolder:{tmp_path}").resolution == 224
+
+
+def test_the_crop_is_the_center(tmp_path):
+    name = write_folder(tmp_path, parts=("val",), names=("a",))
+    pixels = np.zeros((12, 20, 3), np.uint8)
+    pixels[:, 4:16] = 255
+    for file in (tmp_path / "val" / "a").iterdir():
+        Image.fromarray(pixels).save(file)
+    images = everything(load(name, resolution=12, need_train=False).test)
+    assert images.min() == 1
+
+
+def test_testing_alone_needs_no_train_folder(tmp_path):
+    name = write_folder(tmp_path, parts=("val",))
+    assert load(name, need_train=False, resolution=8).num_classes == 3
+    assert "training needs PATH/train/<class>/*" in refusal(name)
+
+
+def test_the_digest_of_a_folder_sees_every_file(tmp_path):
+    name = write_folder(tmp_path)
+    before = load(name, resolution=8)
+    assert load(name, resolution=8).digest == before.digest != load(name, resolution=9).digest
+    Image.new("RGB", (20, 12), (1, 2, 3)).save(tmp_path / "test" / "elk" / "3.png")
+    after = load(name, resolution=8)
+    assert after.test.digest != before.test.digest and after.train.digest == before.train.digest
+
+
+def test_a_folder_that_is_no_data_set_is_refused(tmp_path):
+    assert "no folder" in refusal(f"imagefolder:{tmp_path / 'nowhere'}")
+    name = write_folder(tmp_path / "a", parts=("train",))
+    (tmp_path / "a" / "test" / "cat").mkdir(parents=True)
+    assert "no images in" in refusal(name)
+    (tmp_path / "a" / "test" / "fox").mkdir()
+    assert "has the class 'fox', which" in refusal(name)
+
+
+def test_a_torn_picture_is_named_when_it_is_read(tmp_path):
+    data = load(write_folder(tmp_path), resolution=8)
+    for file in (tmp_path / "test").rglob("*.png"):
+        file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(RequestError, match=r"cannot read the image .* replace or remove it"):
+        everything(data.test)
