@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch.nn.functional as F
 from torch import nn
 
@@ -14,6 +16,10 @@ class Standard(Defense):
 
     version = 1
     adversarial = False
+    presets: ClassVar = {
+        # Section 4.1 of the MACD paper; batch size, schedule and augmentation are not stated there.
+        "paper": {"epochs": 20, "batch_size": 64, "lr": 0.003, "schedule": "constant", "augment": "none"},
+    }
 
     def stages(self, setup: Setup) -> list[Stage]:
         """One stage: cross-entropy."""

@@ -123,7 +123,7 @@ def build(spec: ModelSpec) -> Prepared:
     inputs = (spec.image_size, spec.interpolation, spec.mean, spec.std)
     if spec.pretrained and (is_factory(spec.name) or spec.name in ARCHITECTURES):
         raise RequestError(
-            f"model '{spec.name}' has no pretrained weights; ask for random ones (--set model.pretrained=false)"
+            f"model '{spec.name}' has no pretrained weights; ask for random ones (--set run.pretrained=false)"
         )
     model: Prepared
     with _seeded(spec.seed):
@@ -161,6 +161,19 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
+def pretrained_at_hand(spec: ModelSpec) -> bool:
+    """Tell whether timm's pretrained weights of a model are in the Hugging Face cache; asks no network."""
+    import timm
+    from huggingface_hub import try_to_load_from_cache
+
+    config = timm.get_pretrained_cfg(TIMM.get(spec.name) or spec.name.removeprefix("timm:"))
+    if config is None or not config.hf_hub_id:
+        return False
+    return any(
+        isinstance(try_to_load_from_cache(config.hf_hub_id, f), str) for f in ("model.safetensors", "pytorch_model.bin")
+    )
+
+
 # --- timm ---------------------------------------------------------------------------------------
 
 
@@ -178,7 +191,7 @@ def _from_timm(spec: ModelSpec) -> Prepared:
         hint = f"; did you mean {' or '.join(close)}?" if close else ";"
         raise RequestError(f"unknown timm model '{name}'{hint} timm.list_models() prints all")
     if spec.pretrained and spec.stem == "cifar":
-        raise RequestError(f"pretrained '{spec.name}' keeps its own stem; --set model.stem=imagenet goes with it")
+        raise RequestError(f"pretrained '{spec.name}' keeps its own stem; --set run.stem=imagenet goes with it")
     options: dict[str, Any] = {}
     config = timm.get_pretrained_cfg(name)
     if config is not None and config.fixed_input_size and spec.image_size:
@@ -189,8 +202,7 @@ def _from_timm(spec: ModelSpec) -> Prepared:
         if not spec.pretrained:
             raise RequestError(f"timm cannot build '{name}': {_one_line(err)}") from err
         raise RequestError(
-            f"pretrained weights for '{spec.name}' cannot be fetched here ({type(err).__name__}); give a file "
-            "(--teacher ROLE=PATH) or ask for random weights (--set model.pretrained=false)"
+            f"pretrained weights for '{spec.name}' cannot be fetched here ({type(err).__name__}); ask for random weights (--set run.pretrained=false)"
         ) from err
     if spec.stem == "cifar":
         _cifar_stem(net, spec.name)
@@ -208,7 +220,7 @@ def _cifar_stem(net: Any, name: str) -> None:
     from torch import nn
 
     if not (isinstance(getattr(net, "conv1", None), nn.Conv2d) and hasattr(net, "maxpool")):
-        raise RequestError(f"model '{name}' has no stem to replace; use --set model.stem=native")
+        raise RequestError(f"model '{name}' has no stem to replace; use --set run.stem=native")
     net.conv1 = nn.Conv2d(3, net.conv1.out_channels, 3, 1, padding=1, bias=False)
     nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
     net.maxpool = nn.Identity()

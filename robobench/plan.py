@@ -296,7 +296,7 @@ class Planner:
     """Resolves one request; keeps what its parts share."""
 
     def __init__(self, request: Request, *, dry: bool = False) -> None:
-        self.request = request
+        self.request, self.dry = request, dry
         self.notes: list[str] = []
         self.missing: list[str] = []
         self.used_names: set[str] = set()  # plug-ins of this run, which --set may name
@@ -571,6 +571,11 @@ class Planner:
             if name not in self.used_names:
                 raise unknown("name in --set", name, self.used_names | {"run"})
         preset_examples = 0 if request.external else self.run.examples  # `evaluate` takes all
+        if self.dry and self.run.pretrained and not models.pretrained_at_hand(self.spec(0)):
+            self.missing.append(
+                f"pretrained weights of '{request.model}' are not in the Hugging Face cache; a network at hand fetches "
+                "them, --set run.pretrained=false starts from random weights instead"
+            )
         examples = request.examples or preset_examples or len(self.dataset.test)
         if examples > len(self.dataset.test):
             self._note(f"--examples {examples}: the test split has {len(self.dataset.test)} images; all are used")

@@ -47,3 +47,13 @@ def color_blobs(count: int, num_classes: int = 3, size: int = 8, seed: int = 0) 
     images = 0.35 + 0.1 * torch.rand(count, 3, size, size, generator=generator)
     images[torch.arange(count), labels] += 0.3
     return images, labels
+
+
+class FakeClock:
+    """A clock that stands still until told otherwise."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now

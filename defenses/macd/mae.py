@@ -3,8 +3,7 @@
 Paper:   He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022, arXiv:2111.06377, for E and
          D; section 3.1 of the MACD paper for FL.
 Differs: kept tokens stay in raster order, so that they correspond to FL's pooled tokens (G7); how many are
-         kept is rounded (G3); what blocks add starts scaled by 1 / sqrt(2 depth), as in GPT-2, so that the
-         narrow networks of the presets learn in a few hundred steps.
+         kept is rounded (G3).
 
 L is the number of patches of an image, n the number of them that are kept, P the values of a patch.
 """
@@ -83,16 +82,11 @@ def _blocks(width: int, depth: int, heads: int) -> nn.Sequential:
 
 
 def _initialize(net: Encoder | Decoder) -> None:
-    """Linear layers: Xavier-uniform weights, zero biases; what a block adds to its input starts small (G21)."""
+    """Linear layers: Xavier-uniform weights, zero biases (G21)."""
     for module in net.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
-    depth = len(net.blocks) - 1
-    with torch.no_grad():
-        for name, weight in net.blocks.named_parameters():
-            if name.endswith(("attn.proj.weight", "mlp.fc2.weight")):
-                weight.mul_((2 * depth) ** -0.5)
 
 
 class Encoder(nn.Module):
@@ -117,8 +111,7 @@ class Encoder(nn.Module):
         Returns:
             The CLS token (B, 1, D) and the patch tokens (B, n, D), which do not contain it (G23).
         """
-        patches = (patchify(images, self.patch) - 0.5) / 0.25  # as MAE's loader, but for the channels' own mean
-        places = self.positions
+        patches, places = patchify(images, self.patch), self.positions
         if kept is not None:
             patches, places = take(patches, kept), places[kept]
         tokens = self.embed(patches) + places

@@ -1,0 +1,53 @@
+"""What is installed is what stands in the folders: setuptools drops unlisted packages without a word."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = {"robobench": "robobench", "attacks": "robobench/attacks", "defenses": "robobench/defenses"}
+
+
+def sources() -> dict[str, Path]:
+    """Every .py file that has to be installed, by its place in the wheel."""
+    return {
+        f"{target}/{path.relative_to(ROOT / folder)}": path
+        for folder, target in FOLDERS.items()
+        for path in (ROOT / folder).rglob("*.py")
+    }
+
+
+def test_every_package_folder_is_listed():
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    needed = {str(Path(place).parent).replace("/", ".") for place in sources()} | {"robobench.leaderboards"}
+    assert listed == needed
+
+
+def test_wheel_and_sdist_lack_no_file(tmp_path):
+    pytest.importorskip("build")
+    tree = tmp_path / "tree"
+    skip = shutil.ignore_patterns(".git", ".venv", "runs", "build", "dist", "*.egg-info", "__pycache__", ".*_cache")
+    shutil.copytree(ROOT, tree, ignore=skip)
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(tree)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    (sdist,) = (tmp_path / "dist").glob("*.tar.gz")
+    with zipfile.ZipFile(wheel) as archive:
+        installed = set(archive.namelist())
+    assert set(sources()) <= installed
+    stale = (
+        {name for name in installed if name.endswith(".py")} - set(sources()) - {"robobench/leaderboards/__init__.py"}
+    )
+    assert not stale
+    with tarfile.open(sdist) as tarball:
+        packed = {name.split("/", 1)[-1] for name in tarball.getnames()}
+    assert {str(path.relative_to(ROOT)) for path in sources().values()} <= packed

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from robobench import report
+from robobench.errors import RequestError
+from robobench.evaluation import Bits, wilson
+from robobench.results import COLUMNS, read, rows_of, transfer_only, worst_case
+
+
+def record(attack="pgd", protocol="white-box", robust="0011", clean="0111", eps=0.1, **more):
+    base = dict.fromkeys(COLUMNS)
+    return {
+        **base, "attack": attack, "protocol": protocol, "threat_norm": "Linf", "threat_eps": eps, "seed": 0,
+        "examples": len(clean), "clean_bits": clean, "robust_bits": robust, "status": "ok", "defense": "at",
+        "dataset": "digits", "data_digest": "d", "model": "cnn", "preset": "quick", "budget": "steps=20",
+        "training": "at-1", "timing": {"own_seconds": 2.0, "whole_seconds": 3.0, "flags": []}, "control": False, **more,
+    }  # fmt: skip
+
+
+def test_the_worst_case_is_taken_image_by_image():
+    group = [record("pgd", robust="0011"), record("fgsm", robust="0101")]
+    worst = worst_case(group, "Linf", 0.1, "white-box")
+    assert worst is not None and worst.values == (False, False, False, True)
+    rows = rows_of(group)
+    assert [r["robust_accuracy"] for r in rows] == [0.5, 0.5]
+    assert {r["worst_case_accuracy"] for r in rows} == {0.25}  # below the minimum of the two means
+    assert rows[0]["worst_case_attacks"] == "fgsm,pgd"
+
+
+def test_a_failed_cell_stays_empty_and_out_of_the_worst_case():
+    failed = record("jitter", status="failed", reason="it broke", robust_bits=None, clean_bits=None)
+    rows = rows_of([record("pgd", robust="0111"), failed])
+    assert rows[1]["robust_accuracy"] is None and rows[1]["reason"] == "it broke"
+    assert rows[0]["worst_case_accuracy"] == 0.75
+    assert rows[0]["worst_case_attacks"] == "pgd"
+
+
+def bits(count: int, of: int = 200) -> Bits:
+    return Bits(tuple(i < count for i in range(of)))
+
+
+@pytest.mark.parametrize(
+    ("clean", "white", "transfer", "flag"),
+    [(180, 18, 90, True), (180, 19, 90, False), (180, 18, 89, False), (180, 0, 180, True)],
+)
+def test_transfer_only_has_the_stated_thresholds(clean, white, transfer, flag):
+    assert transfer_only(bits(clean), bits(white), bits(transfer)) is flag
+
+
+def test_transfer_only_needs_200_images_and_both_protocols():
+    assert not transfer_only(bits(199, 199), bits(0, 199), bits(199, 199))
+    assert not transfer_only(bits(200), bits(0), None)
+
+
+def test_the_wilson_interval_matches_values_worked_by_hand():
+    low, high = wilson(50, 100)
+    assert (low, high) == (pytest.approx(0.40383, abs=1e-5), pytest.approx(0.59617, abs=1e-5))
+    assert wilson(0, 10)[0] == 0 and wilson(10, 10)[1] == 1
+    assert wilson(0, 10)[1] == pytest.approx(0.27753, abs=1e-5)
+
+
+def frame(*records):
+    return pd.DataFrame(rows_of(list(records)), columns=COLUMNS)
+
+
+def test_a_matrix_marks_reduced_budgets_and_leaves_failures_as_dashes():
+    rows = frame(
+        record("pgd"),
+        record("autoattack", budget="reduced: apgd-ce 5", robust="0001"),
+        record("jitter", status="failed", reason="x", robust_bits=None, clean_bits=None),
+    )
+    (line,) = report.matrix(rows, "white-box").to_dict("records")
+    assert line["pgd Linf 0.1"] == "50.0"
+    assert line["autoattack Linf 0.1"] == "25.0*"
+    assert line["jitter Linf 0.1"] == "-"
+    assert line["clean"] == "75.0"
+    assert report.budgets(rows) == ["* autoattack: reduced: apgd-ce 5"]
+
+
+def test_networks_attacked_by_other_sets_stand_on_other_boards():
+    weak = frame(record("fgsm", robust="0111"))
+    strong = frame(record("fgsm", robust="0011"), record("pgd", robust="0001"))
+    strong["defense"], strong["weights_digest"] = "trades", "other"
+    titles = [title for title, _ in report.board_titles(pd.concat([weak, strong]))]
+    assert len(titles) == 2
+    assert report.board(pd.concat([weak, strong]))["rank"].tolist() == [1, 1]
+
+
+def test_names_cannot_smuggle_markup_into_html_or_latex():
+    rows = frame(record("pgd", defense="<script>x</script>_&"))
+    assert "<script>" not in report.leaderboard(rows, "html")
+    assert r"\_\&" in report.leaderboard(rows, "latex")
+
+
+def test_an_unknown_format_is_refused_with_a_suggestion():
+    with pytest.raises(RequestError, match="did you mean 'json'"):
+        report.leaderboard(frame(record()), "jsn")
+
+
+def test_a_file_that_is_no_table_of_rows_is_refused(tmp_path):
+    (tmp_path / "rows.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(RequestError, match="lacks dataset"):
+        read(tmp_path)

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from robobench.api import Batch, Loss, Produce, Recipe, Setup, Train, lr_schedule, sgd
+from robobench.errors import NonFiniteLossError
+from robobench.testing import Blobs, SmallNet
+from robobench.threat import ThreatModel
+from robobench.timing import Stopwatch
+from robobench.training import Engine, run_produce, run_train, splits
+
+
+class Spy(nn.Module):
+    """Cross-entropy that remembers what it was given."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.seen: list[Batch] = []
+
+    def forward(self, batch: Batch) -> Loss:
+        self.seen.append(batch)
+        return Loss(F.cross_entropy(self.model(batch.images), batch.labels), {"one": torch.tensor(1.0)})
+
+
+def stage(objective: nn.Module, **recipe: object) -> Train:
+    config = Recipe(**{"epochs": 2, "batch_size": 20, "lr": 0.05, "augment": "none", **recipe})  # type: ignore[arg-type]
+    setup = Setup(
+        model=nn.Identity(),
+        threat=ThreatModel("Linf", 0.1),
+        config=config,
+        num_classes=3,
+        image_shape=(3, 32, 32),
+        train_size=48,
+    )
+    return setup.train("train", objective)
+
+
+def test_an_epoch_is_cut_into_batches_of_nearly_equal_size():
+    assert splits(1437, 128) == [120] * 9 + [119] * 3
+    assert splits(5, 128) == [5]
+    assert sum(splits(129, 128)) == 129 and min(splits(129, 128)) == 64
+
+
+def test_every_image_is_seen_once_an_epoch_in_another_order():
+    spy = Spy(SmallNet())
+    run_train(Engine("cpu", "fp32", 0), stage(spy), Blobs(), Stopwatch())
+    epochs = [torch.cat([b.index for b in spy.seen if b.epoch == e]) for e in (0, 1)]
+    for order in epochs:
+        assert order.sort().values.tolist() == list(range(48))
+    assert not torch.equal(*epochs)
+
+
+def test_the_draws_of_an_image_do_not_depend_on_the_batch_size():
+    draws = {}
+    for batch_size in (20, 48):
+        spy = Spy(SmallNet())
+        run_train(Engine("cpu", "fp32", 0), stage(spy, batch_size=batch_size), Blobs(), Stopwatch())
+        first = [b for b in spy.seen if b.epoch == 1]
+        draws[batch_size] = {int(i): float(u) for b in first for i, u in zip(b.index, b.noise.uniform(), strict=True)}
+    assert draws[20] == draws[48]
+
+
+def test_training_leaves_torch_s_generator_alone():
+    before = torch.get_rng_state()
+    run_train(Engine("cpu", "fp32", 0), stage(Spy(SmallNet())), Blobs(), Stopwatch())
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_warm_up_changes_nothing_that_is_trained():
+    net = SmallNet()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    run_train(Engine("cpu", "fp32", 0), stage(Spy(net), epochs=0), Blobs(), Stopwatch())
+    from robobench.training import warm_up
+
+    warm_up(Engine("cpu", "fp32", 0), stage(Spy(net)), Spy(net), Blobs())
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+
+
+def test_a_loss_that_is_not_finite_stops_training_at_that_step():
+    class Breaks(Spy):
+        def forward(self, batch: Batch) -> Loss:
+            loss = super().forward(batch)
+            return Loss(loss.total * (float("nan") if batch.epoch == 1 else 1.0))
+
+    spy = Breaks(SmallNet())
+    with pytest.raises(NonFiniteLossError, match=r"stage 'train' became nan in epoch 2, step 1"):
+        run_train(Engine("cpu", "fp32", 0), stage(spy), Blobs(), Stopwatch())
+    assert sum(b.epoch == 1 for b in spy.seen) == 1
+
+
+def test_logging_stands_outside_the_clock():
+    def slow_log(name: str, epoch: int, metrics: dict[str, float]) -> None:
+        import time
+
+        time.sleep(0.4)
+
+    quick, _ = run_train(Engine("cpu", "fp32", 0), stage(Spy(SmallNet())), Blobs(), Stopwatch(), slow_log)
+    assert quick.seconds < 0.8  # two sleeps would make it more
+
+
+def test_a_loss_without_a_gradient_takes_no_step():
+    class Looks(Spy):
+        def forward(self, batch: Batch) -> Loss:
+            with torch.no_grad():
+                return Loss(super().forward(batch).total)
+
+    net = SmallNet()
+    before = net.head.weight.clone()
+    run_train(Engine("cpu", "fp32", 0), stage(Looks(net)), Blobs(), Stopwatch())
+    assert torch.equal(before, net.head.weight)
+
+
+def test_a_produced_array_is_aligned_with_the_training_images():
+    data = Blobs()
+    made = Produce(name="twice", function=lambda batch: batch.images * 2, batch_size=7)
+    record, array = run_produce(Engine("cpu", "fp32", 0), made, data, Stopwatch())
+    assert torch.equal(torch.from_numpy(array), data.images(torch.arange(48)) * 2)
+    assert record.images == 48
+
+
+def test_bf16_trains_to_nearly_the_same_loss():
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        found = []
+        torch.manual_seed(0)
+        run_train(
+            Engine("cpu", precision, 0),
+            stage(Spy(SmallNet()), epochs=4),
+            Blobs(),
+            Stopwatch(),
+            lambda s, e, m, found=found: found.append(m["loss"]),
+        )
+        losses[precision] = found[-1]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.1)
+
+
+def test_step_schedules_drop_at_the_published_epochs():
+    at = lr_schedule(Recipe())  # 200 epochs, tenfold at 100 and 150
+    assert [round(at(e), 6) for e in (0, 99.9, 100, 149.9, 150, 199)] == [1, 1, 0.1, 0.1, 0.01, 0.01]
+
+
+def test_one_cycle_rises_then_falls_to_zero():
+    factor = lr_schedule(Recipe(epochs=10, schedule="one-cycle"))
+    assert factor(0) == 0 and factor(3) == pytest.approx(1) and factor(10) == 0
+
+
+def test_the_training_radius_grows_over_the_warm_up():
+    recipe, threat = Recipe(epochs=12, eps_warmup=1 / 3), ThreatModel("Linf", 0.1)
+    assert [round(recipe.threat_at(threat, e).eps, 4) for e in (0, 1, 3, 11)] == [0.025, 0.05, 0.1, 0.1]
+
+
+def test_sgd_takes_the_recipe_s_values():
+    group = sgd(Recipe(lr=0.3, momentum=0.8, weight_decay=1e-3))(SmallNet()).param_groups[0]
+    assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.3, 0.8, 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("epochs", -1), ("lr", 0), ("momentum", 1), ("schedule", "steps"), ("eps_warmup", 2)]
+)
+def test_a_recipe_names_the_field_that_is_wrong(field, value):
+    with pytest.raises(ValueError, match=f"{field} must be"):
+        Recipe(**{field: value})
