@@ -66,7 +66,10 @@ class AdaAD(Defense):
     Config = AdaADConfig
     version = 1
     requires: ClassVar = {"robust": "at"}
-    presets: ClassVar = {"quick": {"inner_steps": 5}, "quick:large": {"inner_steps": 3}}
+    presets: ClassVar = {
+        "quick": {"inner_steps": 5, "reduction": "batchmean"},  # KL / K is too small a loss for few epochs
+        "quick:large": {"inner_steps": 3},
+    }
 
     def stages(self, setup: Setup) -> list[Stage]:
         """One stage: attack student and teacher together, then distill."""

@@ -123,7 +123,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "quick:large": {  # on top of quick, for networks that are slow on a CPU
         "static_steps": 10,
         "epochs": 3,
-        "mae_epochs": 14,
+        "batch_size": 32,  # 60 steps of 640 images
+        "mae_epochs": 26,  # about a thousand steps: until several hundred the features are the mean image
     },
     "cifar": {  # native 32 px on one GPU
         **_STUDENT,

@@ -188,7 +188,7 @@ def test_pretrained_weights_that_cannot_be_had_are_an_error_and_never_random(mon
 
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(
-        RequestError, match=r"pretrained weights for 'resnet18' cannot be fetched .*--set model.pretrained=false"
+        RequestError, match=r"pretrained weights for 'resnet18' cannot be fetched .*--set run.pretrained=false"
     ):
         build(ModelSpec("resnet18", 10, pretrained=True))
     with pytest.raises(RequestError, match="'cnn' has no pretrained weights"):
