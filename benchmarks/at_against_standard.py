@@ -2,8 +2,8 @@
 
     python benchmarks/at_against_standard.py --data-dir DIR [--out DIR] [--threads N]
 
-DIR holds CIFAR-10 as parquet files or torchvision's archive. Trains `standard` and `at` (7 inner steps) with resnet20 on
-the first 5,000 training images and attacks the first 1,000 test images, white-box, with PGD-20 at Linf 8/255. Exit
+DIR holds CIFAR-10 as parquet files or torchvision's archive. Trains `standard` and `at` (7 inner steps) with resnet20
+on the first 5,000 training images and attacks the first 1,000 test images, white-box, with PGD-20 at Linf 8/255. Exit
 status 1 unless AT stands at least 20 points above standard.
 """
 

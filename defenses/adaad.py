@@ -65,7 +65,7 @@ class AdaAD(Defense):
 
     Config = AdaADConfig
     version = 1
-    requires: ClassVar = {"robust": "at"}
+    requires = {"robust": "at"}
     presets: ClassVar = {
         "quick": {"inner_steps": 5, "reduction": "batchmean"},  # KL / K is too small a loss for few epochs
         "quick:large": {"inner_steps": 3},

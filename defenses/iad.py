@@ -74,13 +74,13 @@ class IAD(Defense):
 
     Config = IADConfig
     version = 1
-    requires: ClassVar = {"robust": "at"}
+    requires = {"robust": "at"}
     presets: ClassVar = {"quick": {"inner_steps": 5}, "quick:large": {"inner_steps": 3}}
 
     def __init__(self, config: IADConfig) -> None:
         super().__init__(config)
         if config.variant == "II":
-            self.requires = {"robust": "at", "clean": "standard"}  # type: ignore[misc]
+            self.requires = {"robust": "at", "clean": "standard"}
 
     def stages(self, setup: Setup) -> list[Stage]:
         """One stage: attack, then distill."""

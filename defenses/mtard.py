@@ -54,7 +54,7 @@ class MTARD(Defense):
 
     Config = MTARDConfig
     version = 1
-    requires: ClassVar = {"robust": "at", "clean": "standard"}
+    requires = {"robust": "at", "clean": "standard"}
     presets: ClassVar = {
         # KL / K is too small a loss for few epochs: ten times the rate, a tenth of the weight decay.
         "quick": {"inner_steps": 5, "lr": 1.0, "weight_decay": 5e-5},

@@ -272,7 +272,7 @@ class Defense(ABC):
     Config: ClassVar[type[Recipe]] = Recipe
     version: ClassVar[int] = 1  # raised by any change that moves this method's numbers
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # preset name -> values of Config fields
-    requires: ClassVar[Mapping[str, str]] = {}  # role -> name of the defense whose result is needed
+    requires: Mapping[str, str] = {}  # role -> defense whose result is needed; may be set in __init__ by the config
     adversarial: ClassVar[bool] = True  # False: trains against nothing, so no training radius is recorded
     protocol: ClassVar[tuple[str, ...]] = ()  # of the model beyond forward, e.g. ("features", "head")
 

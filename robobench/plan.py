@@ -465,7 +465,7 @@ class Planner:
                 f"defense '{name}' needs {' and '.join(lacking)} of the model, and '{spec.name}' has none; "
                 "add them (features(images) -> (B, D), and the last nn.Linear as head) or choose another model"
             )
-        requires = {role: self.training(other, seed, (*below, name)) for role, other in cls.requires.items()}
+        requires = {role: self.training(other, seed, (*below, name)) for role, other in cls(config).requires.items()}
         threat = self.train_threat if cls.adversarial else None
         recipe = {
             "defense": name,

@@ -148,7 +148,7 @@ def run_defense(cls: type[Defense], config: Any, seed: int = 0) -> tuple[nn.Modu
     data, net = Blobs(), SmallNet(seed=seed)
     setup = Setup(
         model=net, threat=ThreatModel("Linf", 0.05), config=config, num_classes=3, image_shape=(3, 32, 32),
-        train_size=len(data), seed=seed, required={role: Frozen(trained_net()) for role in cls.requires},
+        train_size=len(data), seed=seed, required={role: Frozen(trained_net()) for role in cls(config).requires},
     )  # fmt: skip
     engine, history = Engine("cpu", "fp32", seed), []
 

@@ -28,7 +28,7 @@ class MACD(Defense):
     Config = MACDConfig
     version = 1
     presets = PRESETS
-    requires = {"standard": "standard"}  # noqa: RUF012
+    requires = {"standard": "standard"}
     protocol = ("features", "head")
 
     def stages(self, setup: Setup) -> list[Stage]:

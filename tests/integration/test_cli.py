@@ -234,3 +234,14 @@ def test_help_answers_quickly():
     begun = time.monotonic()
     subprocess.run([sys.executable, "-m", "robobench", "--help"], capture_output=True, check=True)
     assert time.monotonic() - begun < 5  # the claim is 0.6 s; this guards against torch, not against a busy machine
+
+
+def test_a_variant_that_needs_another_teacher_asks_for_it(tmp_path):
+    from robobench.plan import Request, make_plan
+
+    def needs(*sets: str) -> list[str]:
+        plan = make_plan(Request(defenses=("iad",), sets=sets, out=tmp_path, protocol="white-box"))
+        return [t.name for t in plan.order()]
+
+    assert needs() == ["at", "iad"]
+    assert needs("iad.variant=II") == ["at", "standard", "iad"]
