@@ -202,7 +202,8 @@ def _from_timm(spec: ModelSpec) -> Prepared:
         if not spec.pretrained:
             raise RequestError(f"timm cannot build '{name}': {_one_line(err)}") from err
         raise RequestError(
-            f"pretrained weights for '{spec.name}' cannot be fetched here ({type(err).__name__}); ask for random weights (--set run.pretrained=false)"
+            f"pretrained weights for '{spec.name}' cannot be fetched here ({type(err).__name__}); "
+            "ask for random weights (--set run.pretrained=false)"
         ) from err
     if spec.stem == "cifar":
         _cifar_stem(net, spec.name)

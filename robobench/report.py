@@ -247,7 +247,7 @@ def board_titles(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
             f"{first['dataset']}, {point(first['threat_norm'], first['threat_eps'])}, "
             f"{first['examples']} images; worst case over {first['attacks']}"
         )
-        yield title + (f" (reduced: {first['budgets']})" if first["budgets"] else ""), lines
+        yield title + (f" ({first['budgets']})" if first["budgets"] else ""), lines
 
 
 def leaderboard(rows: pd.DataFrame, form: str) -> str:
