@@ -95,6 +95,7 @@ class Runner:
         logs = self.store.root / "artifacts" / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         self.reporter.log_file = logs / f"{training.folder}.log"
+        self.reporter.log(f"{label} as '{training.folder}'")
         if training.defense is External:
             self._import(training)
             return
