@@ -20,8 +20,6 @@ from robobench.randomness import Noise
 from robobench.search import search
 from robobench.training import Images
 
-CHUNK = 256  # images evaluated together: the unit of work, resume and sharding
-
 
 def chunks(count: int, chunk: int) -> Iterator[Tensor]:
     """Cut the first `count` test images into chunks of their numbers."""

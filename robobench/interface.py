@@ -15,9 +15,10 @@ from robobench import plugins, results
 from robobench import report as reports
 from robobench.errors import RequestError
 from robobench.inner import frozen
-from robobench.plan import Request, make, make_plan
+from robobench.planner import make_plan
 from robobench.progress import Reporter
 from robobench.randomness import Noise
+from robobench.request import Request, make
 from robobench.runner import Runner
 from robobench.store import Store
 from robobench.threat import ThreatModel, canonical_norm, check_unit_range, parse_eps

@@ -10,7 +10,7 @@ import typer
 from robobench.errors import RequestError
 
 if TYPE_CHECKING:
-    from robobench.plan import Request
+    from robobench.request import Request
 
 Dataset = Annotated[str, typer.Option(help="digits, cifar10, cifar100, imagefolder:PATH or npz:FILE.")]
 Model = Annotated[
@@ -65,7 +65,7 @@ def request(flags: dict[str, Any], **more: Any) -> Request:
     """Make a Request of a handler's local variables: the fields it has, under their own names."""
     from dataclasses import fields
 
-    from robobench.plan import Request
+    from robobench.request import Request
 
     taken = {f.name: flags[f.name] for f in fields(Request) if f.name in flags}
     listed = {
@@ -91,7 +91,7 @@ def execute(wanted: Request, *, dry_run: bool, quiet: bool, verbose: bool) -> in
         console = Console(width=200)
     if dry_run:
         from robobench.estimate import print_plan
-        from robobench.plan import make_plan
+        from robobench.planner import make_plan
 
         print_plan(make_plan(wanted, dry=True), console)
         return 0

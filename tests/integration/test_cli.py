@@ -237,7 +237,8 @@ def test_help_answers_quickly():
 
 
 def test_a_variant_that_needs_another_teacher_asks_for_it(tmp_path):
-    from robobench.plan import Request, make_plan
+    from robobench.planner import make_plan
+    from robobench.request import Request
 
     def needs(*sets: str) -> list[str]:
         plan = make_plan(Request(defenses=("iad",), sets=sets, out=tmp_path, protocol="white-box"))

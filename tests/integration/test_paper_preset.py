@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from robobench.estimate import rehearse
-from robobench.plan import Planner, Request, make_plan
+from robobench.planner import Planner, make_plan
+from robobench.request import Request
 
 
 @pytest.fixture

@@ -1,0 +1,341 @@
+"""From request to plan. Runs nothing; all bad input is refused here, before any folder exists."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robobench import data as datasets
+from robobench import models, plugins, presets
+from robobench.api import Defense, Recipe
+from robobench.errors import RequestError
+from robobench.evaluation import check_logits
+from robobench.plan import STORE_VERSION, Cell, External, Plan, Training
+from robobench.provenance import resolve_device, resolve_precision
+from robobench.registry import unknown
+from robobench.request import Request, RunValues, make, parse_sets, parse_value, typed
+from robobench.store import check_writable, file_digest
+from robobench.threat import ThreatModel, canonical_norm, check_unit_range, parse_eps
+
+PROTOCOLS = {"transfer": ("transfer",), "white-box": ("white-box",), "both": ("white-box", "transfer")}
+# Per-channel mean and standard deviation of the first layer's normalization.
+NORMALIZATION = {
+    "digits": ((0.305,) * 3, (0.376,) * 3),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+class Planner:
+    """Resolves one request; keeps what its parts share."""
+
+    def __init__(self, request: Request, *, dry: bool = False) -> None:
+        self.request, self.dry = request, dry
+        self.notes: list[str] = []
+        self.missing: list[str] = []
+        self.used_names: set[str] = set()  # plug-ins of this run, which --set may name
+        for file in request.plugins:
+            plugins.add_file(file)
+        datasets.check_name(request.dataset)
+        preset = request.preset or presets.default_preset(request.dataset)
+        if preset is None:
+            raise RequestError(
+                f"data set '{request.dataset}' brings no preset; name one with --preset quick, cifar or paper"
+            )
+        self.preset: str = preset
+        self.layers = presets.layers(preset, request.model)
+        self.sets = parse_sets(request.sets)
+        values = presets.merged(preset, request.model, "run")
+        values.update(typed(RunValues, self.sets.pop("run", {}), "run"))
+        self.run: RunValues = make(RunValues, values, "run")
+        if request.protocol not in PROTOCOLS:
+            raise unknown("protocol", request.protocol, PROTOCOLS)
+        for name, value in (("examples", request.examples), ("batch-size", request.batch_size)):
+            if value is not None and value < 1:
+                raise RequestError(f"--{name} must be at least 1, got {value}")
+        if request.epochs is not None and request.epochs < 0:
+            raise RequestError(f"--epochs must be at least 0, got {request.epochs}")
+        if request.threads is not None and request.threads < 1:
+            raise RequestError(f"--threads must be at least 1, got {request.threads}")
+        self.norm = canonical_norm(request.norm)
+        self.cells = self._cells()
+        self.device = resolve_device(request.device)
+        self.precision = resolve_precision(request.precision, self.device)
+        self.threads = request.threads or torch.get_num_threads()
+        models.check_name(request.model)
+        self.defenses = {name: plugins.load_defense(name) for name in request.defenses}
+        check_writable(request.out)
+        self.dataset = self._dataset(dry)
+        if request.defenses and not self.missing:
+            datasets.require_classes(self.dataset.train.first(self.train_images), 2)
+        self._made: dict[tuple[str, int], Training] = {}
+        self.train_threat = self._train_threat()
+
+    def _dataset(self, dry: bool) -> Any:
+        need_train = bool(self.request.defenses)
+        try:
+            return datasets.load(
+                self.request.dataset,
+                data_dir=self.request.data_dir,
+                resolution=self.run.attack_resolution,
+                need_train=need_train,
+                device=self.device,
+                download=not dry,
+            )
+        except RequestError as err:
+            blank = datasets.blank(self.request.dataset, self.run.attack_resolution) if dry else None
+            if blank is None:
+                raise
+            self.missing.append(str(err))
+            return blank
+
+    def _radii(self) -> dict[str, tuple[str, ...]]:
+        """Read --eps: plain radii belong to --norm, 'L2:0.5,1.0' to the norm named."""
+        out: dict[str, tuple[str, ...]] = {}
+        for text in self.request.eps:
+            head, colon, rest = text.partition(":")
+            norm = canonical_norm(head) if colon else self.norm
+            parts = tuple(part.strip() for part in (rest if colon else text).split(",") if part.strip())
+            if not parts:
+                raise RequestError(f"--eps '{text}' names no radius; write 8/255,16/255 or L2:0.5,1.0")
+            out[norm] = out.get(norm, ()) + parts
+        return out
+
+    def _eps_of(self, norm: str, given: dict[str, tuple[str, ...]]) -> list[float]:
+        if norm in given:
+            texts: tuple[Any, ...] = given[norm]
+        elif norm == "L2" and self.run.l2_eps:
+            texts = self.run.l2_eps
+            self._note(
+                "the paper preset gives attacks on L2 the paper's own 8/255 and 16/255; in L2 these are almost "
+                "nothing (a full Linf 8/255 step is 12.2 long at 224 px), so do not compare them with other tables"
+            )
+        else:
+            texts = datasets.radii(self.request.dataset, norm)[0]
+        radii = [parse_eps(text, norm) for text in texts]
+        if 0 in radii:
+            raise RequestError("eps 0 leaves nothing to attack; clean accuracy is always reported: leave it out")
+        return list(dict.fromkeys(radii))
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def _cells(self) -> list[Cell]:
+        given = self._radii()
+        named = self.request.attacks is not None
+        names = self.request.attacks if self.request.attacks is not None else self.run.attacks
+        used, cells = set(), []
+        for name in dict.fromkeys(names):
+            cls = plugins.load_attack(name)
+            norm = cls.own_norm or self.norm
+            refusal = cls.refuses(ThreatModel(norm, 0.1))
+            if refusal:
+                if named:
+                    raise RequestError(f"{refusal}; leave '{name}' out or choose another --norm")
+                self._note(f"{refusal}; left out of the default attacks")
+                continue
+            used.add(norm)
+            config = self._config(cls, name, {})
+            for eps in self._eps_of(norm, given):
+                attack = cls(config, ThreatModel(norm, eps))
+                cells.append(Cell(attack, PROTOCOLS[self.request.protocol]))
+                for warning in attack.warnings():
+                    self._note(warning)
+        for norm in given:
+            if norm not in used and used:
+                raise RequestError(f"--eps gives radii for {norm}, and no attack of this run is on {norm}")
+        return cells
+
+    def _config(self, cls: Any, name: str, base: Mapping[str, Any]) -> Any:
+        """Lay base values, the plug-in's own preset and --set over a Config's defaults."""
+        values = dict(base)
+        for layer in self.layers:
+            values.update(cls.presets.get(layer, {}))
+        if issubclass(cls, Defense):
+            asked = {"epochs": self.request.epochs, "batch_size": self.request.batch_size}
+            values.update({k: v for k, v in asked.items() if v is not None})
+        values.update(typed(cls.Config, self.sets.get(name, {}), name))
+        self.used_names.add(name)
+        return make(cls.Config, values, name)
+
+    def _train_threat(self) -> ThreatModel:
+        norm = canonical_norm(self.request.train_norm or self.norm)
+        _, radius = datasets.radii(self.request.dataset, norm)
+        eps = parse_eps(self.request.train_eps or radius, norm)
+        if eps == 0:
+            raise RequestError("--train-eps 0 trains against nothing; use --defense standard for that")
+        return ThreatModel(norm, eps)
+
+    def spec(self, seed: int) -> models.ModelSpec:
+        """Return the network of this run, as initialized from a seed."""
+        run = self.run
+        stats = "imagenet" if run.pretrained else self.request.dataset
+        mean, std = NORMALIZATION.get(stats, NORMALIZATION["imagenet"])
+        return models.ModelSpec(
+            name=self.request.model,
+            num_classes=self.dataset.num_classes,
+            image_size=run.image_size,
+            stem=run.stem,
+            interpolation=run.interpolation,
+            mean=mean,
+            std=std,
+            pretrained=run.pretrained,
+            seed=seed,
+        )
+
+    def training(self, name: str, seed: int, below: tuple[str, ...] = ()) -> Training:
+        """Return a defense's training with everything it requires; raises RequestError on a cycle."""
+        if name in below:
+            raise RequestError(f"defense '{name}' requires itself through {' -> '.join((*below, name))}")
+        if (name, seed) in self._made:
+            return self._made[name, seed]
+        cls = plugins.load_defense(name)
+        config = self._config(cls, name, presets.merged(self.preset, self.request.model, "recipe"))
+        spec = self.spec(seed)
+        lacking = self._lacking(spec, cls.protocol)
+        if lacking:
+            raise RequestError(
+                f"defense '{name}' needs {' and '.join(lacking)} of the model, and '{spec.name}' has none; "
+                "add them (features(images) -> (B, D), and the last nn.Linear as head) or choose another model"
+            )
+        requires = {role: self.training(other, seed, (*below, name)) for role, other in cls(config).requires.items()}
+        threat = self.train_threat if cls.adversarial else None
+        recipe = {
+            "defense": name,
+            "version": cls.version,
+            "code": plugins.digest(cls),
+            "config": asdict(config),
+            "model": spec.recipe(),
+            "data": self.dataset.digest,
+            "train_images": self.train_images,
+            "resolution": self.run.attack_resolution,
+            "threat": asdict(threat) if threat else None,
+            "seed": seed,
+            "precision": self.precision,
+            "device": torch.device(self.device).type,
+            "threads": self.threads,
+            "torch": torch.__version__,
+            "store": STORE_VERSION,
+            "requires": {role: other.key for role, other in requires.items()},
+        }
+        made = Training(cls, config, seed, spec, threat, requires, recipe, self.request.dataset)
+        self._made[name, seed] = made
+        return made
+
+    def _lacking(self, spec: models.ModelSpec, protocol: tuple[str, ...]) -> list[str]:
+        """Return what a defense needs of a network that it has not; our own have everything."""
+        if not protocol or (spec.name in models.MODELS and ":" not in spec.name):
+            return []
+        return models.missing_protocol(models.build(replace(spec, pretrained=False)), protocol)
+
+    def external(self, name: str, weights: Path | None) -> Training:
+        """Return a network that came from elsewhere, loaded once and tried on two test images.
+
+        Raises:
+            RequestError: the weights are no weights, do not fit, or the outputs are no logits.
+        """
+        state = models.read_weights(weights) if weights is not None else None
+        classes = self.dataset.num_classes
+        matrices = [value for value in (state or {}).values() if value.dim() == 2]
+        if matrices and ":" in self.request.dataset:  # such a data set need not show every class
+            classes = max(classes, len(matrices[-1]))
+        spec = replace(self.spec(0), name=name, num_classes=classes, pretrained=False)
+        if models.is_factory(name) or self.request.mean or self.request.std:
+            mean = self._channels("mean", self.request.mean, 0.0)
+            std = self._channels("std", self.request.std, 1.0)
+            spec = replace(spec, mean=mean, std=std)
+        model = models.build(spec).to(self.device).eval()
+        if weights is not None:
+            models.load_weights(model, weights)
+        with torch.no_grad():
+            images = self.dataset.test.images(torch.arange(min(2, len(self.dataset.test))))
+            check_unit_range(images)
+            logits = model(images)
+        check_logits(logits, self.dataset.test.labels[: len(images)])
+        if int(self.dataset.test.labels.max()) >= logits.shape[1]:
+            check_logits(logits[:1], self.dataset.test.labels.max().view(1))
+        recipe = {
+            "external": file_digest(weights) if weights is not None else None,
+            "file": weights.stem if weights is not None else name.rpartition(":")[2],
+            "model": spec.recipe(),
+            "store": STORE_VERSION,
+            "train_images": 0,
+        }
+        return Training(External, Recipe(), 0, spec, None, {}, recipe, self.request.dataset, weights)
+
+    def _channels(self, flag: str, text: str | None, default: float) -> tuple[float, float, float]:
+        """Read three numbers of --mean or --std."""
+        if text is None:
+            return (default,) * 3
+        values = parse_value(text, tuple[float, ...], f"--{flag}")
+        if len(values) != 3 or (flag == "std" and min(values) <= 0):
+            raise RequestError(f"--{flag} takes three numbers{' above 0' if flag == 'std' else ''}, got '{text}'")
+        return values  # type: ignore[no-any-return]
+
+    @property
+    def train_images(self) -> int:
+        """How many training images are used, from the first on."""
+        have = len(self.dataset.train) if self.dataset.train is not None else 0
+        return min(self.run.train_images or have, have)
+
+    def plan(self) -> Plan:
+        """Return the whole plan; raises RequestError for anything that cannot be done."""
+        request = self.request
+        trainings = [self.training(name, seed) for name in request.defenses for seed in request.seeds]
+        if request.external:
+            trainings = [self.external(request.model, request.weights)]
+        transfer = request.protocol != "white-box" and bool(self.cells) and bool(trainings)
+        source, controls = None, []
+        if transfer and request.source:
+            name, _, file = request.source.partition("=")
+            source = self.external(name, Path(file) if file else None)
+        elif transfer:
+            source = self.training(self.run.source, 0)
+        if transfer and self.run.control and not request.external:
+            taken = {t.seed for t in trainings if t.name == self.run.source} | {0}
+            if len(taken) == 1:
+                controls = [self.training(self.run.source, 1)]
+        elif transfer and not request.external:
+            self._note(
+                f"the control row ('{self.run.source}' of another seed) is left out of this preset for its cost; "
+                "--set run.control=true adds it"
+            )
+        for name in self.sets:
+            if name not in self.used_names:
+                raise unknown("name in --set", name, self.used_names | {"run"})
+        preset_examples = 0 if request.external else self.run.examples  # `evaluate` takes all
+        if self.dry and self.run.pretrained and not models.pretrained_at_hand(self.spec(0)):
+            self.missing.append(
+                f"pretrained weights of '{request.model}' are not in the Hugging Face cache; a network at hand fetches "
+                "them, --set run.pretrained=false starts from random weights instead"
+            )
+        examples = request.examples or preset_examples or len(self.dataset.test)
+        if examples > len(self.dataset.test):
+            self._note(f"--examples {examples}: the test split has {len(self.dataset.test)} images; all are used")
+        return Plan(
+            preset=self.preset,
+            run=self.run,
+            dataset=self.dataset,
+            trainings=trainings,
+            controls=controls,
+            source=source,
+            cells=self.cells,
+            examples=min(examples, len(self.dataset.test)),
+            device=self.device,
+            precision=self.precision,
+            threads=self.threads,
+            out=request.out,
+            notes=self.notes,
+            missing=self.missing,
+        )
+
+
+def make_plan(request: Request, *, dry: bool = False) -> Plan:
+    """Resolve a request into a plan; with `dry`, missing data become a line of `missing`."""
+    return Planner(request, dry=dry).plan()

@@ -1,0 +1,124 @@
+"""What a person asked, as typed: the request, a preset's run values, and reading `--set` texts. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from robobench.errors import RequestError
+from robobench.registry import unknown
+
+CHUNK = 256  # images evaluated together, where a preset does not say: the unit of work, resume and sharding
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunValues:
+    """What a preset's "run" section holds; `--set run.FIELD=VALUE` changes one."""
+
+    image_size: int = 32  # side the network sees
+    attack_resolution: int = 32  # side of the images that are attacked; resized inside the model if it differs
+    stem: str = "cifar"
+    interpolation: str = "bilinear"
+    pretrained: bool = False
+    train_images: int = 0  # first N training images; 0: all
+    examples: int = 0  # first N test images; 0: all
+    attacks: tuple[str, ...] = ("pgd", "fgsm")
+    l2_eps: tuple[str, ...] = ()  # radii of attacks on L2, where the preset has its own
+    source: str = "standard"  # whose seed-0 network the transfer examples are made on
+    control: bool = True  # evaluate the source's defense of another seed beside the rest
+    chunk: int = CHUNK  # images evaluated together
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a person typed, as the command line's flags."""
+
+    defenses: tuple[str, ...] = ()
+    dataset: str = "digits"
+    model: str = "cnn"
+    preset: str | None = None
+    seeds: tuple[int, ...] = (0,)
+    device: str = "auto"
+    precision: str = "auto"
+    threads: int | None = None
+    attacks: tuple[str, ...] | None = None
+    norm: str = "Linf"
+    eps: tuple[str, ...] = ()
+    train_norm: str | None = None
+    train_eps: str | None = None
+    protocol: str = "both"
+    examples: int | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    sets: tuple[str, ...] = ()
+    plugins: tuple[str, ...] = ()
+    data_dir: Path | None = None
+    out: Path = Path("runs")
+    # of `evaluate`: a network that somebody else trained
+    external: bool = False
+    weights: Path | None = None
+    source: str | None = None  # MODEL or MODEL=WEIGHTS
+    mean: str | None = None
+    std: str | None = None
+
+
+# --- values -------------------------------------------------------------------------------------
+
+
+def parse_value(text: str, kind: Any, what: str) -> Any:
+    """Read a `--set` value as the field's type; raises RequestError."""
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if types.NoneType in options and text.lower() == "none":
+        return None
+    kind = next(option for option in options if option is not types.NoneType)
+    try:
+        if kind is bool:
+            return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
+        if kind is int:
+            return int(text)
+        if kind is float:
+            return float(Fraction(text))
+        if typing.get_origin(kind) is tuple:
+            return tuple(parse_value(part, typing.get_args(kind)[0], what) for part in text.split(",") if part)
+        return text
+    except (KeyError, ValueError, ZeroDivisionError):
+        name = getattr(kind, "__name__", str(kind))
+        raise RequestError(f"{what} takes a value of type {name}, got '{text}'") from None
+
+
+def typed(cls: type, values: Mapping[str, str], who: str) -> dict[str, Any]:
+    """Turn `--set` texts into values of a config class's fields; raises RequestError."""
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls)]
+    out = {}
+    for name, text in values.items():
+        if name not in names:
+            raise unknown(f"field of {who}", name, names)
+        out[name] = parse_value(text, hints[name], f"{who}.{name}")
+    return out
+
+
+def make(cls: type, values: Mapping[str, Any], who: str) -> Any:
+    """Build a config, turning its own complaint into a RequestError."""
+    try:
+        return cls(**values)
+    except (ValueError, TypeError) as err:
+        raise RequestError(f"{who}: {err}") from None
+
+
+def parse_sets(sets: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Read NAME.FIELD=VALUE settings into {name: {field: text}}; raises RequestError."""
+    out: dict[str, dict[str, str]] = {}
+    for text in sets:
+        left, equals, value = text.partition("=")
+        name, dot, field_name = left.rpartition(".")
+        if not (equals and dot and name and field_name):
+            raise RequestError(f"--set '{text}' is not NAME.FIELD=VALUE, such as trades.beta=3")
+        out.setdefault(name.strip(), {})[field_name.strip()] = value.strip()
+    return out
