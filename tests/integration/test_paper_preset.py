@@ -13,7 +13,12 @@ from robobench.request import Request
 def plan(tmp_path, monkeypatch):
     monkeypatch.setenv("ROBOBENCH_DATA", str(tmp_path))
     request = Request(
-        defenses=("macd",), model="wrn50", preset="paper", dataset="cifar10", out=tmp_path / "runs", norm="Linf"
+        defenses=("macd",),
+        model="wrn50",
+        preset="paper",
+        dataset="cifar10",
+        out=tmp_path / "runs",
+        sets=("run.control=false",),
     )
     return make_plan(request, dry=True)
 
