@@ -105,6 +105,7 @@ class Plan:
     controls: list[Training]
     source: Training | None  # the network transfer examples are made on
     cells: list[Cell]
+    train_images: int  # how many training images are used, from the first on
     examples: int
     device: str
     precision: str
@@ -112,12 +113,6 @@ class Plan:
     out: Path
     notes: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)  # what a dry run lacks to become a run
-
-    @property
-    def train_images(self) -> int:
-        """How many training images are used, from the first on."""
-        have = len(self.dataset.train) if self.dataset.train is not None else 0
-        return min(self.run.train_images or have, have)
 
     @property
     def data_digest(self) -> str:

@@ -326,6 +326,7 @@ class Planner:
             controls=controls,
             source=source,
             cells=self.cells,
+            train_images=self.train_images,
             examples=min(examples, len(self.dataset.test)),
             device=self.device,
             precision=self.precision,
