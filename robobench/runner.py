@@ -1,53 +1,34 @@
-"""From plan to rows: the one room that knows both training and evaluation.
+"""From plan to rows: trains what is missing, then fills every attacked cell; each step asks the store first.
 
-Every step asks the store first. A cell that fails becomes a row with its reason; the rest goes on.
+A cell that fails becomes a row with its reason; the rest goes on.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import shutil
 import time
 import traceback
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import load_file
+from torch import Tensor
 
-from robobench import evaluation, models, provenance
-from robobench.api import Frozen, Produce, Produced, Setup, Stage
-from robobench.errors import ArtifactError
+from robobench import evaluation, provenance
 from robobench.evaluation import Bits, pack
-from robobench.plan import NO_THREAT, Cell, External, Plan, Training
-from robobench.progress import Reporter, duration
-from robobench.store import Store, key_of, write_atomic
-from robobench.timing import Stopwatch
-from robobench.training import Engine, StageRecord, build_objective, run_produce, run_train
-
-Metrics = list[tuple[str, int, str, float]]  # stage, epoch, name, value
+from robobench.plan import Cell, Plan, Training
+from robobench.progress import Reporter
+from robobench.store import key_of, write_atomic
+from robobench.trainer import Trainer, save_tensors
 
 
-def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a state dict as safetensors, each tensor contiguous and its own."""
-    save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, path)
-
-
-class Runner:
+class Runner(Trainer):
     """Carries out a plan in one process."""
 
     def __init__(self, plan: Plan, reporter: Reporter) -> None:
-        self.plan, self.reporter = plan, reporter
-        self.store = Store(plan.out)
-        self.broken: dict[str, str] = {}  # training key -> why there is no such network
-        self._network: tuple[str, nn.Module] | None = None  # the last one used stays in memory
+        super().__init__(plan, reporter)
         self._clean: dict[str, Tensor] = {}  # weights digest -> clean bits
-        torch.set_num_threads(plan.threads)
 
     def announce(self) -> None:
         """Say what is about to happen, and what it is not."""
@@ -62,200 +43,6 @@ class Runner:
         ):
             if 0 < used < have:
                 self.reporter.note(f"note: this run uses the first {used} of {have} {name} images")
-
-    # --- training -------------------------------------------------------------------------------
-
-    def train_all(self) -> None:
-        """Train what is missing, prerequisites first; a failure stops only what needs that network."""
-        for training in self.plan.order():
-            blocked = [t.name for t in training.requires.values() if t.key in self.broken]
-            if blocked:
-                self.broken[training.key] = f"required defense '{blocked[0]}' could not be trained"
-                continue
-            refusal = training.defense.refuses(training.threat) if training.threat else None
-            if refusal:
-                self.broken[training.key] = f"refused: {refusal}"
-                self.reporter.warn(f"{training.name}: {refusal}")
-                continue
-            try:
-                self.train(training)
-            except Exception as err:  # the runner's edge: the reason becomes the row's
-                self.broken[training.key] = " ".join(str(err).split())
-                self.reporter.warn(f"training '{training.name}' failed: {self.broken[training.key]}")
-                self.reporter.log(traceback.format_exc())
-            finally:
-                self.reporter.log_file = None
-
-    def train(self, training: Training) -> None:
-        """Train one network and store it, unless the store has it."""
-        label = f"{training.name} (seed {training.seed})"
-        if self.store.find("model", training.folder):
-            self.reporter.note(f"{label}: reused from {self.plan.out / training.folder}")
-            return
-        logs = self.store.root / "artifacts" / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
-        self.reporter.log_file = logs / f"{training.folder}.log"
-        self.reporter.log(f"{label} as '{training.folder}'")
-        if training.defense is External:
-            self._import(training)
-            return
-        self.reporter.note(f"{label}: training {training.spec.name} on {training.dataset}")
-        data = self.plan.dataset.train.first(self.plan.train_images)
-        engine = Engine(self.plan.device, self.plan.precision, training.seed, self.reporter)
-        model = models.build(training.spec).to(self.plan.device)
-        setup = Setup(
-            model=model,
-            threat=training.threat or NO_THREAT,
-            config=training.config,
-            num_classes=training.spec.num_classes,
-            image_shape=(3, self.plan.run.attack_resolution, self.plan.run.attack_resolution),
-            train_size=len(data),
-            seed=training.seed,
-            on_grid=data.on_grid,
-            required={role: Frozen(self.network(other)) for role, other in training.requires.items()},
-        )
-        stages = training.defense(training.config).stages(setup)
-        records: list[StageRecord] = []
-        metrics: Metrics = []
-        for number, stage in enumerate(stages):
-            last = number == len(stages) - 1
-            record, lines = self._stage(training, engine, setup, stage, data, last)
-            records.append(record)
-            metrics += lines
-            self.reporter.note(f"  {stage.name}: {self._told(record)}")
-            for flag in record.flags:
-                self.reporter.warn(f"{label}: stage '{stage.name}' raises '{flag}'")
-        self._network = None
-        self._save(training, model, records, metrics)
-
-    def _import(self, training: Training) -> None:
-        """Put a network that came from elsewhere into the store, as it is."""
-        model = models.build(training.spec).to(self.plan.device)
-        if training.weights is not None:
-            models.load_weights(model, training.weights)
-        self._save(training, model, [], [])
-
-    @staticmethod
-    def _told(record: StageRecord) -> str:
-        parts = [duration(record.seconds)]
-        if record.epochs > 1:
-            parts.append(f"{record.epochs} epochs, {record.seconds_per_epoch:.2f} s each")
-        parts.append(f"{record.images_per_second:.0f} images/s")
-        parts += [f"{name} {value:.3f}" for name, value in record.metrics.items()]
-        return ", ".join(parts)
-
-    def _stage(
-        self, training: Training, engine: Engine, setup: Setup, stage: Stage, data: Any, last: bool
-    ) -> tuple[StageRecord, Metrics]:
-        """Run a stage, or take it from the store. The last stage's result is the trained model itself."""
-        recipe = {"training": training.recipe, "stage": stage.name}
-        name = key_of(recipe)
-        watch = Stopwatch(engine.device)
-        metrics: Metrics = []
-
-        def log(stage_name: str, epoch: int, values: dict[str, float]) -> None:
-            metrics.extend((stage_name, epoch, k, v) for k, v in values.items())
-            shown = ", ".join(f"{k} {v:.4g}" for k, v in values.items())
-            self.reporter.detail(f"  {stage_name} epoch {epoch + 1}: {shown}")
-
-        found = None if last else self.store.find("stages", name)
-        if found:
-            stored = json.loads((found / "record.json").read_text())
-            if isinstance(stage, Produce):
-                array = np.load(found / "array.npy", mmap_mode="r", allow_pickle=False)
-                setup.produced[stage.name] = Produced(array, engine.device)
-            else:
-                objective = build_objective(stage, engine.device)
-                objective.load_state_dict(load_file(found / "state.safetensors", device=engine.device))
-            self.reporter.note(f"  {stage.name}: reused")
-            return StageRecord(**stored["record"]), [tuple(line) for line in stored["metrics"]]
-        if isinstance(stage, Produce):
-            record, array = run_produce(engine, stage, data, watch)
-            setup.produced[stage.name] = Produced(array, engine.device)
-        else:
-            record, objective = run_train(engine, stage, data, watch, log)
-        if not last:
-            with self.store.building("stages", name, recipe) as work:
-                if isinstance(stage, Produce):
-                    np.save(work / "array.npy", array, allow_pickle=False)
-                else:
-                    save_tensors(objective.state_dict(), work / "state.safetensors")
-                text = json.dumps({"record": asdict(record), "metrics": metrics})
-                (work / "record.json").write_text(text)
-        return record, metrics
-
-    def _save(self, training: Training, model: nn.Module, records: list[StageRecord], metrics: Metrics) -> None:
-        own = sum(r.seconds for r in records) if records else None  # unknown for an external network
-        others = {k: t for k, t in training.closure().items() if k != training.key}
-        required = {t.folder: self.timing(t)["own_seconds"] for t in others.values()}
-        timing = {
-            "stages": [
-                {
-                    **asdict(r),
-                    "seconds_per_epoch": r.seconds_per_epoch,
-                    "images_per_second": r.images_per_second,
-                }
-                for r in records
-            ],
-            "own_seconds": own,
-            "whole_seconds": None if own is None else own + sum(required.values()),
-            "warmup_seconds": sum(r.warmup_seconds for r in records) if records else None,
-            "peak_memory_bytes": max((r.peak_memory_bytes for r in records), default=None),
-            "required": required,
-            "flags": [flag for r in records for flag in r.flags],
-            "hardware": provenance.hardware(self.plan.device),
-            "commit": provenance.commit(),
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        }
-        config = {
-            "defense": training.name,
-            "defense_version": training.defense.version,
-            "preset": self.plan.preset,
-            "dataset": training.dataset,
-            "data_digest": self.plan.data_digest,
-            "train_images": training.recipe["train_images"],
-            "resolution": self.plan.run.attack_resolution,
-            "spec": asdict(training.spec),
-            "config": asdict(training.config),
-            "threat": asdict(training.threat) if training.threat else None,
-            "seed": training.seed,
-            "precision": self.plan.precision,
-            "threads": self.plan.threads,
-            "torch": torch.__version__,
-            "key": training.key,
-        }
-        with self.store.building("model", training.folder, training.recipe) as work:
-            save_tensors(model.state_dict(), work / "model.safetensors")
-            (work / "config.json").write_text(json.dumps(config, indent=1))
-            (work / "timing.json").write_text(json.dumps(timing, indent=1))
-            table = io.StringIO()
-            csv.writer(table).writerows([("stage", "epoch", "metric", "value"), *metrics])
-            (work / "metrics.csv").write_text(table.getvalue())
-            if self.reporter.log_file is not None:
-                shutil.move(self.reporter.log_file, work / "run.log")
-                self.reporter.log_file = None
-
-    def timing(self, training: Training) -> dict[str, Any]:
-        """Return the timing record of a stored training."""
-        path = self.store.folder("model", training.folder) / "timing.json"
-        return json.loads(path.read_text())  # type: ignore[no-any-return]
-
-    def weights_digest(self, training: Training) -> str:
-        """Return the first 16 digits of the SHA-256 of a stored network's weights."""
-        return self.store.digest("model", training.folder, "model.safetensors")[:16]
-
-    def network(self, training: Training) -> nn.Module:
-        """Load a trained network from the store, in eval mode on the device."""
-        if self._network is None or self._network[0] != training.key:
-            folder = self.store.find("model", training.folder)
-            if folder is None:
-                raise ArtifactError(f"the trained '{training.name}' is not in '{self.plan.out}'; run it again")
-            model = models.build(training.spec).to(self.plan.device)
-            model.load_state_dict(load_file(folder / "model.safetensors", device=self.plan.device))
-            self._network = (training.key, model.eval())
-        return self._network[1]
-
-    # --- evaluation -----------------------------------------------------------------------------
 
     def evaluate_all(self) -> set[str]:
         """Fill every cell, the source's first, so that its examples are made while it is in memory.
