@@ -108,7 +108,12 @@ class Split:
         part.labels, part.digest = self.labels[:count], _short(self.digest, "first", count)
         return part
 
-    take = first
+    def last(self, count: int) -> Split:
+        """Return the last `count` images as a split of their own."""
+        part, skipped = copy(self), len(self) - count
+        part._read = lambda index: self._read(index + skipped)
+        part.labels, part.digest = self.labels[skipped:], _short(self.digest, "last", count)
+        return part
 
 
 @dataclass(frozen=True)

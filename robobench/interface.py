@@ -72,7 +72,7 @@ def evaluate(
 
 def _request(**flags: Any) -> Request:
     """Make a Request, taking lists and plain numbers where the fields hold tuples of text."""
-    for name in ("attacks", "eps", "sets", "plugins", "seeds"):
+    for name in ("attacks", "eps", "sets", "plugins", "seeds", "teachers"):
         value = flags.get(name)
         if isinstance(value, (str, int, float)):
             value = (value,)
@@ -114,8 +114,7 @@ def load(store: str | Path, name: str, *, device: str = "cpu") -> nn.Module:
         raise RequestError(f"'{store}' holds {what} called '{name}'; name one of: {options}")
     folder = place.folder("model", fitting[0])
     place.verify(folder)
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in configs[fitting[0]]["spec"].items()}
-    model = models.build(models.ModelSpec(**{**values, "pretrained": False})).to(device)
+    model = models.build(models.ModelSpec.stored(configs[fitting[0]]["spec"])).to(device)
     model.load_state_dict(load_file(folder / "model.safetensors", device=device))
     return model.eval()
 

@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -78,6 +78,12 @@ class ModelSpec:
         else:
             stem = self.stem if self.name.startswith("timm:") and self.stem == "cifar" else "native"
         object.__setattr__(self, "stem", stem)
+
+    @classmethod
+    def stored(cls, values: Mapping[str, Any]) -> ModelSpec:
+        """Return the spec of a network trained before, from what its config.json holds."""
+        plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**plain | {"pretrained": False})
 
     def recipe(self) -> dict[str, Any]:
         """Return plain values for an artefact's key; a user's factory adds the digest of its file."""

@@ -43,6 +43,7 @@ class Training:
     recipe: dict[str, Any]
     dataset: str
     weights: Path | None = None  # of an external network
+    selection: str = "last"  # which epoch's weights are attacked: last | best
 
     @property
     def name(self) -> str:
@@ -101,7 +102,7 @@ class Plan:
     preset: str
     run: RunValues
     dataset: Any  # data.Dataset
-    trainings: list[Training]  # what the table shows, prerequisites not listed
+    trainings: list[Training]  # what the table shows, prerequisites not listed; one entry a selection
     controls: list[Training]
     source: Training | None  # the network transfer examples are made on
     cells: list[Cell]
@@ -134,7 +135,8 @@ class Plan:
         full budget, so its white-box cells would cost much and say the same.
         """
         asked = {training.key for training in [*self.trainings, *self.controls]}
-        wanted = {t.key: t for t in [*([self.source] if self.source else []), *self.trainings, *self.controls]}
+        everything = [*([self.source] if self.source else []), *self.trainings, *self.controls]
+        wanted = {(t.key, t.selection): t for t in everything}
         return [
             (training, cell, protocol)
             for training in wanted.values()

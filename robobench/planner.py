@@ -18,7 +18,8 @@ from robobench.plan import STORE_VERSION, Cell, External, Plan, Training
 from robobench.provenance import resolve_device, resolve_precision
 from robobench.registry import unknown
 from robobench.request import Request, RunValues, make, parse_sets, parse_value, typed
-from robobench.store import check_writable, file_digest
+from robobench.store import Store, check_writable, file_digest
+from robobench.teachers import Teacher, Teachers
 from robobench.threat import ThreatModel, canonical_norm, check_unit_range, parse_eps
 
 PROTOCOLS = {"transfer": ("transfer",), "white-box": ("white-box",), "both": ("white-box", "transfer")}
@@ -72,8 +73,14 @@ class Planner:
         check_writable(request.out)
         self.dataset = self._dataset(dry)
         if request.defenses and not self.missing:
+            if self.train_images < 1:
+                raise RequestError(
+                    f"run.held_out={self.run.held_out} leaves nothing to train on: the training split has "
+                    f"{len(self.dataset.train)} images; hold out fewer, or none with --set run.held_out=0"
+                )
             datasets.require_classes(self.dataset.train.first(self.train_images), 2)
         self._made: dict[tuple[str, int], Training] = {}
+        self.teachers = Teachers(request.teachers)
         self.train_threat = self._train_threat()
 
     def _dataset(self, dry: bool) -> Any:
@@ -204,7 +211,10 @@ class Planner:
                 f"defense '{name}' needs {' and '.join(lacking)} of the model, and '{spec.name}' has none; "
                 "add them (features(images) -> (B, D), and the last nn.Linear as head) or choose another model"
             )
-        requires = {role: self.training(other, seed, (*below, name)) for role, other in cls(config).requires.items()}
+        requires = {
+            role: self.teacher(role, name) if role in self.teachers else self.training(other, seed, (*below, name))
+            for role, other in cls(config).requires.items()
+        }
         threat = self.train_threat if cls.adversarial else None
         recipe = {
             "defense": name,
@@ -214,6 +224,7 @@ class Planner:
             "model": spec.recipe(),
             "data": self.dataset.digest,
             "train_images": self.train_images,
+            "held_out": self.run.held_out,
             "resolution": self.run.attack_resolution,
             "threat": asdict(threat) if threat else None,
             "seed": seed,
@@ -228,14 +239,45 @@ class Planner:
         self._made[name, seed] = made
         return made
 
+    def teacher(self, role: str, student: str) -> Training:
+        """Return the network that --teacher names for a role, tried on two images; raises RequestError."""
+        given = self.teachers.use(role)
+        if given.spec is None:
+            made = self.external(given.model or self.request.model, given.weights)
+        else:
+            self._same_images(given)
+            made = self.external(given.spec.name, given.weights, given.spec)
+        own = Store(self.request.out).trained(student, made.recipe["external"])
+        if own is not None:
+            raise RequestError(
+                f"--teacher {role}: '{given.weights}' is a network that '{student}' itself trained ({own.name}); "
+                f"give weights of another defense, or leave the flag out to train the teacher"
+            )
+        return made
+
+    def _same_images(self, given: Teacher) -> None:
+        """Refuse a trained network that was made for other images or classes."""
+        for what, own, theirs in (
+            ("classes", self.dataset.num_classes, given.spec.num_classes if given.spec else None),
+            ("px images", self.run.attack_resolution, given.resolution),
+        ):
+            if own != theirs:
+                raise RequestError(
+                    f"teacher '{given.text}' was trained for {theirs} {what}, this run has {own}; give a teacher of "
+                    "the same data, or leave the flag out to train one"
+                )
+
     def _lacking(self, spec: models.ModelSpec, protocol: tuple[str, ...]) -> list[str]:
         """Return what a defense needs of a network that it has not; our own have everything."""
         if not protocol or (spec.name in models.MODELS and ":" not in spec.name):
             return []
         return models.missing_protocol(models.build(replace(spec, pretrained=False)), protocol)
 
-    def external(self, name: str, weights: Path | None) -> Training:
+    def external(self, name: str, weights: Path | None, spec: models.ModelSpec | None = None) -> Training:
         """Return a network that came from elsewhere, loaded once and tried on two test images.
+
+        Args:
+            spec: of the network, where a store told it; else the run's with another name.
 
         Raises:
             RequestError: the weights are no weights, do not fit, or the outputs are no logits.
@@ -245,7 +287,7 @@ class Planner:
         matrices = [value for value in (state or {}).values() if value.dim() == 2]
         if matrices and ":" in self.request.dataset:  # such a data set need not show every class
             classes = max(classes, len(matrices[-1]))
-        spec = replace(self.spec(0), name=name, num_classes=classes, pretrained=False)
+        spec = replace(spec or self.spec(0), name=name, num_classes=classes, pretrained=False)
         if models.is_factory(name) or self.request.mean or self.request.std:
             mean = self._channels("mean", self.request.mean, 0.0)
             std = self._channels("std", self.request.std, 1.0)
@@ -281,13 +323,16 @@ class Planner:
     @property
     def train_images(self) -> int:
         """How many training images are used, from the first on."""
-        have = len(self.dataset.train) if self.dataset.train is not None else 0
+        have = len(self.dataset.train) - self.run.held_out if self.dataset.train is not None else 0
         return min(self.run.train_images or have, have)
 
     def plan(self) -> Plan:
         """Return the whole plan; raises RequestError for anything that cannot be done."""
         request = self.request
         trainings = [self.training(name, seed) for name in request.defenses for seed in request.seeds]
+        self.teachers.check_used({role for t in trainings for role in t.requires})
+        selections = ("last", "best") if self.run.selection == "both" else (self.run.selection,)
+        trainings = [replace(t, selection=chosen) for t in trainings for chosen in selections]
         if request.external:
             trainings = [self.external(request.model, request.weights)]
         transfer = request.protocol != "white-box" and bool(self.cells) and bool(trainings)

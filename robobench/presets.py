@@ -40,6 +40,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "attack_resolution": 32,
             "stem": "cifar",
             "attacks": ("pgd", "fgsm", "autoattack-l2", "jitter", "autoattack"),
+            "held_out": 1000,
         },
         "recipe": {
             "epochs": 50,

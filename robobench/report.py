@@ -50,6 +50,7 @@ def label(network: pd.DataFrame) -> str:
     first = network.iloc[0]
     marks = ["control"] if bool(first["control"]) else []
     marks += [f"seed {first['seed']:g}"] if first["seed"] else []
+    marks += ["best epoch"] if first["selection"] == "best" else []
     return f"{first['defense']} ({', '.join(marks)})" if marks else str(first["defense"])
 
 
@@ -135,12 +136,24 @@ def costs(rows: pd.DataFrame) -> pd.DataFrame:
             "own s": seconds(first["own_seconds"]),
             "whole s": seconds(first["whole_seconds"]),
             "warm-up s": seconds(first["warmup_seconds"]),
+            "passes": MISSING if pd.isna(first["own_units"]) else f"{first['own_units']:,.0f}",
             "peak GiB": MISSING if pd.isna(peak) else f"{peak / 2**30:.2f}",
             "flags": ", ".join(flags) or MISSING,
         }
     out = pd.DataFrame.from_dict(lines, orient="index")
     out.index.name = "defense"
     return out
+
+
+def passes(rows: pd.DataFrame) -> list[str]:
+    """Spell out what the `passes` of each network are made of, a line a network that has them."""
+    made = {label(n): text(n.iloc[0]["passes"]) for n in groups(rows, NETWORK)}
+    lines = [f"  {name}: {what}" for name, what in made.items() if what != MISSING]
+    meaning = (
+        "passes: forwards per training image over all epochs (F forward 1, Gx backward to\n"
+        "the input 1, Gw to the weights 2; T: of a teacher)"
+    )
+    return [meaning, *lines] if lines else []
 
 
 def show(rows: pd.DataFrame, console: Console) -> None:
@@ -156,7 +169,7 @@ def show(rows: pd.DataFrame, console: Console) -> None:
             if len(part):
                 notes = "\n".join(budgets(part))
                 console.print(stacked(matrix(part, protocol), f"{protocol} accuracy, % ({where})\n{meaning}", notes))
-        console.print(stacked(costs(board), f"cost and flags ({where})"))
+        console.print(stacked(costs(board), f"cost and flags ({where})", "\n".join(passes(board))))
         for reason in board.loc[board["status"] != "ok", ["defense", "attack", "protocol", "reason"]].itertuples():
             console.print(
                 f"no figure: {reason.defense} under {reason.attack} ({reason.protocol}): {reason.reason}",

@@ -14,6 +14,8 @@ from typing import Any
 from robobench.errors import RequestError
 from robobench.registry import unknown
 
+MIN_HELD_OUT = 1000  # fewer images tell epochs apart by chance alone
+SELECTIONS = ("last", "best", "both")
 CHUNK = 256  # images evaluated together, where a preset does not say: the unit of work, resume and sharding
 
 
@@ -26,13 +28,25 @@ class RunValues:
     stem: str = "cifar"
     interpolation: str = "bilinear"
     pretrained: bool = False
-    train_images: int = 0  # first N training images; 0: all
+    train_images: int = 0  # first N training images; 0: all that are not held out
+    held_out: int = 0  # last N training images, kept from training: PGD accuracy on them picks the best epoch
+    selection: str = "last"  # last | best | both: which epoch's weights are attacked
     examples: int = 0  # first N test images; 0: all
     attacks: tuple[str, ...] = ("pgd", "fgsm")
     l2_eps: tuple[str, ...] = ()  # radii of attacks on L2, where the preset has its own
     source: str = "standard"  # whose seed-0 network the transfer examples are made on
     control: bool = True  # evaluate the source's defense of another seed beside the rest
     chunk: int = CHUNK  # images evaluated together
+
+    def __post_init__(self) -> None:
+        if self.held_out and self.held_out < MIN_HELD_OUT:
+            raise ValueError(f"held_out must be 0 or at least {MIN_HELD_OUT}, got {self.held_out}")
+        if self.selection not in SELECTIONS:
+            raise ValueError(f"selection must be one of {', '.join(SELECTIONS)}, got '{self.selection}'")
+        if self.selection != "last" and not self.held_out:
+            raise ValueError(
+                f"selection '{self.selection}' needs images to select on; set run.held_out={MIN_HELD_OUT} or more"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +71,7 @@ class Request:
     epochs: int | None = None
     batch_size: int | None = None
     sets: tuple[str, ...] = ()
+    teachers: tuple[str, ...] = ()  # ROLE=FILE, ROLE=MODEL=FILE or ROLE=FOLDER of a trained network
     plugins: tuple[str, ...] = ()
     data_dir: Path | None = None
     out: Path = Path("runs")

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock
 
+from robobench.api import Passes
 from robobench.errors import RequestError
 from robobench.evaluation import Bits
 from robobench.store import Store, write_atomic
@@ -24,6 +25,7 @@ COLUMNS = [
     *("own_seconds", "whole_seconds", "warmup_seconds", "peak_memory_bytes", "precision", "threads"),
     *("hardware", "torch_version", "commit", "flags", "status", "reason"),
     *("stem", "interpolation", "weights_digest", "control"),  # what else a reader needs to redo the row
+    *("own_units", "passes"),  # forwards per training image over all stages, and what they are made of
     # over all attacks on this network at this (norm, eps) and protocol, image by image:
     *("worst_case_accuracy", "worst_case_ci_low", "worst_case_ci_high", "worst_case_attacks"),
 ]
@@ -45,7 +47,7 @@ def records(root: Path) -> list[dict[str, Any]]:
             timings[name] = json.loads(path.read_text()) if path.exists() else {}
         out.append({**record, "timing": timings[name]})
     keys = ("dataset", "model", "defense", "seed", "protocol", "attack", "threat_norm", "threat_eps")
-    out.sort(key=lambda r: (*(str(r[k]) for k in keys), r["training"], r["examples"], r["budget"]))
+    out.sort(key=lambda r: (*(str(r[k]) for k in keys), r["training"], r["selection"], r["examples"], r["budget"]))
     return out
 
 
@@ -78,6 +80,7 @@ def rows_of(group: list[dict[str, Any]]) -> list[dict[str, Any]]:
         out = {name: record.get(name) for name in COLUMNS}
         for name in ("own_seconds", "whole_seconds", "warmup_seconds", "peak_memory_bytes"):
             out[name] = timing.get(name)
+        out["own_units"], out["passes"] = passes_of(timing)
         flags = list(timing.get("flags", []))
         if record["status"] == "ok":
             clean, bits = Bits.read(record["clean_bits"]), Bits.read(record["robust_bits"])
@@ -96,11 +99,20 @@ def rows_of(group: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def networks(all_records: list[dict[str, Any]]) -> dict[tuple[str, int], list[dict[str, Any]]]:
-    """Group records by trained network and number of images, in the order they come."""
-    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+def passes_of(timing: dict[str, Any]) -> tuple[float | None, str]:
+    """Sum the declared passes of a training's stages, in forwards per training image, and spell them out."""
+    stages = [(s["name"], s["epochs"], Passes(**s["passes"])) for s in timing.get("stages", []) if s["passes"]]
+    if not stages:
+        return None, ""
+    units = sum(epochs * (p.student_units + p.teacher_units) for _, epochs, p in stages)
+    return units, "; ".join(f"{name} {epochs} x ({p})" for name, epochs, p in stages)
+
+
+def networks(all_records: list[dict[str, Any]]) -> dict[tuple[str, str, int], list[dict[str, Any]]]:
+    """Group records by trained network (and which of its epochs) and number of images, in the order they come."""
+    groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     for record in all_records:
-        groups.setdefault((record["training"], record["examples"]), []).append(record)
+        groups.setdefault((record["training"], record["selection"], record["examples"]), []).append(record)
     return groups
 
 

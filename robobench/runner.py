@@ -91,6 +91,7 @@ class Runner(Trainer):
         source = self.plan.source if protocol == "transfer" else None
         return {
             "model": training.key,
+            "selection": training.selection,
             "source": source.key if source else None,
             "attack": cell.recipe(),
             "protocol": protocol,
@@ -128,7 +129,7 @@ class Runner(Trainer):
             "source_digest": self.weights_digest(source) if source and source.key not in self.broken else None,
             "weights_digest": self.weights_digest(training) if there else None,
             "seed": training.seed,
-            "selection": "last",
+            "selection": training.selection,
             "examples": self.plan.examples,
             "precision": self.plan.precision,
             "threads": self.plan.threads,

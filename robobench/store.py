@@ -110,6 +110,14 @@ class Store:
         manifest = json.loads((self.folder(kind, name) / MANIFEST).read_text())
         return str(manifest["files"][file])
 
+    def trained(self, defense: str, digest: str | None) -> Path | None:
+        """Return the folder of the network of `defense` whose weights file has this SHA-256, if there is one."""
+        for folder in self.manifests("model"):
+            manifest = json.loads((folder / MANIFEST).read_text())
+            if manifest["recipe"].get("defense") == defense and digest in manifest["files"].values():
+                return folder
+        return None
+
     @staticmethod
     def verify(folder: Path) -> None:
         """Raise ArtifactError unless every file of an artefact has the digest it was stored with."""

@@ -6,13 +6,16 @@ A training that fails leaves its reason; only what needs that network stops.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import shutil
 import time
 import traceback
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,21 +23,32 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from robobench import models, provenance
-from robobench.api import Frozen, Produce, Produced, Setup, Stage
+from robobench import models, plugins, provenance
+from robobench.api import Frozen, Produce, Produced, Setup, Stage, Train
 from robobench.errors import ArtifactError
 from robobench.plan import NO_THREAT, External, Plan, Training
+from robobench.probe import Selection, probe
 from robobench.progress import Reporter, duration
 from robobench.store import Store, key_of
 from robobench.timing import Stopwatch
-from robobench.training import Engine, StageRecord, build_objective, run_produce, run_train
+from robobench.training import Engine, Images, StageRecord, build_objective, run_produce, run_train
 
 Metrics = list[tuple[str, int, str, float]]  # stage, epoch, name, value
+WEIGHTS = {"last": "model.safetensors", "best": "best.safetensors"}
+TEACHER_IMAGES = 128  # training images every teacher is measured on before it is used
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Write a state dict as safetensors, each tensor contiguous and its own."""
     save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, path)
+
+
+def state_digest(module: nn.Module) -> str:
+    """SHA-256 over the bytes of a network's weights and buffers."""
+    digest = hashlib.sha256()
+    for value in module.state_dict().values():
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 class Trainer:
@@ -96,19 +110,50 @@ class Trainer:
             on_grid=data.on_grid,
             required={role: Frozen(self.network(other)) for role, other in training.requires.items()},
         )
+        teachers = self._measured(training, engine, setup.required, data)
+        digests = {role: state_digest(teacher.module) for role, teacher in setup.required.items()}
         stages = training.defense(training.config).stages(setup)
+        selection = self._selection(training, engine, model, stages[-1])
         records: list[StageRecord] = []
         metrics: Metrics = []
         for number, stage in enumerate(stages):
             last = number == len(stages) - 1
-            record, lines = self._stage(training, engine, setup, stage, data, last)
+            record, lines = self._stage(training, engine, setup, stage, data, last, selection if last else None)
+            for role, teacher in setup.required.items():
+                if state_digest(teacher.module) != digests[role]:
+                    raise ArtifactError(f"stage '{stage.name}' of '{training.name}' changed its teacher '{role}'")
             records.append(record)
             metrics += lines
             self.reporter.note(f"  {stage.name}: {self._told(record)}")
             for flag in record.flags:
                 self.reporter.warn(f"{label}: stage '{stage.name}' raises '{flag}'")
         self._network = None
-        self._save(training, model, records, metrics)
+        self._save(training, model, records, metrics, teachers, selection)
+
+    def _measured(
+        self, training: Training, engine: Engine, required: Mapping[str, Frozen], data: Images
+    ) -> dict[str, dict[str, Any]]:
+        """Measure every teacher as training will use it; warn of one that should be robust and is not."""
+        measured, declared = {}, training.defense(training.config).requires
+        for role, teacher in required.items():
+            seen = probe(engine, teacher.module, data, training.threat or NO_THREAT, TEACHER_IMAGES)
+            name = training.requires[role].name
+            measured[role] = {"network": name, "key": training.requires[role].key, **asdict(seen)}
+            self.reporter.note(f"  teacher '{role}' ({name}): {seen} for training")
+            if seen.not_robust and plugins.load_defense(declared[role]).adversarial:
+                self.reporter.warn(
+                    f"teacher '{role}' ({name}) is not robust at {training.threat}: {seen}; "
+                    f"'{training.name}' can learn no robustness from it"
+                )
+        return measured
+
+    def _selection(self, training: Training, engine: Engine, model: nn.Module, last: Stage) -> Selection | None:
+        """Return what watches the last stage for its best epoch, where images are held out for that."""
+        count = self.plan.run.held_out
+        if not count or not isinstance(last, Train) or not last.epochs:
+            return None
+        held_out = self.plan.dataset.train.last(count)
+        return Selection(engine, model, held_out, training.threat or NO_THREAT, last.epochs)
 
     def _import(self, training: Training) -> None:
         """Put a network that came from elsewhere into the store, as it is."""
@@ -127,7 +172,14 @@ class Trainer:
         return ", ".join(parts)
 
     def _stage(
-        self, training: Training, engine: Engine, setup: Setup, stage: Stage, data: Any, last: bool
+        self,
+        training: Training,
+        engine: Engine,
+        setup: Setup,
+        stage: Stage,
+        data: Images,
+        last: bool,
+        selection: Selection | None,
     ) -> tuple[StageRecord, Metrics]:
         """Run a stage, or take it from the store. The last stage's result is the trained model itself."""
         recipe = {"training": training.recipe, "stage": stage.name}
@@ -136,6 +188,8 @@ class Trainer:
         metrics: Metrics = []
 
         def log(stage_name: str, epoch: int, values: dict[str, float]) -> None:
+            if selection is not None:
+                values = {**values, **selection.look(epoch)}
             metrics.extend((stage_name, epoch, k, v) for k, v in values.items())
             shown = ", ".join(f"{k} {v:.4g}" for k, v in values.items())
             self.reporter.detail(f"  {stage_name} epoch {epoch + 1}: {shown}")
@@ -166,10 +220,19 @@ class Trainer:
                 (work / "record.json").write_text(text)
         return record, metrics
 
-    def _save(self, training: Training, model: nn.Module, records: list[StageRecord], metrics: Metrics) -> None:
+    def _save(
+        self,
+        training: Training,
+        model: nn.Module,
+        records: list[StageRecord],
+        metrics: Metrics,
+        teachers: Mapping[str, dict[str, Any]] = MappingProxyType({}),
+        selection: Selection | None = None,
+    ) -> None:
         own = sum(r.seconds for r in records) if records else None  # unknown for an external network
         others = {k: t for k, t in training.closure().items() if k != training.key}
         required = {t.folder: self.timing(t)["own_seconds"] for t in others.values()}
+        costs = [own, *required.values()]
         timing = {
             "stages": [
                 {
@@ -180,10 +243,12 @@ class Trainer:
                 for r in records
             ],
             "own_seconds": own,
-            "whole_seconds": None if own is None else own + sum(required.values()),
+            "whole_seconds": None if None in costs else sum(costs),
             "warmup_seconds": sum(r.warmup_seconds for r in records) if records else None,
             "peak_memory_bytes": max((r.peak_memory_bytes for r in records), default=None),
             "required": required,
+            "teachers": dict(teachers),
+            "selection": selection.record() if selection else None,
             "flags": [flag for r in records for flag in r.flags],
             "hardware": provenance.hardware(self.plan.device),
             "commit": provenance.commit(),
@@ -207,7 +272,9 @@ class Trainer:
             "key": training.key,
         }
         with self.store.building("model", training.folder, training.recipe) as work:
-            save_tensors(model.state_dict(), work / "model.safetensors")
+            save_tensors(model.state_dict(), work / WEIGHTS["last"])
+            if selection:
+                save_tensors(selection.weights, work / WEIGHTS["best"])
             (work / "config.json").write_text(json.dumps(config, indent=1))
             (work / "timing.json").write_text(json.dumps(timing, indent=1))
             table = io.StringIO()
@@ -224,15 +291,16 @@ class Trainer:
 
     def weights_digest(self, training: Training) -> str:
         """Return the first 16 digits of the SHA-256 of a stored network's weights."""
-        return self.store.digest("model", training.folder, "model.safetensors")[:16]
+        return self.store.digest("model", training.folder, WEIGHTS[training.selection])[:16]
 
     def network(self, training: Training) -> nn.Module:
         """Load a trained network from the store, in eval mode on the device."""
-        if self._network is None or self._network[0] != training.key:
+        wanted = f"{training.key} {training.selection}"
+        if self._network is None or self._network[0] != wanted:
             folder = self.store.find("model", training.folder)
             if folder is None:
                 raise ArtifactError(f"the trained '{training.name}' is not in '{self.plan.out}'; run it again")
             model = models.build(training.spec).to(self.plan.device)
-            model.load_state_dict(load_file(folder / "model.safetensors", device=self.plan.device))
-            self._network = (training.key, model.eval())
+            model.load_state_dict(load_file(folder / WEIGHTS[training.selection], device=self.plan.device))
+            self._network = (wanted, model.eval())
         return self._network[1]

@@ -41,6 +41,7 @@ def main(
     epochs: o.Epochs = None,
     batch_size: o.BatchSize = None,
     set_: o.Sets = None,
+    teacher: o.Teachers = None,
     plugin: o.Plugins = None,
     data_dir: o.DataDir = None,
     out: o.Out = Path("runs"),

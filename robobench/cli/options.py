@@ -38,6 +38,14 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", help="NAME.FIELD=VALUE, such as trades.beta=3 or run.train_images=500."),
 ]
+Teachers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--teacher",
+        help="ROLE=FILE (weights for --model), ROLE=MODEL=FILE, ROLE=FOLDER of a trained network, or "
+        "ROLE=robustbench:ID; instead of training that teacher. `list defenses` shows the roles.",
+    ),
+]
 Plugins = Annotated[list[str] | None, typer.Option("--plugin", help="A .py file with defenses or attacks of your own.")]
 DataDir = Annotated[Path | None, typer.Option(help="Where data sets are; else $ROBOBENCH_DATA, else the cache.")]
 Out = Annotated[Path, typer.Option(help="The store.")]
@@ -73,6 +81,7 @@ def request(flags: dict[str, Any], **more: Any) -> Request:
         "eps": tuple(flags.get("eps") or ()),
         "sets": tuple(flags.get("set_") or ()),
         "plugins": tuple(flags.get("plugin") or ()),
+        "teachers": tuple(flags.get("teacher") or ()),
         "seeds": seeds(flags.get("seed", 0), flags.get("seeds")),
     }
     return Request(**{**taken, **listed, **more})

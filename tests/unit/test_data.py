@@ -109,7 +109,7 @@ def test_a_part_of_a_split_is_its_first_images_under_another_digest():
     data = load("digits")
     part = data.train.first(100)
     assert len(part) == 100 and torch.equal(everything(part), data.train.images(torch.arange(100)))
-    assert part.digest != data.train.digest and part.digest == load("digits").train.take(100).digest
+    assert part.digest != data.train.digest and part.digest == load("digits").train.first(100).digest
     assert data.train.first(5000) is data.train and len(data.train) == 1437
 
 

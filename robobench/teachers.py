@@ -1,0 +1,77 @@
+"""Teachers that the user brings: which role, which network, which file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from robobench.errors import ArtifactError, RequestError
+from robobench.models import ModelSpec
+from robobench.registry import unknown
+from robobench.store import Store
+
+FORM = "--teacher takes ROLE=FILE, ROLE=MODEL=FILE, ROLE=FOLDER of a trained network or ROLE=robustbench:ID"
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """One --teacher: a network of the run's model or of `model`, or a trained one with its own `spec`."""
+
+    text: str
+    weights: Path | None
+    model: str | None = None
+    spec: ModelSpec | None = None
+    resolution: int | None = None  # side of the images a trained network was made for
+
+    @classmethod
+    def read(cls, text: str) -> Teacher:
+        """Read what stands behind ROLE=; raises RequestError for a folder that holds no trained network."""
+        model, equals, file = text.partition("=")
+        if equals:
+            return cls(text, Path(file), model)
+        if text.startswith("robustbench:"):
+            return cls(text, None, text)
+        if not Path(text).is_dir():
+            return cls(text, Path(text))
+        folder = Path(text)
+        try:
+            Store.verify(folder)
+            config = json.loads((folder / "config.json").read_text())
+            spec = ModelSpec.stored(config["spec"])
+        except (ArtifactError, OSError, ValueError, KeyError, TypeError) as err:
+            raise RequestError(f"'{folder}' is no folder of a trained network ({err}); {FORM}") from None
+        return cls(text, folder / "model.safetensors", spec=spec, resolution=config["resolution"])
+
+
+class Teachers:
+    """The --teacher flags of a run, by role."""
+
+    def __init__(self, texts: Collection[str]) -> None:
+        self._given: dict[str, Teacher] = {}
+        for text in texts:
+            role, equals, rest = text.partition("=")
+            if not (equals and role and rest):
+                raise RequestError(f"--teacher '{text}' names no file; {FORM}")
+            if role in self._given:
+                raise RequestError(f"--teacher {role} is given twice; give each role once")
+            same = [r for r, other in self._given.items() if other.text == rest]
+            if same:
+                raise RequestError(f"--teacher {same[0]} and {role} are the same network '{rest}'; give two")
+            self._given[role] = Teacher.read(rest)
+
+    def __contains__(self, role: str) -> bool:
+        return role in self._given
+
+    def use(self, role: str) -> Teacher:
+        """Return the network of a role."""
+        return self._given[role]
+
+    def check_used(self, roles: Collection[str]) -> None:
+        """Raise RequestError for a role that no defense of the run has."""
+        for role in self._given:
+            if role not in roles and not roles:
+                raise RequestError(f"--teacher {role}: no defense of this run takes a teacher; leave the flag out")
+            if role not in roles:
+                raise unknown("teacher role", role, roles)
