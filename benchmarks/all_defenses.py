@@ -45,7 +45,8 @@ chosen = parser.parse_args()
 
 def command(name: str) -> list[str]:
     """The command line of one defense; what it needs of the others is in the store by then."""
-    known = [s for s in SETS if s.split(".")[0] in ("run", "at", "standard", name)]
+    trained = {"run", name} | ({"at"} if name in DISTILLED else set())
+    known = [s for s in SETS if s.split(".")[0] in trained]
     flags = ["--dataset", "cifar10", "--model", "resnet20", "--preset", "cifar", "--epochs", "8", "--threads", "1"]
     flags += ["--attacks", "pgd", "--eps", "8/255", "--protocol", "white-box", "--examples", "1000"]
     flags += ["--data-dir", str(chosen.data_dir), "--out", str(chosen.out), "--seed", str(chosen.seed)]
