@@ -52,7 +52,7 @@ def _registered(source: str) -> list[tuple[str, str, str]]:
         for mark in getattr(node, "decorator_list", []):
             match mark:
                 case ast.Call(
-                    func=ast.Attribute(value=ast.Name(id=registry), attr="register"),
+                    func=ast.Attribute(value=ast.Name(id=registry) | ast.Attribute(attr=registry), attr="register"),
                     args=[ast.Constant(value=str(name))],
                 ) if registry in ("DEFENSES", "ATTACKS"):
                     kind = "defense" if registry == "DEFENSES" else "attack"
@@ -100,7 +100,11 @@ def found(kind: str) -> dict[str, Plugin]:
         source = path / "__init__.py" if path.is_dir() else path
         if source.suffix == ".py" and source.is_file():
             module = f"robobench.{KINDS[kind]}.{path.stem}"
-            for k, name, summary in _registered(source.read_text()):
+            try:
+                registered = _registered(source.read_text())
+            except SyntaxError as err:  # one broken file must not hide the others; loading it says why
+                registered = [(kind, path.stem, f"not valid Python: {err.msg}, line {err.lineno}")]
+            for k, name, summary in registered:
                 if k == kind:
                     see(Plugin(kind, name, summary, module, "robobench"))
     for entry in entry_points(group=f"robobench.{KINDS[kind]}"):

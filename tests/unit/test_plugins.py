@@ -128,3 +128,19 @@ def test_the_digest_of_a_plug_in_follows_its_file_alone(tmp_path):
     path.write_text(path.read_text() + "# one more byte\n")
     assert plugins.digest(mine) != before
     assert plugins.digest(plugins.load_attack("pgd")) == pgd
+
+
+def test_a_registry_named_through_its_module_is_seen(tmp_path):
+    text = GOOD.replace("import ATTACKS, Attack", "import Attack\nfrom robobench import api").replace(
+        "@ATTACKS", "@api.ATTACKS"
+    )
+    plugins.add_file(write(tmp_path, text.format(name="through-module")))
+    assert "through-module" in plugins.found("attack")
+
+
+def test_a_built_in_file_that_is_not_python_does_not_hide_the_others(tmp_path, monkeypatch):
+    write(tmp_path, "def broken(:\n", "broken.py")
+    write(tmp_path, GOOD.format(name="whole"), "whole.py")
+    monkeypatch.setattr(plugins, "folder", lambda kind: tmp_path)
+    found = plugins.found("attack")
+    assert "whole" in found and found["broken"].summary == "not valid Python: invalid syntax, line 1"

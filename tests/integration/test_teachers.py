@@ -1,0 +1,145 @@
+"""Teachers the user brings: taken instead of trained, measured before use, refused when they cannot serve."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+
+import robobench
+from robobench.cli import main
+from robobench.data import load as load_data
+from robobench.models import ModelSpec, build
+from robobench.trainer import save_tensors
+
+TINY = {
+    "sets": ("run.train_images=64", "run.control=false"),
+    "epochs": 1,
+    "attacks": "fgsm",
+    "eps": "0.1",
+    "protocol": "white-box",
+    "threads": 1,
+    "examples": 32,
+}
+
+
+def folders(out, defense):
+    return [p for p in sorted(out.iterdir()) if p.name.startswith(f"{defense}-")]
+
+
+@pytest.fixture(scope="module")
+def at_store(tmp_path_factory):
+    """A store with one adversarially trained network (for one epoch: it is not robust)."""
+    out = tmp_path_factory.mktemp("at")
+    robobench.run("at", out=out, **TINY)
+    return out
+
+
+def test_a_teacher_from_a_file_takes_the_place_of_a_training(at_store, tmp_path):
+    (teacher,) = folders(at_store, "at")
+    weights = tmp_path / "teacher.safetensors"
+    shutil.copy(teacher / "model.safetensors", weights)
+    rows = robobench.run("iad", out=tmp_path / "runs", teachers=f"robust={weights}", **TINY)
+    assert set(rows["status"]) == {"ok"} and rows["whole_seconds"].isna().all()  # its cost is unknown
+    assert folders(tmp_path / "runs", "at") == []
+    (student,) = folders(tmp_path / "runs", "iad")
+    measured = json.loads((student / "timing.json").read_text())["teachers"]["robust"]
+    images = load_data("digits").train
+    index = torch.arange(64)
+    right = robobench.load(at_store, "at")(images.images(index)).argmax(1) == images.labels[index]
+    assert measured["clean"] == pytest.approx(right.float().mean().item()) and measured["images"] == 64
+
+
+def test_the_folder_of_a_trained_network_brings_its_own_architecture(at_store, tmp_path):
+    (teacher,) = folders(at_store, "at")
+    flags = {**TINY, "model": "resnet20", "examples": 8, "sets": ("run.train_images=16", "run.control=false")}
+    rows = robobench.run("iad", out=tmp_path / "runs", teachers=f"robust={teacher}", **flags)
+    assert list(rows["model"].unique()) == ["resnet20"] and set(rows["status"]) == {"ok"}
+
+
+def test_a_robust_teacher_that_is_not_robust_is_named(at_store, tmp_path, capsys):
+    (teacher,) = folders(at_store, "at")
+    flags = ["--epochs", "0", "--attacks", "fgsm", "--eps", "0.1", "--examples", "8", "--set", "run.train_images=64"]
+    where = ["--out", str(tmp_path / "runs"), "--protocol", "white-box", "--threads", "1"]
+    assert main(["run", "--defense", "iad", "--teacher", f"robust={teacher}", *flags, *where]) == 0
+    said = capsys.readouterr().err
+    assert "teacher 'robust'" in said and "is not robust at Linf 0.1" in said
+
+
+def test_a_teacher_that_a_stage_changes_stops_the_training(tmp_path):
+    plugin = tmp_path / "spoiler.py"
+    plugin.write_text(
+        "from robobench import api\n"
+        "from robobench.defenses.iad import IAD\n"
+        "@api.DEFENSES.register('spoiler')\n"
+        "class Spoiler(IAD):\n"
+        "    def stages(self, setup):\n"
+        "        made = super().stages(setup)\n"
+        "        setup.required['robust'].module.head.bias.data += 1\n"
+        "        return made\n"
+    )
+    rows = robobench.run("spoiler", out=tmp_path / "runs", plugins=str(plugin), **{**TINY, "epochs": 0})
+    assert rows["reason"].str.contains("stage 'distill' of 'spoiler' changed its teacher 'robust'").all()
+    assert rows["robust_accuracy"].isna().all()
+
+
+@pytest.fixture
+def refused(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> str:
+        status = main(["run", *arguments])
+        captured = capsys.readouterr()
+        assert status == 2 and captured.err.count("\n") == 1, captured.err
+        assert not (tmp_path / "runs").exists()
+        return captured.err
+
+    return run
+
+
+@pytest.fixture
+def five_classes(tmp_path):
+    save_tensors(build(ModelSpec("cnn", 5, 32)).state_dict(), tmp_path / "five.safetensors")
+    return "five.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["robust=none.pt"], "no weights file 'none.pt'"),
+        (["robust"], "names no file; --teacher takes ROLE=FILE"),
+        (["robst=w.pt"], "did you mean 'robust'?"),
+        (["robust=a.pt", "robust=b.pt"], "robust is given twice"),
+        (["robust=a.pt", "clean=a.pt"], "robust and clean are the same network"),
+        (["robust=five.safetensors"], "have 5 classes, the data set has 10"),
+        (["robust=resnet20=five.safetensors"], "do not fit the model"),
+        (["robust=."], "is no folder of a trained network"),
+    ],
+    ids=str,
+)
+def test_a_teacher_that_cannot_serve_is_refused_before_any_training(refused, five_classes, flags, said):
+    assert said in refused("--defense", "mtard", *(f"--teacher={flag}" for flag in flags))
+
+
+def test_a_teacher_for_a_defense_that_takes_none_is_refused(refused, five_classes):
+    assert "no defense of this run takes a teacher" in refused("--defense", "at", f"--teacher=robust={five_classes}")
+
+
+def test_a_teacher_made_for_other_images_is_refused(refused, at_store):
+    (teacher,) = folders(at_store, "at")
+    larger = ["--set", "run.attack_resolution=64"]
+    assert "was trained for 32 px images, this run has 64" in refused(
+        "--defense", "iad", f"--teacher=robust={teacher}", *larger
+    )
+
+
+def test_a_student_cannot_be_its_own_teacher(at_store, tmp_path, capsys):
+    out = tmp_path / "runs"
+    (teacher,) = folders(at_store, "at")
+    robobench.run("iad", out=out, teachers=f"robust={teacher}", **{**TINY, "epochs": 0})
+    (student,) = folders(out, "iad")
+    arguments = ["--defense", "iad", "--teacher", f"robust={student / 'model.safetensors'}", "--out", str(out)]
+    assert main(["run", *arguments]) == 2
+    assert "is a network that 'iad' itself trained" in capsys.readouterr().err
