@@ -43,7 +43,7 @@ Teachers = Annotated[
     typer.Option(
         "--teacher",
         help="ROLE=FILE (weights for --model), ROLE=MODEL=FILE, ROLE=FOLDER of a trained network, or "
-        "ROLE=robustbench:ID; instead of training that teacher. `list defenses` shows the roles.",
+        "ROLE=robustbench:ID, in place of a teacher trained here; roles such as robust and clean.",
     ),
 ]
 Plugins = Annotated[list[str] | None, typer.Option("--plugin", help="A .py file with defenses or attacks of your own.")]

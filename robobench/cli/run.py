@@ -17,6 +17,8 @@ Examples:
 
   robobench run --defense trades --set trades.beta=3 --seeds 0,1,2
 
+  robobench run --defense iad --teacher robust=runs/at-cnn-digits-s0-0123456789
+
   robobench run --defense macd --model wrn50 --preset paper --dataset cifar10 --dry-run
 """
 
