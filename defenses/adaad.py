@@ -13,7 +13,6 @@ Kept:    the KL's mean over images and classes (KL / K), as the code has for CIF
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,14 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robobench.api import DEFENSES, Batch, Defense, Frozen, Loss, Passes, Recipe, Setup, Stage
-from robobench.inner import ascend, eval_mode
+from robobench.api import DEFENSES, Batch, Defense, Frozen, Loss, Passes, Setup, Stage
+from robobench.inner import AttackedRecipe
 from robobench.losses import kl
 from robobench.threat import ThreatModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaADConfig(Recipe):
+class AdaADConfig(AttackedRecipe):
     """Published values: 200 epochs, the learning rate falls tenfold at epochs 100 and 150."""
 
     form: str = "adaad"  # adaad | adaiad: AdaAD's attack with IAD's introspection in the loss
@@ -37,9 +36,6 @@ class AdaADConfig(Recipe):
     temperature: float = 1.0  # adaiad: tau
     b: float = 0.1  # adaiad: trust p_T(y | x') ** b
     gate: float = 60 / 200  # adaiad: E0 / epochs, before which the trust is 1
-    inner_steps: int = 10
-    relative_step: float = 0.25  # of eps: 2/255 at 8/255
-    attack_bn: str = "eval"  # mode of the network while it is attacked: eval | train
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,9 +45,6 @@ class AdaADConfig(Recipe):
         self.require("temperature", self.temperature > 0, "> 0")
         self.require("b", self.b >= 0, ">= 0")
         self.require("gate", 0 <= self.gate <= 1, "in [0, 1]")
-        self.require("inner_steps", self.inner_steps >= 1, ">= 1")
-        self.require("relative_step", self.relative_step > 0, "> 0")
-        self.one_of("attack_bn", "eval", "train")
 
     @property
     def first_introspection(self) -> int:
@@ -137,5 +130,5 @@ class AdaADObjective(nn.Module):
             return kl(self.teacher(adv), self.model(adv))
 
         start = images + 0.001 * batch.noise.child("start").normal_like(images)  # not clamped, as the code
-        with eval_mode(self.model) if cfg.attack_bn == "eval" else nullcontext():
-            return ascend(objective, start, images, threat, cfg.inner_steps, cfg.relative_step * threat.eps)
+        with cfg.attacked(self.model):
+            return cfg.ascend(objective, start, images, threat)

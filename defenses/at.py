@@ -11,31 +11,20 @@ Differs: the attack sees the network in eval mode (as MAIR and "Bag of Tricks fo
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robobench.api import DEFENSES, Batch, Defense, Loss, Passes, Recipe, Setup, Stage
-from robobench.inner import ascend, eval_mode
+from robobench.api import DEFENSES, Batch, Defense, Loss, Passes, Setup, Stage
+from robobench.inner import AttackedRecipe
 from robobench.threat import ThreatModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class ATConfig(Recipe):
+class ATConfig(AttackedRecipe):
     """Published values; the learning rate falls tenfold at epochs 100 and 150 of 200."""
-
-    inner_steps: int = 10
-    relative_step: float = 0.25  # of eps: 2/255 at 8/255
-    attack_bn: str = "eval"  # mode of the network while it is attacked: eval | train
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require("inner_steps", self.inner_steps >= 1, ">= 1")
-        self.require("relative_step", self.relative_step > 0, "> 0")
-        self.one_of("attack_bn", "eval", "train")
 
 
 @DEFENSES.register("at")
@@ -74,6 +63,5 @@ class ATObjective(nn.Module):
             return F.cross_entropy(self.model(adv), batch.labels, reduction="none")
 
         start = threat.random_start(batch.images, batch.noise.child("start"))
-        step_size = cfg.relative_step * threat.eps
-        with eval_mode(self.model) if cfg.attack_bn == "eval" else nullcontext():
-            return ascend(objective, start, batch.images, threat, cfg.inner_steps, step_size)
+        with cfg.attacked(self.model):
+            return cfg.ascend(objective, start, batch.images, threat)

@@ -15,7 +15,6 @@ Kept:    as in the code, IAD-I does not multiply the teacher's term by the trust
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -23,14 +22,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robobench.api import DEFENSES, Batch, Defense, Frozen, Loss, Passes, Recipe, Setup, Stage, lr_schedule
-from robobench.inner import ascend, eval_mode
+from robobench.api import DEFENSES, Batch, Defense, Frozen, Loss, Passes, Setup, Stage, lr_schedule
+from robobench.inner import AttackedRecipe
 from robobench.losses import kl
 from robobench.threat import ThreatModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class IADConfig(Recipe):
+class IADConfig(AttackedRecipe):
     """Published values: 200 epochs, the learning rate falls tenfold at epoch 100 only."""
 
     weight_decay: float = 2e-4
@@ -44,9 +43,7 @@ class IADConfig(Recipe):
     temperature: float = 1.0
     gate: float | None = None  # E0 / epochs, before which alpha = 1; None: 60/200 for I, 40/200 for II
     alpha_on_teacher: bool = False  # IAD-I: weigh the teacher's term by alpha; IAD-II always does
-    inner_steps: int = 10
-    relative_step: float = 0.25  # of eps: 2/255 at 8/255
-    attack_bn: str = "train"  # mode of the network while it is attacked: eval | train
+    attack_bn: str = "train"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,9 +54,6 @@ class IADConfig(Recipe):
         self.require("b", self.b >= 0, ">= 0")
         self.require("temperature", self.temperature > 0, "> 0")
         self.require("gate", self.gate is None or 0 <= self.gate <= 1, "in [0, 1]")
-        self.require("inner_steps", self.inner_steps >= 1, ">= 1")
-        self.require("relative_step", self.relative_step > 0, "> 0")
-        self.one_of("attack_bn", "eval", "train")
 
     @property
     def first_introspection(self) -> int:
@@ -158,8 +152,8 @@ class IADObjective(nn.Module):
         def objective(adv: Tensor) -> Tensor:
             return F.cross_entropy(self.model(adv), batch.labels, reduction="none")
 
-        with eval_mode(self.model) if cfg.attack_bn == "eval" else nullcontext():
-            return ascend(objective, start, images, threat, cfg.inner_steps, cfg.relative_step * threat.eps)
+        with cfg.attacked(self.model):
+            return cfg.ascend(objective, start, images, threat)
 
 
 def trust(teacher_logits: Tensor, labels: Tensor, b: float) -> Tensor:

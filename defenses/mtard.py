@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,13 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robobench.api import DEFENSES, Batch, Defense, Frozen, Loss, Passes, Recipe, Setup, Stage, lr_schedule
-from robobench.inner import ascend, eval_mode
+from robobench.api import DEFENSES, Batch, Defense, Frozen, Loss, Passes, Setup, Stage, lr_schedule
+from robobench.inner import AttackedRecipe
 from robobench.threat import ThreatModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class MTARDConfig(Recipe):
+class MTARDConfig(AttackedRecipe):
     """Published values: 300 epochs, learning rate and eta fall tenfold after epochs 215, 260 and 285."""
 
     epochs: int = 300
@@ -35,17 +34,11 @@ class MTARDConfig(Recipe):
     drops: tuple[float, ...] = (215 / 300, 260 / 300, 285 / 300)
     eta: float = 0.025  # how fast the weights of the two losses move
     b: float = 1.0  # r = (loss / first loss) ** b
-    inner_steps: int = 10
-    relative_step: float = 0.25  # of eps: 2/255 at 8/255
-    attack_bn: str = "eval"  # mode of the network while it is attacked: eval | train
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require("eta", 0 <= self.eta <= 1, "in [0, 1]")
         self.require("b", self.b >= 0, ">= 0")
-        self.require("inner_steps", self.inner_steps >= 1, ">= 1")
-        self.require("relative_step", self.relative_step > 0, "> 0")
-        self.one_of("attack_bn", "eval", "train")
 
 
 @DEFENSES.register("mtard")
@@ -114,8 +107,8 @@ class MTARDObjective(nn.Module):
             return F.cross_entropy(self.model(adv), batch.labels, reduction="none")
 
         start = images + 0.001 * batch.noise.child("start").normal_like(images)  # not clamped, as the code
-        with eval_mode(self.model) if cfg.attack_bn == "eval" else nullcontext():
-            return ascend(objective, start, images, threat, cfg.inner_steps, cfg.relative_step * threat.eps)
+        with cfg.attacked(self.model):
+            return cfg.ascend(objective, start, images, threat)
 
 
 def distillation(target: Tensor, logits: Tensor) -> Tensor:

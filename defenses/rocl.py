@@ -26,13 +26,13 @@ from torch import Tensor, nn
 
 from robobench.api import DEFENSES, Batch, Defense, Loss, Passes, Recipe, Setup, Stage, lr_schedule, sgd
 from robobench.augment import flip
-from robobench.inner import ascend, eval_mode
+from robobench.inner import AttackedRecipe, ascend, eval_mode
 from robobench.randomness import Noise
 from robobench.threat import ThreatModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoCLConfig(Recipe):
+class RoCLConfig(AttackedRecipe):
     """Published values; the Recipe's fields are those of the pre-training, with LARS."""
 
     epochs: int = 1000
@@ -47,8 +47,6 @@ class RoCLConfig(Recipe):
     mirror: bool = True  # with probability 1/2
     crop_area: float = 0.08  # smallest part of the image that a view shows
     inner_steps: int = 7
-    relative_step: float = 0.25  # of eps
-    attack_bn: str = "eval"  # mode of encoder and projector while they are attacked: eval | train
     temperature: float = 0.5
     regularizer: float = 1 / 256  # lambda: weight of the contrast between attacked and target view alone
     projection: int = 2048  # width of the projector, which ends in 128 values
@@ -67,12 +65,10 @@ class RoCLConfig(Recipe):
         self.require("color_jitter", 0 <= self.color_jitter <= 1, "in [0, 1]")
         self.require("gray", 0 <= self.gray <= 1, "in [0, 1]")
         self.require("crop_area", 0 < self.crop_area <= 1, "in (0, 1]")
-        self.require("relative_step", self.relative_step > 0, "> 0")
         self.require("temperature", self.temperature > 0, "> 0")
         self.require("regularizer", self.regularizer >= 0, ">= 0")
-        for name in ("inner_steps", "head_inner_steps", "projection"):
+        for name in ("head_inner_steps", "projection"):
             self.require(name, getattr(self, name) >= 1, ">= 1")
-        self.one_of("attack_bn", "eval", "train")
         self.one_of("head", "linear", "robust-linear", "fine-tune")
         _ = self.head_recipe  # the head's values are checked as a recipe
 
@@ -182,8 +178,7 @@ class RoCLObjective(nn.Module):
         """Maximize the instance confusion of `first`, within the ball around this view, against `second`."""
         cfg, threat = self.config, self.config.threat_at(self.threat, batch.epoch)
         start = threat.random_start(first, batch.noise.child("start"))
-        searched = (self.model, self.projector) if cfg.attack_bn == "eval" else ()
-        with eval_mode(*searched):
+        with cfg.attacked(self.model, self.projector):
             with torch.no_grad():
                 target = self.embed(second)
 
@@ -191,7 +186,7 @@ class RoCLObjective(nn.Module):
                 # Keys are detached, so the loss of an attacked anchor is all that depends on its image.
                 return nt_xent(torch.cat((self.embed(adv), target)), 2, cfg.temperature)[: len(adv)]
 
-            return ascend(objective, start, first, threat, cfg.inner_steps, cfg.relative_step * threat.eps)
+            return cfg.ascend(objective, start, first, threat)
 
 
 def nt_xent(embeddings: Tensor, views: int, temperature: float) -> Tensor:

@@ -11,7 +11,6 @@ Differs: the step is 0.25 eps where the code has 0.007 / 0.031 (0.226). The clea
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,30 +18,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robobench.api import DEFENSES, Batch, Defense, Loss, Passes, Recipe, Setup, Stage
-from robobench.inner import ascend, eval_mode
+from robobench.api import DEFENSES, Batch, Defense, Loss, Passes, Setup, Stage
+from robobench.inner import AttackedRecipe
 from robobench.losses import kl
 from robobench.threat import ThreatModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class TradesConfig(Recipe):
+class TradesConfig(AttackedRecipe):
     """Published values: 76 epochs counted from 1, learning rate divided by 10 in epochs 75 and 76."""
 
     epochs: int = 76
     weight_decay: float = 2e-4
     drops: tuple[float, ...] = (74 / 76,)
     beta: float = 6.0  # weight of the robust term; 1/lambda in the paper
-    inner_steps: int = 10
-    relative_step: float = 0.25  # of eps
-    attack_bn: str = "eval"  # mode of the network while it is attacked: eval | train
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require("beta", self.beta >= 0, ">= 0")
-        self.require("inner_steps", self.inner_steps >= 1, ">= 1")
-        self.require("relative_step", self.relative_step > 0, "> 0")
-        self.one_of("attack_bn", "eval", "train")
 
 
 @DEFENSES.register("trades")
@@ -81,12 +74,11 @@ class TradesObjective(nn.Module):
         """Maximize KL(p_S(x) || p_S(x')) from beside the image: at the image itself its gradient is zero."""
         cfg, threat, images = self.config, self.config.threat_at(self.threat, batch.epoch), batch.images
         start = images + 0.001 * batch.noise.child("start").normal_like(images)  # not clamped, as the code
-        step_size = cfg.relative_step * threat.eps
-        with eval_mode(self.model) if cfg.attack_bn == "eval" else nullcontext():
+        with cfg.attacked(self.model):
             with torch.no_grad():
                 clean_logits = self.model(images)
 
             def objective(adv: Tensor) -> Tensor:
                 return kl(clean_logits, self.model(adv))
 
-            return ascend(objective, start, images, threat, cfg.inner_steps, step_size)
+            return cfg.ascend(objective, start, images, threat)

@@ -1,13 +1,15 @@
-"""Inner maximization: the search inside training, and the modes a search must put back."""
+"""Inner maximization: the search inside training, its settings, and the modes a search must put back."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from robobench.api import Recipe
 from robobench.threat import ThreatModel
 
 
@@ -64,3 +66,28 @@ def ascend(
     for _ in range(steps):
         adv = threat.step(adv, input_gradient(objective, adv), step_size, images)
     return adv
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackedRecipe(Recipe):
+    """The recipe of a defense that attacks every batch anew."""
+
+    inner_steps: int = 10
+    relative_step: float = 0.25  # of eps: 2/255 at 8/255
+    attack_bn: str = "eval"  # mode of the network while it is attacked: eval | train
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require("inner_steps", self.inner_steps >= 1, ">= 1")
+        self.require("relative_step", self.relative_step > 0, "> 0")
+        self.one_of("attack_bn", "eval", "train")
+
+    def attacked(self, *modules: nn.Module) -> AbstractContextManager[None]:
+        """Return the mode in which the networks are attacked, as a context."""
+        return eval_mode(*modules if self.attack_bn == "eval" else ())
+
+    def ascend(
+        self, objective: Callable[[Tensor], Tensor], start: Tensor, images: Tensor, threat: ThreatModel
+    ) -> Tensor:
+        """Walk the recipe's steps uphill inside `threat`, as `ascend`."""
+        return ascend(objective, start, images, threat, self.inner_steps, self.relative_step * threat.eps)

@@ -7,9 +7,8 @@ import torch
 from torch import nn
 
 from robobench.api import Batch, Frozen, lr_schedule
-from robobench.defenses import adaad
 from robobench.defenses.adaad import AdaADConfig, AdaADObjective
-from robobench.inner import eval_mode, input_gradient
+from robobench.inner import AttackedRecipe, eval_mode, input_gradient
 from robobench.losses import kl
 from robobench.randomness import Noise
 from robobench.threat import ThreatModel
@@ -136,7 +135,7 @@ def test_the_attack_raises_the_disagreement_and_leaves_the_teacher_alone(pair):
 
 
 def test_the_start_is_a_thousandth_of_a_normal_and_not_clamped(monkeypatch, pair):
-    monkeypatch.setattr(adaad, "ascend", lambda objective, start, *rest: start)
+    monkeypatch.setattr(AttackedRecipe, "ascend", lambda self, objective, start, *rest: start)
     objective = AdaADObjective(pair[0], THREAT, AdaADConfig(), pair[1])
     start = objective.inner_maximization(batch_of(torch.ones(16, 3, 8, 8), torch.zeros(16).long()))
     assert (start - 1).std().item() == pytest.approx(0.001, rel=0.05) and start.max() > 1.001

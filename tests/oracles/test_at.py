@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from robobench.api import Batch, Setup, lr_schedule
-from robobench.defenses import at
 from robobench.defenses.at import AT, ATConfig, ATObjective
+from robobench.inner import AttackedRecipe
 from robobench.randomness import Noise
 from robobench.threat import ThreatModel
 from tests.toys import LinearTwoClass, TinyBatchNormNet, color_blobs
@@ -45,7 +45,7 @@ def test_the_attack_reaches_the_worst_case_of_a_linear_model(norm, dual):
 
 
 def test_the_start_is_uniform_in_the_ball_and_clamped(monkeypatch):
-    monkeypatch.setattr(at, "ascend", lambda objective, start, *rest: start)
+    monkeypatch.setattr(AttackedRecipe, "ascend", lambda self, objective, start, *rest: start)
     objective = ATObjective(TinyBatchNormNet(), THREAT, ATConfig())
     labels = torch.zeros(16, dtype=torch.long)
     for value in (0.0, 0.5, 1.0):

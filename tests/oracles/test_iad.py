@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from robobench.api import Batch, Frozen, Setup
-from robobench.defenses import iad
 from robobench.defenses.iad import IAD, IADConfig, IADObjective, trust
+from robobench.inner import AttackedRecipe
 from robobench.losses import kl
 from robobench.randomness import Noise
 from robobench.threat import ThreatModel
@@ -145,7 +145,7 @@ def test_the_introspection_target_keeps_its_gradient_and_the_trust_has_none(vari
 
 @pytest.mark.parametrize(("norm", "low"), [("Linf", -0.1), ("L2", 0.0)])
 def test_the_linf_start_is_uniform_and_not_clamped(monkeypatch, norm, low):
-    monkeypatch.setattr(iad, "ascend", lambda objective, start, *rest: start)
+    monkeypatch.setattr(AttackedRecipe, "ascend", lambda self, objective, start, *rest: start)
     objective = IADObjective(TinyBatchNormNet(), ThreatModel(norm, 0.1), IADConfig(), {"robust": ROBUST})
     start = objective.inner_maximization(batch_of(torch.zeros(16, 3, 8, 8), torch.zeros(16).long()))
     assert start.min().item() == pytest.approx(low, abs=0.001) and start.max() <= 0.1

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from robobench.api import Batch, Frozen, lr_schedule
-from robobench.defenses import mtard
 from robobench.defenses.mtard import MTARDConfig, MTARDObjective, distillation
+from robobench.inner import AttackedRecipe
 from robobench.randomness import Noise
 from robobench.threat import ThreatModel
 from tests.toys import TinyBatchNormNet, color_blobs
@@ -137,7 +137,7 @@ def test_the_start_is_a_thousandth_of_a_normal_not_clamped_and_the_attack_asks_n
     model = objective.model.eval()
     with torch.no_grad():
         assert F.cross_entropy(model(adv), labels) > F.cross_entropy(model(images), labels) + 0.01
-    monkeypatch.setattr(mtard, "ascend", lambda objective, start, *rest: start)
+    monkeypatch.setattr(AttackedRecipe, "ascend", lambda self, objective, start, *rest: start)
     start = objective.inner_maximization(batch_of(torch.zeros(24, 3, 8, 8), labels))
     assert start.std().item() == pytest.approx(0.001, rel=0.05) and start.min() < -0.001
 

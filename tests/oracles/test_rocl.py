@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as reference
 from robobench.api import Batch, Setup
 from robobench.defenses import rocl
 from robobench.defenses.rocl import LARS, HeadObjective, RoCL, RoCLConfig, RoCLObjective, nt_xent, view
-from robobench.inner import eval_mode
+from robobench.inner import AttackedRecipe, eval_mode
 from robobench.randomness import Noise
 from robobench.threat import ThreatModel
 from tests.toys import TinyBatchNormNet, color_blobs
@@ -114,7 +114,7 @@ def test_the_attack_raises_the_confusion_within_the_ball_around_its_view():
 
 
 def test_the_attacked_start_is_uniform_and_clamped(monkeypatch):
-    monkeypatch.setattr(rocl, "ascend", lambda objective, start, *rest: start)
+    monkeypatch.setattr(AttackedRecipe, "ascend", lambda self, objective, start, *rest: start)
     images = torch.zeros(16, 3, 8, 8)
     start = pretraining().inner_maximization(images, images, batch_of(images, torch.zeros(16).long()))
     assert start.min() >= 0 and 0.095 < start.max() <= 0.1

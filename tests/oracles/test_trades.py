@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from robobench.api import Batch, lr_schedule
-from robobench.defenses import trades
 from robobench.defenses.trades import TradesConfig, TradesObjective
-from robobench.inner import eval_mode
+from robobench.inner import AttackedRecipe, eval_mode
 from robobench.losses import kl
 from robobench.randomness import Noise
 from robobench.threat import ThreatModel
@@ -83,7 +82,7 @@ def test_beta_zero_gives_plain_training():
 
 
 def test_the_start_is_a_thousandth_of_a_normal_and_not_clamped(monkeypatch):
-    monkeypatch.setattr(trades, "ascend", lambda objective, start, *rest: start)
+    monkeypatch.setattr(AttackedRecipe, "ascend", lambda self, objective, start, *rest: start)
     objective = TradesObjective(TinyBatchNormNet(), THREAT, TradesConfig())
     images = torch.zeros(16, 3, 8, 8)
     start = objective.inner_maximization(batch_of(images, torch.zeros(16, dtype=torch.long)))
