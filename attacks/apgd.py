@@ -86,7 +86,7 @@ class APGD(IterativeAttack):
             leaf = state.adv.detach().requires_grad_(True)
             logits = model(leaf)
             loss = self.loss(logits, state)
-            grad = torch.autograd.grad(loss.sum(), leaf)[0].nan_to_num_()
+            grad = torch.autograd.grad(loss.sum(), leaf)[0].nan_to_num()
         loss, adv = loss.detach(), state.adv
         memory = self._remember(state, loss, grad)
         if state.iteration in self.checkpoints:

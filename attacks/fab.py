@@ -97,7 +97,9 @@ class FABT(IterativeAttack):
         """Return the closest example if it is inside the ball, else the clean image."""
         memory = dict(state.memory)
         self._keep_closest(state, logits.argmax(1) != state.labels, memory)
-        return torch.where(per_image(memory["distance"] <= self.threat.eps, state.images), memory["closest"], state.images)
+        return torch.where(
+            per_image(memory["distance"] <= self.threat.eps, state.images), memory["closest"], state.images
+        )
 
     def _keep_closest(self, state: State, wrong: Tensor, memory: dict[str, Tensor]) -> None:
         distance = self.threat.distance(state.adv, state.images)
@@ -113,7 +115,7 @@ class FABT(IterativeAttack):
             ends = model(leaf).gather(1, torch.stack((target, labels), 1))
             gap = ends[:, 0] - ends[:, 1]
             grad = torch.autograd.grad(gap.sum(), leaf)[0]
-        return gap.detach(), grad.nan_to_num_()
+        return gap.detach(), grad.nan_to_num()
 
     def _length(self, delta: Tensor) -> Tensor:
         return self.threat.distance(delta, torch.zeros_like(delta[:1]))

@@ -1,7 +1,7 @@
 """MI-FGSM: iterative FGSM along a running sum of gradients, made for transfer.
 
-Paper:   Dong et al., "Boosting Adversarial Attacks with Momentum", CVPR 2018, arXiv:1710.06081: Algorithm 1 and, for L2,
-         eq. 9.
+Paper:   Dong et al., "Boosting Adversarial Attacks with Momentum", CVPR 2018, arXiv:1710.06081: Algorithm 1
+         and, for L2, eq. 9.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Random noise inside the ball: what needs no attack at all, and what no attack may do worse than.
 
-Source:  Carlini et al., "On Evaluating Adversarial Robustness", 2019, arXiv:1902.06705, section 4.13: random search as a
-         check of gradient attacks.
+Source:  Carlini et al., "On Evaluating Adversarial Robustness", 2019, arXiv:1902.06705, which asks for
+         random search as a check of gradient attacks.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ class RandomNoise(IterativeAttack):
         with torch.no_grad():
             logits = model(state.adv)
         best, reached = self._best(state, logits)
-        return state.moved(self._draw(state.images, state.noise, state.iteration + 1), best=best, margin=reached), logits
+        return state.moved(
+            self._draw(state.images, state.noise, state.iteration + 1), best=best, margin=reached
+        ), logits
 
     def finish(self, state: State, logits: Tensor) -> Tensor:
         """Return the draw of the largest margin."""

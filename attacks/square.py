@@ -1,11 +1,11 @@
 """Square: random search over square windows, by queries alone, without a gradient.
 
-Paper:   Andriushchenko et al., "Square Attack: a query-efficient black-box adversarial attack via random search",
-         ECCV 2020, arXiv:1912.00049: Algorithms 1 to 3.
-Code:    the schedule of window sizes and the margin loss are those of github.com/fra31/auto-attack; parity of verdicts is
-         tested.
-Differs: each image draws its own window and signs, where the released code shares one draw over a batch; a window may
-         also touch the last row and column. Images of any shape serve.
+Paper:   Andriushchenko et al., "Square Attack: a query-efficient black-box adversarial attack via random
+         search", ECCV 2020, arXiv:1912.00049: Algorithms 1 to 3.
+Code:    the schedule of window sizes and the margin loss are those of github.com/fra31/auto-attack; parity of
+         verdicts is tested.
+Differs: each image draws its own window and signs, where the released code shares one draw over a batch; a window
+         may also touch the last row and column. Images of any shape serve.
 """
 
 from __future__ import annotations

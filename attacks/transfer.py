@@ -1,8 +1,8 @@
 """Examples made elsewhere: `transfer:FILE` looks what they do to this network.
 
-The file holds images aligned with the test images, row i for test image i, (N, C, H, W), float in [0, 1] or uint8: `.npz`
-(an array named adv or x_adv, or the only one), `.safetensors` (likewise) or `.pt` (a tensor, or a dictionary of tensors,
-likewise; loaded without running code). Images outside the ball are an error.
+The file holds images aligned with the test images, row i for test image i, (N, C, H, W), float in [0, 1] or uint8:
+`.npz` (an array named adv or x_adv, or the only one), `.safetensors` (likewise) or `.pt` (a tensor, or a dictionary of
+tensors, likewise; loaded without running code). Images outside the ball are an error.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ class Transfer(Attack):
             self._examples = read(Path(self.config.file))
         index, rows = noise.index.to("cpu"), len(self._examples)
         if len(index) and int(index.max()) >= rows:
-            raise RequestError(f"'{self.config.file}' holds {rows} images, test image {int(index.max())} has none there")
+            raise RequestError(
+                f"'{self.config.file}' holds {rows} images, test image {int(index.max())} has none there"
+            )
         return self._examples[index].to(images)
 
 

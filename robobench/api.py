@@ -383,7 +383,7 @@ class IterativeAttack(Attack):
         """A forward and a backward to the input each step, and a last look after each restart."""
         return self.restarts * (2.0 * self.steps + 1)
 
-    def prepare(self, model: nn.Module, images: Tensor) -> None:  # noqa: B027
+    def prepare(self, model: nn.Module, images: Tensor) -> None:
         """Look at the model once, before the first start; raise RequestError where the attack cannot serve it."""
 
     @abstractmethod

@@ -143,10 +143,12 @@ def attack(
     """
     check_unit_range(images)
     if images.dtype not in (torch.float32, torch.float64):
-        raise RequestError(f"images must be float32, got {images.dtype}; an eps ball needs its precision: images.float()")
+        raise RequestError(
+            f"images must be float32, got {images.dtype}; an eps ball needs its precision: images.float()"
+        )
     if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
         raise RequestError(
-            f"labels must be ({len(images)},) int64, got {tuple(labels.shape)} {labels.dtype}; one class number an image"
+            f"labels must be ({len(images)},) int64, got {tuple(labels.shape)} {labels.dtype}; one class an image"
         )
     cls, values = plugins.attack_and_values(name)
     norm = cls.own_norm or canonical_norm(norm)
