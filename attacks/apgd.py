@@ -188,7 +188,7 @@ class APGDT(APGD):
     @property
     def targets(self) -> int:
         """Number of classes aimed at."""
-        return min(self.config.targets, (self.num_classes or 1000) - 1)
+        return min(int(self.config.targets), (self.num_classes or 1000) - 1)
 
     @property
     def restarts(self) -> int:

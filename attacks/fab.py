@@ -55,7 +55,7 @@ class FABT(IterativeAttack):
     @property
     def restarts(self) -> int:
         """One start for each target."""
-        return min(self.config.targets, (self.num_classes or 1000) - 1)
+        return min(int(self.config.targets), (self.num_classes or 1000) - 1)
 
     @property
     def cost(self) -> float:

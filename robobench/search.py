@@ -35,7 +35,7 @@ class State:
     restart: int = 0
 
     def __getitem__(self, keep: Tensor) -> State:
-        """Keep only the images where `keep` (B,) is true."""
+        """Keep only some images: `keep` is (B,) bool, or their rows."""
         return replace(
             self,
             images=self.images[keep],
@@ -135,7 +135,8 @@ def _search(
                 watch.look(logits, state.labels, rows, wrong)
             if stop == "first" and bool(wrong.any()):
                 adv[rows[wrong]], fooled[rows[wrong]] = visited[wrong], True
-                state, rows = state[~wrong], rows[~wrong]
+                stay = (~wrong).nonzero().flatten()
+                state, rows = state[stay], rows[stay]
                 if len(rows) == 0:
                     break
         if len(rows):

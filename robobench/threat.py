@@ -127,6 +127,8 @@ class ThreatModel:
         """
         if adv.shape != images.shape:
             raise ThreatModelError(f"{who} returned shape {tuple(adv.shape)} for images {tuple(images.shape)}")
+        if adv.numel() == 0:
+            return
         adv, images = adv.float(), images.float()
         if not bool(torch.isfinite(adv).all()):
             raise ThreatModelError(f"{who} returned values that are not finite")
