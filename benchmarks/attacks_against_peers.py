@@ -41,8 +41,10 @@ def networks(options: argparse.Namespace) -> dict[tuple[str, int], nn.Module]:
     """Train what the store lacks, and load all three networks."""
     shared = {"dataset": options.dataset, "model": options.model, "out": options.out, "examples": 32, "attacks": "fgsm"}
     if options.data:
-        shared |= {"data_dir": options.data, "preset": "cifar", "epochs": options.epochs}
+        shared |= {"data_dir": options.data, "preset": "cifar"}
         shared["sets"] = ("run.train_images=5000", "at.inner_steps=7")
+    if options.data or options.epochs:
+        shared["epochs"] = options.epochs or 10
     made = {}
     for name, seed in (SOURCE, OTHER, TRAINED):
         robobench.run(name, seeds=[seed], protocol="white-box", verbosity=0, **shared)
@@ -153,7 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="CIFAR-10; without it the embedded digits")
     parser.add_argument("--model", default="resnet20")
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, help="of each training; 10 on CIFAR-10, the preset's on the digits")
     parser.add_argument("--out", type=Path, default=Path("runs/attacks-against-peers"))
     parser.add_argument("--pgd-images", type=int, default=512)
     parser.add_argument("--images", type=int, default=128)

@@ -181,7 +181,7 @@ def test_a_bump_is_a_hill_beside_a_valley_of_length_one():
     )
 
 
-@pytest.mark.parametrize(("norm", "share"), [("Linf", 0.9), ("L2", 0.3)])
+@pytest.mark.parametrize(("norm", "share"), [("Linf", 0.7), ("L2", 0.3)])
 def test_square_stays_on_the_surface_its_margin_never_falls_and_nears_the_optimum(norm, share):
     model, threat = LinearTwoClass(SHAPE).requires_grad_(False), ThreatModel(norm, EPS)
     model.w.fill_(0.01)  # the same everywhere: windows can follow it
@@ -227,11 +227,11 @@ def certified(net, images, labels, threat):
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_no_attack_fools_an_image_that_is_proved_safe_nor_leaves_the_ball(norm):
-    net, images = certified_net(), torch.rand(80, 3, 3, 3)
-    labels, noise = net(images).argmax(1), Noise.of(torch.arange(80), 0)
+    net, images = certified_net(), torch.rand(40, 3, 3, 3)
+    labels, noise = net(images).argmax(1), Noise.of(torch.arange(40), 0)
     threat = ThreatModel(norm, 0.02 if norm == "Linf" else 0.08)
     safe = certified(net, images, labels, threat)
-    assert 10 < safe.sum() < 75
+    assert 5 < safe.sum() < 37
     fell = {}
     for name in (
         "pgd",
@@ -247,7 +247,7 @@ def test_no_attack_fools_an_image_that_is_proved_safe_nor_leaves_the_ball(norm):
         "autoattack",
     ):
         cls = load_attack(name)
-        values = {"queries": 100, "draws": 20, "steps": 20}
+        values = {"queries": 50, "draws": 20, "steps": 10}
         config = cls.Config(**{k: v for k, v in values.items() if k in cls.Config.__dataclass_fields__})
         attack = cls(config, threat)
         for found in (attack.find(net, images, labels, noise), None):
@@ -257,4 +257,4 @@ def test_no_attack_fools_an_image_that_is_proved_safe_nor_leaves_the_ball(norm):
             assert not (wrong & safe).any(), name
             fell[name] = max(fell.get(name, 0), int(wrong.sum()))
     assert fell["autoattack"] >= max(fell.values())
-    assert fell["noise"] < fell["autoattack"] < 80 - int(safe.sum()) + 1
+    assert fell["noise"] < fell["autoattack"] < 40 - int(safe.sum()) + 1

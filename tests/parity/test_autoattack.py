@@ -190,8 +190,8 @@ def test_a_wrong_config_says_what_is_allowed():
 PARTS = {
     "apgd-ce": ("apgd", {"steps": 100}),
     "apgd-dlr": ("apgd", {"steps": 100}),
-    "apgd-t": ("apgd_targeted", {"targets": 3}),
-    "fab-t": ("fab", {"targets": 3}),
+    "apgd-t": ("apgd_targeted", {"targets": 2}),
+    "fab-t": ("fab", {"targets": 2}),
     "square": ("square", {"queries": 200}),
 }
 
@@ -199,12 +199,12 @@ PARTS = {
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.1), ("L2", 0.8)])
 @pytest.mark.parametrize("name", PARTS)
 def test_each_part_gives_the_verdicts_of_the_reference(digits_net, digits, name, norm, eps):
-    images, labels = digits[0][1000:1050], digits[1][1000:1050]
+    images, labels = digits[0][1000:1024], digits[1][1000:1024]
     right = digits_net(images).argmax(1) == labels
     images, labels = images[right], labels[right]
     reference = pyautoattack.AutoAttack(digits_net, norm=norm, eps=eps, seed=1, version="custom", attacks=[name])
     reference.square.n_queries = 200
-    reference.apgd_targeted.n_target_classes = reference.fab.n_target_classes = 3
+    reference.apgd_targeted.n_target_classes = reference.fab.n_target_classes = 2
     with torch.random.fork_rng(), fresh_checks():
         preds = reference.run_standard_evaluation(images, labels)[1]
     threat, cls = ThreatModel(norm, eps), load_attack(name)
@@ -214,7 +214,7 @@ def test_each_part_gives_the_verdicts_of_the_reference(digits_net, digits, name,
     threat.check(found.adv, images, name)
     assert torch.equal(found.fooled, digits_net(found.adv).argmax(1) != labels)
     left, theirs = ~found.fooled, preds == labels
-    assert 5 < theirs.sum() < len(labels) - 3
+    assert 3 < theirs.sum() < len(labels) - 2
     if name == "square":  # a few draws of a random search: never weaker by more than what two seeds differ by
         assert left.sum() <= theirs.sum() + 3
     else:
