@@ -100,7 +100,7 @@ class Square(IterativeAttack):
 
     def _area(self, query: int) -> float:
         """Return the window's share of the image: halved as the queries go, on the budget's own scale."""
-        return float(self.config.area) / 2 ** bisect.bisect_left(HALVINGS, int(query / self.steps * 10_000))
+        return math.ldexp(self.config.area, -bisect.bisect_left(HALVINGS, int(query / self.steps * 10_000)))
 
     def _linf(self, images: Tensor, best: Tensor, draw: Tensor, side: float) -> Tensor:
         """Set a window to plus or minus eps, one sign a channel (Algorithm 2)."""
