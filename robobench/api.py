@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from robobench.randomness import Noise
 from robobench.registry import Registry
-from robobench.search import State, search
+from robobench.search import Found, State, search
 from robobench.threat import ThreatModel
 
 __all__ = [
@@ -310,6 +310,8 @@ class Attack(ABC):
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
     own_norm: ClassVar[str | None] = None  # set where the name itself says the norm
     stop: ClassVar[str] = "library"  # white-box stopping rule, for the row
+    uses: ClassVar[tuple[str, ...]] = ()  # attacks this one is made of; a change of theirs changes its results
+    argument: ClassVar[str | None] = None  # the Config field that the text after a colon sets, as in NAME:TEXT
 
     def __init__(self, config: Any, threat: ThreatModel) -> None:
         self.config, self.threat = config, threat
@@ -355,11 +357,22 @@ class Attack(ABC):
         mode untouched. All randomness comes from `noise`.
         """
 
+    def find(self, model: nn.Module, images: Tensor, labels: Tensor, noise: Noise) -> Found:
+        """Attack for verdicts: return images and which of them the model gets wrong."""
+        adv = self.perturb(model, images, labels, noise).detach()
+        with torch.no_grad():
+            return Found(adv, model(adv).argmax(1) != labels)
+
 
 class IterativeAttack(Attack):
-    """An attack as a start and a step; the core owns stopping, restarts and compaction."""
+    """An attack as a start and a step; the core owns stopping, restarts and compaction.
+
+    `prepare` and `finish` may be left as they are. An attack whose iterates leave the ball on their way sets
+    `wanders`: only iterates inside count, and its `finish` must return images inside.
+    """
 
     stop = "first"
+    wanders: ClassVar[bool] = False
 
     @property
     def steps(self) -> int:
@@ -376,6 +389,9 @@ class IterativeAttack(Attack):
         """A forward and a backward to the input each step, and a last look after each restart."""
         return self.restarts * (2.0 * self.steps + 1)
 
+    def prepare(self, model: nn.Module, images: Tensor) -> None:
+        """Look at the model once, before the first start; raise RequestError where the attack cannot serve it."""
+
     @abstractmethod
     def start(self, images: Tensor, labels: Tensor, noise: Noise) -> State:
         """Return the state before the first step; `state.adv` lies in the threat model."""
@@ -384,9 +400,17 @@ class IterativeAttack(Attack):
     def step(self, model: nn.Module, state: State) -> tuple[State, Tensor]:
         """Take one step; return the new state and the logits (B, K) at the *old* `state.adv`."""
 
+    def finish(self, state: State, logits: Tensor) -> Tensor:
+        """Return the result of a full budget, (B, C, H, W), given the logits (B, K) at `state.adv`."""
+        return state.adv
+
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, noise: Noise) -> Tensor:
-        """Spend the full budget on every image and return the last iterate (stop="never")."""
+        """Spend the full budget on every image and return the results (stop="never")."""
         return search(self, model, images, labels, noise, stop="never").adv
+
+    def find(self, model: nn.Module, images: Tensor, labels: Tensor, noise: Noise) -> Found:
+        """Let each image leave at its first success (stop="first")."""
+        return search(self, model, images, labels, noise, stop="first")
 
 
 DEFENSES: Registry[Defense] = Registry("defense")

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robobench.api import Attack, IterativeAttack
+from robobench.api import Attack
 from robobench.errors import RequestError
 from robobench.inner import frozen
 from robobench.randomness import Noise
-from robobench.search import search
 from robobench.training import Images
 
 
@@ -77,15 +76,9 @@ def white_box_bits(model: nn.Module, attack: Attack, data: Images, index: Tensor
     images, labels = data.images(right), data.labels[right].to(device)
     noise = attack_noise(attack, right, device)
     with frozen(model):
-        if isinstance(attack, IterativeAttack):
-            found = search(attack, model, images, labels, noise, stop="first")
-            adv, fooled = found.adv, found.fooled
-        else:
-            adv = attack.perturb(model, images, labels, noise).detach()
-            with torch.no_grad():
-                fooled = model(adv).argmax(1) != labels
-        attack.threat.check(adv, images, f"attack '{attack.name}'")
-    survived[clean] = ~fooled.cpu()
+        found = attack.find(model, images, labels, noise)
+        attack.threat.check(found.adv, images, f"attack '{attack.name}'")
+    survived[clean] = ~found.fooled.cpu()
     return survived
 
 

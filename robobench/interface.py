@@ -141,13 +141,21 @@ def attack(
         ThreatModelError: the attack left the ball.
     """
     check_unit_range(images)
-    cls = plugins.load_attack(name)
+    if images.dtype not in (torch.float32, torch.float64):
+        raise RequestError(
+            f"images must be float32, got {images.dtype}; an eps ball needs its precision: images.float()"
+        )
+    if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
+        raise RequestError(
+            f"labels must be ({len(images)},) int64, got {tuple(labels.shape)} {labels.dtype}; one class an image"
+        )
+    cls, values = plugins.attack_and_values(name)
     norm = cls.own_norm or canonical_norm(norm)
     threat = ThreatModel(norm, parse_eps(eps, norm))
     refusal = cls.refuses(threat)
     if refusal:
         raise RequestError(refusal)
-    made = cls(make(cls.Config, config, name), threat)
+    made = cls(make(cls.Config, {**values, **config}, name), threat)
     noise = Noise.of(torch.arange(len(images), device=images.device), "attack", name, seed)
     with frozen(model):
         adv = made.perturb(model, images, labels, noise).detach()

@@ -139,7 +139,7 @@ class Planner:
         names = self.request.attacks if self.request.attacks is not None else self.run.attacks
         used, cells = set(), []
         for name in dict.fromkeys(names):
-            cls = plugins.load_attack(name)
+            cls, values = plugins.attack_and_values(name)
             norm = cls.own_norm or self.norm
             refusal = cls.refuses(ThreatModel(norm, 0.1))
             if refusal:
@@ -148,7 +148,7 @@ class Planner:
                 self._note(f"{refusal}; left out of the default attacks")
                 continue
             used.add(norm)
-            config = self._config(cls, name, {})
+            config = self._config(cls, cls.name, values)
             for eps in self._eps_of(norm, given):
                 attack = cls(config, ThreatModel(norm, eps))
                 cells.append(Cell(attack, PROTOCOLS[self.request.protocol]))

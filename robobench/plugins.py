@@ -169,6 +169,20 @@ def load_attack(name: str) -> type[Attack]:
     return load("attack", name)  # type: ignore[no-any-return]
 
 
+def attack_and_values(text: str) -> tuple[type[Attack], dict[str, str]]:
+    """Read 'NAME' or, for an attack that takes one, 'NAME:ARGUMENT'; return the class and what the text sets.
+
+    Raises:
+        RequestError: no such attack, an argument it does not take, or none where it needs one.
+    """
+    name, colon, argument = text.partition(":")
+    cls = load_attack(name)
+    if bool(colon and argument) != (cls.argument is not None):
+        form = f"write {name}:{cls.argument.upper()}" if cls.argument else f"write '{name}' alone"
+        raise RequestError(f"attack '{text}': {form}")
+    return cls, {cls.argument: argument} if cls.argument else {}
+
+
 def load_module(module: str) -> list[tuple[str, str]]:
     """Import a stranger's module by dotted name or path; return the (kind, name) pairs it registers."""
     if module.endswith(".py"):
@@ -191,9 +205,10 @@ def load_module(module: str) -> list[tuple[str, str]]:
 
 
 def digest(cls: type) -> str:
-    """Hash the source of a plug-in: its file, or every .py file of its package."""
+    """Hash the source of a plug-in: its file or every .py file of its package, and those of what it `uses`."""
     path = Path(str(sys.modules[cls.__module__].__file__))
     package = path.parent if (path.parent / "__init__.py").exists() and path.parent.name != "src" else None
     own_package = package is not None and package.name not in KINDS.values()
     files = sorted(package.rglob("*.py")) if own_package and package else [path]
-    return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()[:16]
+    parts = [f.read_bytes() for f in files] + [digest(load_attack(name)).encode() for name in getattr(cls, "uses", ())]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]

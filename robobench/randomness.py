@@ -43,22 +43,23 @@ def _mix(x: Tensor) -> Tensor:
 class Noise:
     """Random numbers for a batch, keyed per image: the draw of an image does not depend on its batch."""
 
-    __slots__ = ("keys",)
+    __slots__ = ("index", "keys")
 
-    def __init__(self, keys: Tensor) -> None:
+    def __init__(self, keys: Tensor, index: Tensor) -> None:
         self.keys = keys  # (B,) int64
+        self.index = index  # (B,) int64, the images' own numbers
 
     @classmethod
     def of(cls, index: Tensor, *parts: str | int) -> Noise:
         """Key each image of `index` (B,) int64 by its own number and the given parts."""
-        return cls(_mix(_mix(index * _GOLDEN) + key(*parts)))
+        return cls(_mix(_mix(index * _GOLDEN) + key(*parts)), index)
 
     def child(self, *parts: str | int) -> Noise:
         """Return an independent stream under a name; the same name gives the same stream again."""
-        return Noise(_mix(self.keys + key("child", *parts)))
+        return Noise(_mix(self.keys + key("child", *parts)), self.index)
 
-    def __getitem__(self, keep: Tensor) -> Noise:
-        return Noise(self.keys[keep])
+    def __getitem__(self, keep: Tensor | slice) -> Noise:
+        return Noise(self.keys[keep], self.index[keep])
 
     def _bits(self, shape: tuple[int, ...]) -> Tensor:
         """Draw 24 random bits an element, (B, *shape) int64; one hash serves two elements."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robobench.randomness import Noise
@@ -13,13 +15,15 @@ from robobench.randomness import Noise
 if TYPE_CHECKING:
     from robobench.api import IterativeAttack
 
+STOPS = ("first", "never")
+
 
 @dataclass(frozen=True)
 class State:
     """Where an iterative attack stands, per image: every tensor has B rows and is compacted together.
 
     `memory` holds what an attack remembers between steps (momentum, best loss), `iteration` counts
-    the steps taken.
+    the steps taken, `restart` the starts before this one.
     """
 
     images: Tensor
@@ -28,9 +32,10 @@ class State:
     noise: Noise
     memory: dict[str, Tensor] = field(default_factory=dict)
     iteration: int = 0
+    restart: int = 0
 
     def __getitem__(self, keep: Tensor) -> State:
-        """Keep only the images where `keep` (B,) is true."""
+        """Keep only some images: `keep` is (B,) bool, or their rows."""
         return replace(
             self,
             images=self.images[keep],
@@ -60,36 +65,120 @@ def search(
     labels: Tensor,
     noise: Noise,
     stop: str = "first",
+    trace: list[Tensor] | None = None,
 ) -> Found:
-    """Run an iterative attack on a batch.
+    """Run an iterative attack on a batch, in halves where it does not fit into memory (and say so).
 
     Args:
         stop: "first": an image leaves at its first success and the rest is compacted (for verdicts);
-            "never": every image spends the full budget and its last iterate is returned (for transfer
-            sets, and to compare images with other libraries). With restarts, "never" keeps the last
-            iterate of the first restart that succeeds.
+            "never": every image spends the full budget and what the attack calls its result, by default
+            the last iterate, is returned (for transfer sets, and to compare images with other
+            libraries). With restarts, "never" keeps the result of the first restart that succeeds.
+        trace: gets one float tensor (E, 3) for each part of the batch that was run at once: a row for
+            each of E looks at the model (`attack.steps` + 1 a restart), holding the number of images, their mean
+            cross-entropy in nats (that of their last look for those that left) and the fraction fallen so far.
+
+    Raises:
+        ValueError: an unknown `stop`.
     """
+    if stop not in STOPS:
+        raise ValueError(f"stop must be one of {', '.join(STOPS)}, got '{stop}'")
+    if len(images) == 0:
+        return Found(images.clone(), torch.zeros(0, dtype=torch.bool, device=images.device))
+    attack.prepare(model, images)
+    parts: list[Found] = []
+    begin, size = 0, len(images)
+    while begin < len(images):
+        rows = slice(begin, begin + size)
+        try:
+            parts.append(_search(attack, model, images[rows], labels[rows], noise[rows], stop, trace))
+            begin += size
+            continue
+        except RuntimeError as err:
+            if size == 1 or not out_of_memory(err):
+                raise
+        # Outside the handler, so that the failed attempt's tensors are free.
+        warnings.warn(f"attack '{attack.name}': {size} images do not fit into memory; halved", stacklevel=2)
+        size = (size + 1) // 2
+        if images.is_cuda:
+            torch.cuda.empty_cache()
+    return Found(torch.cat([part.adv for part in parts]), torch.cat([part.fooled for part in parts]))
+
+
+def out_of_memory(err: RuntimeError) -> bool:
+    """Say whether an error of torch means that memory ran out: on a device, or in the CPU's allocator."""
+    return isinstance(err, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(err)
+
+
+def _search(
+    attack: IterativeAttack,
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    noise: Noise,
+    stop: str,
+    trace: list[Tensor] | None,
+) -> Found:
+    """Search one part of the batch; see `search`."""
     adv = images.clone()
     fooled = torch.zeros(len(labels), dtype=torch.bool, device=images.device)
     left = torch.arange(len(labels), device=images.device)  # images still searched, by row
+    watch = None if trace is None else Watch(len(labels), images.device)
     for restart in range(attack.restarts):
         state = attack.start(images[left], labels[left], noise[left].child("restart", restart))
-        rows = left
+        state, rows = replace(state, restart=restart), left
         for _ in range(attack.steps):
             visited = state.adv
             state, logits = attack.step(model, state)
-            if stop == "first":
-                wrong = logits.argmax(1) != state.labels
-                if bool(wrong.any()):
-                    adv[rows[wrong]], fooled[rows[wrong]] = visited[wrong], True
-                    state, rows = state[~wrong], rows[~wrong]
-                    if len(rows) == 0:
-                        break
+            wrong = fallen(attack, logits, visited, state)
+            if watch is not None:
+                watch.look(logits, state.labels, rows, wrong)
+            if stop == "first" and bool(wrong.any()):
+                adv[rows[wrong]], fooled[rows[wrong]] = visited[wrong], True
+                stay = (~wrong).nonzero().flatten()
+                state, rows = state[stay], rows[stay]
+                if len(rows) == 0:
+                    break
         if len(rows):
             with torch.no_grad():
-                fooled[rows] = model(state.adv).argmax(1) != state.labels
-            adv[rows] = state.adv
+                logits = model(state.adv)
+                result = last = attack.finish(state, logits)
+                if stop == "first":
+                    last = state.adv
+                elif result is not state.adv:
+                    logits = model(result)
+                wrong = fallen(attack, logits, last, state)
+            if watch is not None:
+                watch.look(logits, state.labels, rows, wrong)
+            adv[rows], fooled[rows] = result, wrong
+            adv[rows[wrong]] = last[wrong]
         left = left[~fooled[left]]
         if len(left) == 0:
             break
+    if trace is not None and watch is not None:
+        trace.append(torch.stack(watch.rows).cpu())
     return Found(adv, fooled)
+
+
+def fallen(attack: IterativeAttack, logits: Tensor, adv: Tensor, state: State) -> Tensor:
+    """Say which images (B,) count as fallen at `adv`, where the model gives `logits`."""
+    wrong = logits.argmax(1) != state.labels
+    if attack.wanders:
+        wrong &= attack.threat.distance(adv, state.images) <= attack.threat.eps
+    return wrong
+
+
+class Watch:
+    """Mean loss and fraction fallen at every look, for a trace."""
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        self.loss = torch.zeros(count, device=device)
+        self.fallen = torch.zeros(count, dtype=torch.bool, device=device)
+        self.rows: list[Tensor] = []
+
+    def look(self, logits: Tensor, labels: Tensor, rows: Tensor, wrong: Tensor) -> None:
+        """Take in the logits of the images at `rows`."""
+        self.loss[rows] = F.cross_entropy(logits.detach().float(), labels, reduction="none")
+        self.fallen[rows] |= wrong
+        count = torch.tensor(float(len(self.loss)), device=self.loss.device)
+        self.rows.append(torch.stack((count, self.loss.mean(), self.fallen.float().mean())))

@@ -5,7 +5,7 @@ A failed check raises AssertionError with one sentence. `robobench check` prints
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -49,13 +49,14 @@ class SmallNet(nn.Module):
 
 
 class Blobs:
-    """Separable images: each class raises one color channel. 32 px, values in [0, 1]."""
+    """Separable images: each class raises one color channel, a fourth none. 32 px, values in [0, 1]."""
 
     def __init__(self, count: int = 48, size: int = 32, num_classes: int = 3) -> None:
         generator = torch.Generator().manual_seed(0)
         self.labels = torch.arange(count) % num_classes
         self._images = 0.3 + 0.2 * torch.rand(count, 3, size, size, generator=generator)
-        self._images[torch.arange(count), self.labels] += 0.25
+        colored = (self.labels < 3).nonzero().flatten()
+        self._images[colored, self.labels[colored]] += 0.25
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -81,9 +82,9 @@ def same_state(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return equal and all(a[k] == b[k] for k in ("modes", "grads", "wants"))
 
 
-def trained_net() -> SmallNet:
+def trained_net(num_classes: int = 3) -> SmallNet:
     """Train the small network on the blobs until it is right on all of them."""
-    net, data = SmallNet(), Blobs()
+    net, data = SmallNet(num_classes), Blobs(num_classes=num_classes)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     for _ in range(20):
         loss = nn.functional.cross_entropy(net(data.images(torch.arange(len(data)))), data.labels)
@@ -93,12 +94,16 @@ def trained_net() -> SmallNet:
     return net.eval()
 
 
-def check_attack(cls: type[Attack]) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Give the checks of an attack, one for each thing the contract asks, on every norm it has."""
-    net, data = trained_net(), Blobs()
+def check_attack(cls: type[Attack], values: Mapping[str, Any]) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Give the checks of an attack, one for each thing the contract asks, on every norm it has.
+
+    Args:
+        values: fields of its Config, laid over its quick preset.
+    """
+    net, data = trained_net(4), Blobs(num_classes=4)  # four: what the targeted DLR loss needs
     images, labels = data.images(torch.arange(len(data))), data.labels
     noise = Noise.of(torch.arange(len(data)), "check")
-    config = cls.Config(**cls.presets.get("quick", {}))
+    config = cls.Config(**{**cls.presets.get("quick", {}), **values})
 
     def perturb(threat: ThreatModel) -> Tensor:
         with frozen(net):
@@ -125,13 +130,19 @@ def check_attack(cls: type[Attack]) -> Iterator[tuple[str, Callable[[], None]]]:
         assert torch.equal(kept, images), "it changed the images it was given"
         assert torch.equal(rng, torch.get_rng_state()), "it draws from torch's global generator, not from noise"
 
+    def verdicts_true(threat: ThreatModel) -> None:
+        with frozen(net):
+            found = cls(config, threat).find(net, images, labels, noise)
+            threat.check(found.adv, images, f"attack '{cls.name}'")
+            assert torch.equal(found.fooled, net(found.adv).argmax(1) != labels), "a verdict is not the model's"
+
     def zero_radius(threat: ThreatModel) -> None:
         adv = perturb(replace(threat, eps=0.0))
         assert float((adv - images).abs().max()) <= 1e-6, "at eps 0 the images still move"
 
     for norm in cls.norms:
         threat = ThreatModel(norm, 0.3 if norm == "Linf" else 10.0)  # wide enough that every attack ends soon
-        for check in (in_threat_model, accuracy_not_up, same_twice, leaves_no_trace, zero_radius):
+        for check in (in_threat_model, accuracy_not_up, same_twice, leaves_no_trace, verdicts_true, zero_radius):
             yield f"{check.__name__.replace('_', ' ')} ({norm})", lambda c=check, t=threat: c(t)  # type: ignore[misc]
 
 
@@ -206,7 +217,7 @@ def check_defense(cls: type[Defense]) -> Iterator[tuple[str, Callable[[], None]]
 
 
 def check_plugin(what: str) -> Iterator[tuple[str, str, str, str | None]]:
-    """Check a plug-in by registered name, dotted module or .py file.
+    """Check a plug-in by registered name (with its argument, as NAME:FILE), dotted module or .py file.
 
     Yields:
         (kind, name, check, problem): problem is None where the check holds.
@@ -214,6 +225,10 @@ def check_plugin(what: str) -> Iterator[tuple[str, str, str, str | None]]:
     Raises:
         RequestError: nothing of that name, or the module registers nothing.
     """
+    values: Mapping[str, str] = {}
+    if what.partition(":")[0] in plugins.found("attack"):
+        cls, values = plugins.attack_and_values(what)
+        what = cls.name
     pairs = [(kind, what) for kind in plugins.KINDS if what in plugins.found(kind)]
     if not pairs:
         if not what.endswith(".py") and "." not in what:
@@ -226,8 +241,7 @@ def check_plugin(what: str) -> Iterator[tuple[str, str, str, str | None]]:
     if not pairs:
         raise RequestError(f"'{what}' registers no defense and no attack")
     for kind, name in pairs:
-        cls: Any = (DEFENSES if kind == "defense" else ATTACKS).get(name)
-        checks = check_attack(cls) if kind == "attack" else check_defense(cls)
+        checks = check_attack(ATTACKS.get(name), values) if kind == "attack" else check_defense(DEFENSES.get(name))
         for check, run in checks:
             problem = None
             try:

@@ -60,7 +60,7 @@ def check_unit_range(images: Tensor) -> None:
         )
 
 
-def _per_image(values: Tensor, images: Tensor) -> Tensor:
+def per_image(values: Tensor, images: Tensor) -> Tensor:
     """Shape (B,) so that it broadcasts over (B, C, H, W)."""
     return values.view(-1, *[1] * (images.dim() - 1))
 
@@ -96,7 +96,7 @@ class ThreatModel:
         else:
             delta = adv - images
             length = delta.flatten(1).norm(dim=1).clamp_min_(1e-12)  # eps 0 and delta 0 stay 0
-            delta = delta * _per_image((self.eps / length).clamp_max_(1.0), delta)
+            delta = delta * per_image((self.eps / length).clamp_max_(1.0), delta)
         return delta.add_(images).clamp_(0.0, 1.0)
 
     def direction(self, grad: Tensor) -> Tensor:
@@ -105,8 +105,8 @@ class ThreatModel:
             return grad.sign()
         # Scale before squaring: gradients of confident networks underflow in float32.
         tiny = torch.finfo(grad.dtype).tiny  # not below: a processor may flush it to 0, and 0 / 0 is NaN
-        grad = grad / _per_image(grad.flatten(1).abs().amax(1).clamp_min(tiny), grad)
-        return grad / _per_image(grad.flatten(1).norm(dim=1).clamp_min(tiny), grad)
+        grad = grad / per_image(grad.flatten(1).abs().amax(1).clamp_min(tiny), grad)
+        return grad / per_image(grad.flatten(1).norm(dim=1).clamp_min(tiny), grad)
 
     def step(self, adv: Tensor, grad: Tensor, length: float, images: Tensor) -> Tensor:
         """Walk `length` along the ascent direction of `grad` and project."""
@@ -118,7 +118,7 @@ class ThreatModel:
             return self.project(images + self.eps * (2 * noise.uniform_like(images) - 1), images)
         delta = self.direction(noise.normal_like(images))
         length = self.eps * noise.child("length").uniform()
-        return self.project(images + delta * _per_image(length, delta), images)
+        return self.project(images + delta * per_image(length, delta), images)
 
     def check(self, adv: Tensor, images: Tensor, who: str) -> None:
         """Raise ThreatModelError unless every image is finite, in [0, 1] and in the ball, in float32.
@@ -127,6 +127,8 @@ class ThreatModel:
         """
         if adv.shape != images.shape:
             raise ThreatModelError(f"{who} returned shape {tuple(adv.shape)} for images {tuple(images.shape)}")
+        if adv.numel() == 0:
+            return
         adv, images = adv.float(), images.float()
         if not bool(torch.isfinite(adv).all()):
             raise ThreatModelError(f"{who} returned values that are not finite")

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from robobench.attacks.autoattack import AutoAttack, AutoAttackConfig
 from robobench.attacks.fgsm import FGSM
 from robobench.attacks.pgd import PGD, PGDConfig
+from robobench.plugins import load_attack
 from robobench.randomness import Noise
 from robobench.threat import ThreatModel
 from tests.toys import LinearTwoClass
@@ -37,11 +37,14 @@ def test_a_gradient_attack_reaches_the_closed_form_optimum(model, name, norm):
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_the_worst_case_accuracy_of_autoattack_is_the_closed_form(model, norm):
+@pytest.mark.parametrize("name", ["pgd", "apgd-ce", "autoattack"])
+def test_the_accuracy_left_is_the_closed_form(model, name, norm):
     reach = EPS * model.w.norm(DUAL[norm])
     factors = torch.tensor([0.2, 0.6, 0.9, 0.98, 1.02, 1.1, 1.5, 2.0])  # of what the adversary can reach
     images, labels = images_with_gaps(model, factors * reach), torch.zeros(8, dtype=torch.long)
     assert images.min() - EPS > 0 and images.max() + EPS < 1
-    attack = AutoAttack(AutoAttackConfig(steps=20, queries=30), ThreatModel(norm, EPS))
-    adv = attack.perturb(model, images, labels, Noise.of(torch.arange(8), "aa"))
-    assert (model(adv).argmax(1) == labels).tolist() == (factors > 1).tolist()
+    values = {"pgd": {"steps": 40}, "apgd-ce": {}, "autoattack": {"queries": 30, "targets": 1}}[name]
+    cls, threat = load_attack(name), ThreatModel(norm, EPS)
+    found = cls(cls.Config(**values), threat).find(model, images, labels, Noise.of(torch.arange(8), name))
+    threat.check(found.adv, images, name)
+    assert (model(found.adv).argmax(1) == labels).tolist() == (~found.fooled).tolist() == (factors > 1).tolist()

@@ -119,3 +119,73 @@ def test_compaction_changes_no_verdict(digits_net, digits, norm):
     one = PGD(PGDConfig(steps=8), threat)
     last = search(one, digits_net, images, labels, noise, "never").fooled
     assert not (last & ~search(one, digits_net, images, labels, noise, "first").fooled).any()
+
+
+def test_an_unknown_word_for_stop_is_refused():
+    with pytest.raises(ValueError, match="stop must be one of first, never, got 'last'"):
+        run(Climb(None, THREAT), IMAGES, "last")
+
+
+def test_an_attack_that_wanders_counts_only_what_lies_inside_the_ball():
+    class Far(Climb):
+        wanders = True
+        threat = ThreatModel("Linf", 0.15)
+
+        def finish(self, state, logits):
+            return state.images
+
+    attack = Far(None, ThreatModel("Linf", 0.15))
+    adv, fooled, _ = run(attack, row(0.45, 0.35, 0.25), "first")
+    assert fooled == [True, False, False]  # one step is inside; two or three are not
+    assert adv == pytest.approx([0.55, 0.35, 0.25])
+
+
+def test_the_trace_holds_the_mean_loss_and_the_fraction_fallen_at_every_look():
+    trace, labels = [], torch.zeros(2, dtype=torch.long)
+    noise = Noise.of(torch.arange(2), 0)
+    search(Climb(None, THREAT), Threshold(), row(0.45, 0.0), labels, noise, "first", trace)
+    # Cross-entropy of logits (-gap, gap) on class 0 is softplus(2 gap); the first image leaves at 0.55.
+    gaps = torch.tensor([[-0.05, -0.5], [0.05, -0.4], [0.05, -0.3], [0.05, -0.2]])
+    losses = nn.functional.softplus(2 * gaps).mean(1)
+    assert len(trace) == 1
+    torch.testing.assert_close(trace[0][:, 0], torch.full((4,), 2.0))
+    torch.testing.assert_close(trace[0][:, 1], losses)
+    assert trace[0][:, 2].tolist() == [0.0, 0.5, 0.5, 0.5]
+
+
+class Hungry(nn.Module):
+    """A network that needs more memory than there is for more than `most` images."""
+
+    def __init__(self, net, most, device_error):
+        super().__init__()
+        self.net, self.most, self.device_error = net, most, device_error
+
+    def forward(self, images):
+        if len(images) > self.most:
+            if self.device_error:
+                raise torch.OutOfMemoryError("out of memory")
+            torch.empty(2**60, dtype=torch.uint8)  # the CPU's own complaint
+        return self.net(images)
+
+
+@pytest.mark.parametrize("device_error", [True, False])
+def test_a_batch_that_does_not_fit_is_halved_with_the_same_verdicts(digits_net, digits, device_error):
+    images, labels = digits[0][1000:1020], digits[1][1000:1020]
+    attack, noise = PGD(PGDConfig(steps=5), ThreatModel("Linf", 0.08)), Noise.of(torch.arange(20), "pgd")
+    trace, whole = [], search(attack, digits_net, images, labels, noise)
+    with pytest.warns(UserWarning, match=r"attack 'pgd': (20|10) images do not fit into memory; halved"):
+        halved = search(attack, Hungry(digits_net, 7, device_error), images, labels, noise, trace=trace)
+    assert [int(part[0, 0]) for part in trace] == [5, 5, 5, 5]
+    assert torch.equal(whole.fooled, halved.fooled)
+    assert 0 < whole.fooled.sum() < 20
+    torch.testing.assert_close(whole.adv, halved.adv, atol=1e-5, rtol=0)
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory(digits_net, digits):
+    class Broken(nn.Module):
+        def forward(self, images):
+            raise RuntimeError("shapes do not match")
+
+    noise = Noise.of(torch.arange(4), "pgd")
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        search(PGD(PGDConfig(), THREAT), Broken(), digits[0][:4], digits[1][:4], noise)

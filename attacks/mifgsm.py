@@ -1,0 +1,57 @@
+"""MI-FGSM: iterative FGSM along a running sum of gradients, made for transfer.
+
+Paper:   Dong et al., "Boosting Adversarial Attacks with Momentum", CVPR 2018, arXiv:1710.06081: Algorithm 1
+         and, for L2, eq. 9.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robobench.api import ATTACKS, IterativeAttack
+from robobench.randomness import Noise
+from robobench.search import State
+from robobench.threat import per_image
+
+
+@dataclass(frozen=True, kw_only=True)
+class MIFGSMConfig:
+    steps: int = 10  # T in the paper
+    relative_step: float = 0.1  # of eps: eps / T, so that the last step can reach the surface
+    decay: float = 1.0  # mu in the paper
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not self.relative_step > 0 or self.decay < 0:
+            raise ValueError(
+                f"steps must be >= 1, relative_step > 0 and decay >= 0, got {self.steps}, {self.relative_step}, "
+                f"{self.decay}"
+            )
+
+
+@ATTACKS.register("mifgsm")
+class MIFGSM(IterativeAttack):
+    """Iterative FGSM with momentum, from the clean image."""
+
+    Config = MIFGSMConfig
+
+    def start(self, images: Tensor, labels: Tensor, noise: Noise) -> State:
+        """Start at the clean image, at rest."""
+        return State(images, labels, images.clone(), noise, {"momentum": torch.zeros_like(images)})
+
+    def step(self, model: nn.Module, state: State) -> tuple[State, Tensor]:
+        """Add the gradient, scaled to L1 length 1, to the momentum, and step along that."""
+        with torch.enable_grad():
+            adv = state.adv.detach().requires_grad_(True)
+            logits = model(adv)
+            grad = torch.autograd.grad(F.cross_entropy(logits, state.labels, reduction="sum"), adv)[0]
+        tiny = torch.finfo(grad.dtype).tiny
+        grad = grad / per_image(grad.flatten(1).abs().amax(1).clamp_min(tiny), grad)  # so that the sum cannot underflow
+        grad = grad / per_image(grad.flatten(1).abs().sum(1).clamp_min(tiny), grad)
+        momentum = self.config.decay * state.memory["momentum"] + grad
+        length = self.config.relative_step * self.threat.eps
+        moved = self.threat.step(state.adv, momentum, length, state.images)
+        return state.moved(moved, momentum=momentum), logits.detach()

@@ -1,0 +1,65 @@
+"""Several attacks in turn as one: only images still right go from one to the next."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robobench import plugins
+from robobench.api import Attack
+from robobench.randomness import Noise
+from robobench.search import Found
+from robobench.threat import ThreatModel
+
+
+class Ensemble(Attack):
+    """Registered attacks, run in order. Subclass, list their names in `uses`, return them from `members`."""
+
+    stop = "first"
+
+    def __init__(self, config: Any, threat: ThreatModel) -> None:
+        super().__init__(config, threat)
+        self.num_classes: int | None = None  # of the last model attacked
+
+    @abstractmethod
+    def members(self) -> list[tuple[str, Mapping[str, Any]]]:
+        """Return the name and the config values of each part for a model of `num_classes` (None: many)."""
+
+    def parts(self) -> list[Attack]:
+        """Build the parts; raises RequestError for a name nobody registered."""
+        made = []
+        for name, values in self.members():
+            cls = plugins.load_attack(name)
+            made.append(cls(cls.Config(**values), self.threat))
+        return made
+
+    @property
+    def cost(self) -> float | None:
+        """What the parts cost together, and a look at the clean image."""
+        costs = [part.cost for part in self.parts()]
+        return None if None in costs else 1.0 + sum(cost for cost in costs if cost is not None)
+
+    def find(self, model: nn.Module, images: Tensor, labels: Tensor, noise: Noise) -> Found:
+        """Return the first success of each image; those wrong when clean or never fooled come back unchanged."""
+        adv = images.clone()
+        if len(images) == 0:
+            return Found(adv, torch.zeros(0, dtype=torch.bool, device=images.device))
+        with torch.no_grad():
+            logits = model(images)
+        self.num_classes, fooled = logits.shape[1], logits.argmax(1) != labels
+        for number, part in enumerate(self.parts() if self.threat.eps > 0 else ()):
+            left = (~fooled).nonzero().flatten()
+            if len(left) == 0:
+                break
+            found = part.find(model, images[left], labels[left], noise[left].child("part", number))
+            hit = left[found.fooled]
+            adv[hit], fooled[hit] = found.adv[found.fooled], True
+        return Found(adv, fooled)
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, noise: Noise) -> Tensor:
+        """Return what `find` finds: a transfer set of an ensemble holds first successes and clean images."""
+        return self.find(model, images, labels, noise).adv
