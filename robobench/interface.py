@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from robobench import plugins, results
-from robobench import report as reports
 from robobench.errors import RequestError
 from robobench.inner import frozen
 from robobench.planner import make_plan
@@ -23,14 +21,16 @@ from robobench.runner import Runner
 from robobench.store import Store
 from robobench.threat import ThreatModel, canonical_norm, check_unit_range, parse_eps
 
+if TYPE_CHECKING:
+    import pandas as pd
 
-def execute(request: Request, reporter: Reporter | None = None) -> pd.DataFrame:
-    """Carry out a request; return the rows of the networks it asked for, and rewrite rows.csv.
+
+def work(request: Request, reporter: Reporter) -> list[dict[str, Any]]:
+    """Carry out a request, rewrite rows.csv, and return the records of the networks it asked for.
 
     Raises:
         RequestError: the request is wrong; nothing was created.
     """
-    reporter = reporter or Reporter(-1)
     plan = make_plan(request)
     for note in plan.notes:
         reporter.note(f"note: {note}")
@@ -39,10 +39,13 @@ def execute(request: Request, reporter: Reporter | None = None) -> pd.DataFrame:
     plan.out.mkdir(parents=True, exist_ok=True)
     runner.train_all()
     wanted = runner.evaluate_all()
-    rows = results.rewrite(plan.out)
-    asked = results.networks(results.records(plan.out))
-    keep = [record for group in asked.values() for record in group if record["key"] in wanted]
-    return results.frame(keep) if keep else rows.head(0)
+    results.rewrite(plan.out)
+    return [record for record in results.records(plan.out) if record["key"] in wanted]
+
+
+def execute(request: Request, reporter: Reporter | None = None) -> pd.DataFrame:
+    """Carry out a request as `work` does; return its rows."""
+    return results.frame(work(request, reporter or Reporter(-1)))
 
 
 def run(defense: str, **flags: Any) -> pd.DataFrame:
@@ -88,7 +91,9 @@ def _request(**flags: Any) -> Request:
 
 def leaderboard(place: str | Path = "runs") -> pd.DataFrame:
     """Return the ranked networks of a store or a folder of `leaderboards/`; figures are fractions."""
-    return reports.board(results.read(Path(place)))
+    from robobench import report
+
+    return report.board(results.read(Path(place)))
 
 
 def load(store: str | Path, name: str, *, device: str = "cpu") -> nn.Module:

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from filelock import FileLock
 
 from robobench.errors import RequestError
-from robobench.evaluation import Bits
+from robobench.statistics import Bits
 from robobench.store import Store, write_atomic
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COLUMNS = [
     *("dataset", "data_digest", "model", "image_size", "preset", "config_digest"),
@@ -106,6 +108,8 @@ def networks(all_records: list[dict[str, Any]]) -> dict[tuple[str, int], list[di
 
 def frame(all_records: list[dict[str, Any]]) -> pd.DataFrame:
     """Make the table of rows from records."""
+    import pandas as pd
+
     rows = [row for group in networks(all_records).values() for row in rows_of(group)]
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -120,6 +124,8 @@ def rewrite(root: Path) -> pd.DataFrame:
 
 def read(place: Path) -> pd.DataFrame:
     """Read the rows of a store or of a folder of `leaderboards/`; raises RequestError."""
+    import pandas as pd
+
     file = place / "rows.csv"
     if not file.is_file():
         raise RequestError(

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from robobench import evaluation, provenance
-from robobench.evaluation import Bits, pack
+from robobench.statistics import Bits, pack
 from robobench.plan import Cell, Plan, Training
 from robobench.progress import Reporter
 from robobench.store import key_of, write_atomic

@@ -5,7 +5,7 @@ import pytest
 
 from robobench import report
 from robobench.errors import RequestError
-from robobench.evaluation import Bits, wilson
+from robobench.statistics import Bits, wilson
 from robobench.results import COLUMNS, read, rows_of, transfer_only, worst_case
 
 
