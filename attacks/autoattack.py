@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import pyautoattack
@@ -60,6 +60,13 @@ class AutoAttack(Attack):
     def __init__(self, config: AutoAttackConfig, threat: ThreatModel) -> None:
         super().__init__(config, threat)
         self.num_classes: int | None = None  # of the last model attacked
+        self.gradient_free = config.attacks == ("square",)
+
+    @property
+    def parts(self) -> tuple[Attack, ...]:
+        """The four attacks of the standard version, or those asked for."""
+        names = self.config.attacks
+        return tuple(type(self)(replace(self.config, attacks=(n,)), self.threat) for n in names if len(names) > 1)
 
     @property
     def budget(self) -> str:

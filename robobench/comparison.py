@@ -22,9 +22,9 @@ def head(column: Column) -> str:
     return f"{column[0]}\n{column[1]}\n{eps_text(column[2])}"
 
 
-def show(records: list[dict[str, Any]], console: Console, baseline: str | None = None) -> None:
+def show(records: list[dict[str, Any]], console: Console, baseline: str | None) -> None:
     """Print the paired differences to a baseline where there is one, and mean and spread over several seeds."""
-    found = pairs(records, baseline)
+    found = pairs(records, baseline) if baseline else []
     if found:
         cells = {(p.network, p.baseline, p.column): f"{100 * p.difference:+.1f}\np {p.p:.2g}" for p in found}
         title = f"white-box, % of {found[0].examples} images, difference to the baseline"

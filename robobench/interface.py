@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from robobench import plugins, results
 from robobench.errors import RequestError
 from robobench.inner import frozen
-from robobench.planner import make_plan
+from robobench.planner import Planner, make_plan
 from robobench.progress import Reporter
 from robobench.randomness import Noise
 from robobench.request import Request, make
@@ -23,6 +23,11 @@ from robobench.threat import ThreatModel, canonical_norm, check_unit_range, pars
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from robobench.doctor import Diagnosis
+
+DIAGNOSED = 128  # test images a diagnosis looks at, unless told
+WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar")  # a missing file is named as one
 
 
 def work(request: Request, reporter: Reporter) -> list[dict[str, Any]]:
@@ -106,6 +111,11 @@ def load(store: str | Path, name: str, *, device: str = "cpu") -> nn.Module:
         RequestError: no such network, or several.
         ArtifactError: its files do not match their digests.
     """
+    return stored(store, name)[0].to(device)
+
+
+def stored(store: str | Path, name: str) -> tuple[nn.Module, dict[str, Any]]:
+    """Load a trained network as `load` does, with its config beside it."""
     from safetensors.torch import load_file
 
     from robobench import models
@@ -120,9 +130,53 @@ def load(store: str | Path, name: str, *, device: str = "cpu") -> nn.Module:
     folder = place.folder("model", fitting[0])
     place.verify(folder)
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in configs[fitting[0]]["spec"].items()}
-    model = models.build(models.ModelSpec(**{**values, "pretrained": False})).to(device)
-    model.load_state_dict(load_file(folder / "model.safetensors", device=device))
-    return model.eval()
+    model = models.build(models.ModelSpec(**{**values, "pretrained": False}))
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    return model.eval(), configs[fitting[0]]
+
+
+def diagnose(checkpoint: str | Path | None = None, *, source: str | None = None, **flags: Any) -> Diagnosis:
+    """Look for signs of gradient masking in a network; writes nothing.
+
+    Args:
+        checkpoint: a weights file (with `model` and the other flags of `evaluate`), the name of a trained network in
+            the store `out`, or None where the factory `model` returns a trained one.
+        source: MODEL or MODEL=WEIGHTS, another network for the transfer check.
+
+    Raises:
+        RequestError: no such network; an attack set without a many-step attack; another wrong value.
+    """
+    from robobench import models
+    from robobench.doctor import diagnose as examine
+
+    trained = checkpoint is not None and not Path(checkpoint).is_file() and Path(checkpoint).suffix not in WEIGHTS
+    if trained:
+        model, config = stored(flags.get("out", "runs"), str(checkpoint))
+        given = {"dataset": config["dataset"], "preset": config["preset"], "model": config["spec"]["name"]}
+        flags = {**flags, **given}
+        flags["sets"] = (*flags.get("sets", ()), f"run.attack_resolution={config['resolution']}")
+    request = _request(external=True, protocol="white-box", **flags)
+    planner = Planner(request)
+    torch.set_num_threads(planner.threads)
+
+    def external(name: str, weights: Path | None) -> nn.Module:
+        spec = planner.external(name, weights).spec
+        network = models.build(spec)
+        if weights is not None:
+            models.load_weights(network, weights)
+        return network.to(planner.device).eval()
+
+    if not trained:
+        model = external(request.model, Path(checkpoint) if checkpoint is not None else None)
+    other = None
+    if source is not None:
+        name, _, file = source.partition("=")
+        other = external(name, Path(file) if file else None)
+    count = min(request.examples or DIAGNOSED, len(planner.dataset.test))
+    index = torch.arange(count)
+    images, labels = planner.dataset.test.images(index), planner.dataset.test.labels[index].to(planner.device)
+    attacks = [*(cell.attack for cell in planner.cells), *planner.gradient_free()]
+    return examine(model.to(planner.device), images, labels, attacks, source=other)
 
 
 def attack(

@@ -11,8 +11,8 @@ import torch
 
 from robobench import data as datasets
 from robobench import models, plugins, presets
-from robobench.api import Defense, Recipe
-from robobench.errors import RequestError
+from robobench.api import Attack, Defense, Recipe
+from robobench.errors import PluginError, RequestError
 from robobench.evaluation import check_logits
 from robobench.plan import STORE_VERSION, Cell, External, Plan, Training
 from robobench.provenance import resolve_device, resolve_precision
@@ -151,6 +151,20 @@ class Planner:
             if norm not in used and used:
                 raise RequestError(f"--eps gives radii for {norm}, and no attack of this run is on {norm}")
         return cells
+
+    def gradient_free(self) -> list[Attack]:
+        """Return every registered attack that needs no gradient and can be imported, at the radii of this run."""
+        out: list[Attack] = []
+        for name in sorted(plugins.found("attack")):
+            try:
+                cls = plugins.load_attack(name)
+            except PluginError:
+                continue
+            for threat in dict.fromkeys(cell.threat for cell in self.cells):
+                if cls.gradient_free and cls.refuses(threat) is None and cls.own_norm in (None, threat.norm):
+                    out.append(cls(self._config(cls, name, {}), threat))
+        taken = {(cell.attack.name, cell.threat) for cell in self.cells}
+        return [attack for attack in out if (attack.name, attack.threat) not in taken]
 
     def _config(self, cls: Any, name: str, base: Mapping[str, Any]) -> Any:
         """Lay base values, the plug-in's own preset and --set over a Config's defaults."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from robobench.errors import RequestError
+from robobench.flags import from_records
 from robobench.statistics import Bits
 from robobench.store import Store, write_atomic
 
@@ -91,6 +92,7 @@ def rows_of(group: list[dict[str, Any]]) -> list[dict[str, Any]]:
             out["worst_case_ci_low"], out["worst_case_ci_high"] = worst.interval
             if transfer_only(clean, *(worst_case(group, *point, p) for p in ("white-box", "transfer"))):
                 flags.append("transfer-only")
+            flags += [f.check.name for f in from_records(group, *point) if f.raised]
         same = [r for r in group if (r["threat_norm"], r["threat_eps"], r["protocol"]) == (*point, record["protocol"])]
         out["worst_case_attacks"] = ",".join(sorted({r["attack"] for r in same if r["status"] == "ok"}))
         out["flags"] = ",".join(dict.fromkeys(flags))

@@ -93,7 +93,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
     for k in range(min(only_first, only_second)):
         term = term * (count - k) // (k + 1)
         total += term
-    return min(1.0, 2 * total / 2**count)
+    return min(1.0, 2 * total / (1 << count))
 
 
 def holm(values: Sequence[float]) -> list[float]:
@@ -151,24 +151,19 @@ def _networks(records: Iterable[dict[str, Any]]) -> dict[tuple[str, int], Outcom
     return {network: outcomes(group) for network, group in found.items()}
 
 
-def pairs(records: Iterable[dict[str, Any]], baseline: str | None = None) -> list[Pair]:
+def pairs(records: Iterable[dict[str, Any]], baseline: str) -> list[Pair]:
     """Compare trained networks with a baseline on the same images under the same attacks.
 
     Args:
         records: of one request: one network for each (defense, seed), all on the same images.
-        baseline: a defense; its network of each seed is compared with the others of that seed. None: the first of
-            exactly two networks, else there is no comparison.
+        baseline: a defense; its network of each seed is compared with the others of that seed.
 
     Returns:
         Pairs, column by column. A worst case is compared only where both networks saw the same attacks.
     """
     found = _networks(records)
-    names = list(found)
-    if baseline is None:
-        chosen = [(names[1], names[0])] if len(names) == 2 else []
-    else:
-        chosen = [(n, (baseline, n[1])) for n in names if n[0] != baseline and (baseline, n[1]) in found]
-    several = len({seed for _, seed in names}) > 1
+    chosen = [(n, (baseline, n[1])) for n in found if n[0] != baseline and (baseline, n[1]) in found]
+    several = len({seed for _, seed in found}) > 1
 
     def label(network: tuple[str, int]) -> str:
         return f"{network[0]} (seed {network[1]})" if several else network[0]

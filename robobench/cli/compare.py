@@ -70,6 +70,6 @@ def main(
     def paired(records: list[dict[str, Any]], console: Console) -> None:
         from robobench import comparison
 
-        comparison.show(records, console, baseline)
+        comparison.show(records, console, baseline or (chosen[0] if len(chosen) == 2 else None))
 
     return o.execute(wanted, dry_run=dry_run, quiet=quiet, verbose=verbose, after=paired)
