@@ -195,7 +195,8 @@ class _Doctor:
         def margin(adv: Tensor) -> Tensor:
             logits = self.model(adv)
             own = F.one_hot(labels, logits.shape[1]).bool()
-            return logits.masked_fill(own, -torch.inf).amax(1) - logits[own]
+            gap: Tensor = logits.masked_fill(own, -torch.inf).amax(1) - logits[own]
+            return gap
 
         try:
             with frozen(self.model):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,18 +25,23 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from robobench.doctor import Diagnosis
+    from robobench.plan import Plan
 
 DIAGNOSED = 128  # test images a diagnosis looks at, unless told
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar")  # a missing file is named as one
 
 
-def work(request: Request, reporter: Reporter) -> list[dict[str, Any]]:
+def work(request: Request, reporter: Reporter, check: Callable[[Plan], None] | None = None) -> list[dict[str, Any]]:
     """Carry out a request, rewrite rows.csv, and return the records of the networks it asked for.
+
+    `check` may refuse the plan before anything is made.
 
     Raises:
         RequestError: the request is wrong; nothing was created.
     """
     plan = make_plan(request)
+    if check is not None:
+        check(plan)
     for note in plan.notes:
         reporter.note(f"note: {note}")
     runner = Runner(plan, reporter)

@@ -260,7 +260,9 @@ class Planner:
         if matrices and ":" in self.request.dataset:  # such a data set need not show every class
             classes = max(classes, len(matrices[-1]))
         spec = replace(self.spec(0), name=name, num_classes=classes, pretrained=False)
-        if models.is_factory(name) or self.request.mean or self.request.std:
+        if weights is None:
+            spec = models.with_own_weights(spec)
+        if models.normalizes(name) or self.request.mean or self.request.std:
             mean = self._channels("mean", self.request.mean, 0.0)
             std = self._channels("std", self.request.std, 1.0)
             spec = replace(spec, mean=mean, std=std)

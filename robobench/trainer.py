@@ -11,7 +11,7 @@ import json
 import shutil
 import time
 import traceback
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +232,7 @@ class Trainer:
             folder = self.store.find("model", training.folder)
             if folder is None:
                 raise ArtifactError(f"the trained '{training.name}' is not in '{self.plan.out}'; run it again")
-            model = models.build(training.spec).to(self.plan.device)
+            model = models.build(replace(training.spec, pretrained=False)).to(self.plan.device)
             model.load_state_dict(load_file(folder / "model.safetensors", device=self.plan.device))
             self._network = (training.key, model.eval())
         return self._network[1]

@@ -14,11 +14,15 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from robobench.plan import Plan
     from robobench.request import Request
 
 Dataset = Annotated[str, typer.Option(help="digits, cifar10, cifar100, imagefolder:PATH or npz:FILE.")]
 Model = Annotated[
-    str, typer.Option(help="A name of `list models`, timm:NAME, FILE.py:FUNCTION or package.module:FUNCTION.")
+    str,
+    typer.Option(
+        help="A name of `list models`, timm:NAME, robustbench:ID, FILE.py:FUNCTION or package.module:FUNCTION."
+    ),
 ]
 Preset = Annotated[str | None, typer.Option(help="quick, cifar or paper; the data set brings its own.")]
 Seed = Annotated[int, typer.Option(help="Seed of the training.")]
@@ -89,10 +93,11 @@ def execute(
     quiet: bool,
     verbose: bool,
     after: Callable[[list[dict[str, Any]], Console], None] | None = None,
+    check: Callable[[Plan], None] | None = None,
 ) -> int:
     """Plan and run a request, print its tables to stdout; returns the exit status.
 
-    `after` is given the records and the console, once the tables are printed.
+    `check` may refuse the plan; `after` is given the records and the console, once the tables are printed.
     """
     from rich.console import Console
 
@@ -109,7 +114,7 @@ def execute(
 
         print_plan(make_plan(wanted, dry=True), console)
         return 0
-    records = work(wanted, reporter)
+    records = work(wanted, reporter, check)
     from robobench import report, results
 
     rows = results.frame(records)
