@@ -24,7 +24,7 @@ from robobench.threat import ThreatModel
 
 LARGE = ThreatModel("Linf", 0.5)  # every image can become gray
 LARGE_STEPS = 100
-LAST = 10  # steps over which a converged loss stands still
+LAST = 10  # steps over which a converged loss stands still, or the last half of fewer than 20
 RISE = 0.05
 
 
@@ -45,12 +45,12 @@ class Curve:
 
     @property
     def rise(self) -> float | None:
-        """Gain of the surviving loss over the last steps, on the scale of its whole range; None if too short."""
-        if self.surviving_loss is None or len(self.surviving_loss) <= LAST:
+        """Gain of the surviving loss over the last steps, on the scale of its whole range; None where all fell."""
+        if self.surviving_loss is None:
             return None
         best = torch.tensor(self.surviving_loss, dtype=torch.float64).cummax(0).values
-        span = best[-1] - best[0]
-        return float((best[-1] - best[-1 - LAST]) / span) if span > 0 else 0.0
+        span, last = best[-1] - best[0], min(LAST, len(best) // 2)
+        return float((best[-1] - best[-1 - last]) / span) if span > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -227,6 +227,9 @@ class _Doctor:
             if many and one:
                 text = f"more right under many steps than under one ({min(many)} and {min(one)}) at {here[0][0].threat}"
                 self.count("one-step-stronger", max(0, min(many) - min(one)), text)
+            curves = [c for c in self.curves if (c.norm, c.eps) == (here[0][0].threat.norm, eps) and len(c.loss) > 2]
+            if curves:
+                self.converged(min(curves, key=lambda c: (-c.fallen[-1], c.rise or 0.0)))
         for (name, eps), (attack, left) in standing.items():
             smaller = [int(s.sum()) for (n, e), (_, s) in standing.items() if n == name and e < eps]
             if smaller and attack.steps != 1:
@@ -279,14 +282,19 @@ class _Doctor:
         surviving = None if bool(fallen.all()) else paths[:, ~fallen].mean(1).tolist()
         curve = Curve(attack.name, attack.threat.norm, attack.threat.eps, paths.mean(1).tolist(), surviving, share)
         self.curves.append(curve)
-        if int((~fallen).sum()) < self.enough:
-            self.note("loss-still-rising", False, f"{attack.name} at {attack.threat}: nothing is left to attack")
-        elif curve.rise is not None:
-            text = f"{attack.name} at {attack.threat}: {curve.rise:.3f} of its range in the last {LAST} steps"
-            self.note("loss-still-rising", curve.rise > RISE, text)
         left = self.right.clone()
         left[self.right] = ~fallen
         return left
+
+    def converged(self, curve: Curve) -> None:
+        """Whether the strongest search of a radius has come to an end; what a weaker one could still do is idle."""
+        standing = round((1 - curve.fallen[-1]) * int(self.right.sum()))
+        where = f"{curve.attack} at {ThreatModel(curve.norm, curve.eps)}"
+        if curve.rise is None or standing < self.enough:
+            self.note("loss-still-rising", False, f"{where} leaves {standing} images")
+        else:
+            text = f"{where}: {curve.rise:.3f} of its range in the last {min(LAST, len(curve.loss) // 2)} steps"
+            self.note("loss-still-rising", curve.rise > RISE, text)
 
     def ensembles(self, attacks: list[Attack], left: Tensor) -> Tensor:
         """Run ensembles member by member; return what their gradient attacks leave of `left`."""

@@ -116,7 +116,7 @@ CHECKS = {
         ),
         Check(
             "loss-still-rising",
-            "mean loss of surviving images, made monotone and scaled to [0, 1], gains over 0.05 in its last 10 steps",
+            "mean loss of what survives the strongest search, monotone and in [0, 1], gains over 0.05 in 10 steps",
             "IoAF, indicator of a non-converging attack",
             "more steps, until twice as many change nothing",
         ),
