@@ -229,7 +229,7 @@ class _Doctor:
                 self.count("one-step-stronger", max(0, min(many) - min(one)), text)
             curves = [c for c in self.curves if (c.norm, c.eps) == (here[0][0].threat.norm, eps) and len(c.loss) > 2]
             if curves:
-                self.converged(min(curves, key=lambda c: (-c.fallen[-1], c.rise or 0.0)))
+                self.converged(curves)
         for (name, eps), (attack, left) in standing.items():
             smaller = [int(s.sum()) for (n, e), (_, s) in standing.items() if n == name and e < eps]
             if smaller and attack.steps != 1:
@@ -286,9 +286,13 @@ class _Doctor:
         left[self.right] = ~fallen
         return left
 
-    def converged(self, curve: Curve) -> None:
-        """Whether the strongest search of a radius has come to an end; what a weaker one could still do is idle."""
-        standing = round((1 - curve.fallen[-1]) * int(self.right.sum()))
+    def converged(self, curves: list[Curve]) -> None:
+        """Whether one of the strongest searches of a radius (fewest images left, or one more) has come to an end."""
+        count = int(self.right.sum())
+        left = {id(c): round((1 - c.fallen[-1]) * count) for c in curves}
+        strongest = [c for c in curves if left[id(c)] < min(left.values()) + self.enough]
+        curve = min(strongest, key=lambda c: c.rise or 0.0)
+        standing = left[id(curve)]
         where = f"{curve.attack} at {ThreatModel(curve.norm, curve.eps)}"
         if curve.rise is None or standing < self.enough:
             self.note("loss-still-rising", False, f"{where} leaves {standing} images")

@@ -12,6 +12,7 @@ from torch import nn
 from robobench import doctor
 from robobench.api import Attack
 from robobench.attacks.fgsm import FGSM
+from robobench.attacks.jitter import Jitter
 from robobench.attacks.pgd import PGD, PGDConfig
 from robobench.cli import main
 from robobench.errors import RequestError
@@ -92,8 +93,8 @@ def robust_net(digits):
 
 
 def test_an_adversarially_trained_network_raises_nothing(robust_net, digits_net, held_out):
-    blind = [Blind(Blind.Config(), at(0.05))]
-    found = doctor.diagnose(robust_net, *held_out, [*attacks(), *blind], source=digits_net, restarts=3, draws=20)
+    others = [Blind(Blind.Config(), at(0.05)), Jitter(Jitter.Config(), at(0.1))]
+    found = doctor.diagnose(robust_net, *held_out, [*attacks(), *others], source=digits_net, restarts=3, draws=20)
     assert found.flags == [] and found.clean_accuracy > 0.9
     looked = {f.check.name for f in found.findings if f.raised is False}
     assert looked == CHECKS.keys() - {"transfer-only", "black-box-lowers-ensemble"}
