@@ -35,6 +35,7 @@ class RandomNoise(IterativeAttack):
     """Uniform and Gaussian noise in turn, 100 draws; no gradient."""
 
     Config = NoiseConfig
+    gradient_free = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"quick": {"draws": 20}}
 
     @property

@@ -83,8 +83,13 @@ class TorchattacksFGSM(Wrapped):
     norms = ("Linf",)
 
     @property
+    def steps(self) -> int:
+        """One step is the method."""
+        return 1
+
+    @property
     def relative_step(self) -> float:
-        """FGSM's one step is eps."""
+        """The step is eps."""
         return 1.0
 
     @property

@@ -44,6 +44,7 @@ class Transfer(Attack):
     """Examples made elsewhere, as transfer:FILE (.npz, .safetensors or .pt)."""
 
     Config = TransferConfig
+    gradient_free = True
     argument: ClassVar[str] = "file"
 
     def __init__(self, config: Any, threat: ThreatModel) -> None:

@@ -12,14 +12,14 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from robobench.interface import attack, compare, evaluate, leaderboard, load, run
+    from robobench.interface import attack, compare, diagnose, evaluate, leaderboard, load, run
 
 try:
     __version__ = version("robobench")
 except PackageNotFoundError:
     __version__ = "0+unknown"
 
-__all__ = ["__version__", "attack", "compare", "evaluate", "leaderboard", "load", "run"]
+__all__ = ["__version__", "attack", "compare", "diagnose", "evaluate", "leaderboard", "load", "run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -312,6 +312,7 @@ class Attack(ABC):
     stop: ClassVar[str] = "library"  # white-box stopping rule, for the row
     uses: ClassVar[tuple[str, ...]] = ()  # attacks this one is made of; a change of theirs changes its results
     argument: ClassVar[str | None] = None  # the Config field that the text after a colon sets, as in NAME:TEXT
+    gradient_free: bool = False  # looks at the model's outputs only; may be set in __init__ by the config
 
     def __init__(self, config: Any, threat: ThreatModel) -> None:
         self.config, self.threat = config, threat
@@ -328,6 +329,16 @@ class Attack(ABC):
         """Say in a few words how hard the attack tries, for the row and the table."""
         parts = {f.name: getattr(self.config, f.name) for f in fields(self.config)}
         return ", ".join(f"{name}={value}" for name, value in parts.items()) or "fixed"
+
+    @property
+    def steps(self) -> int | None:
+        """Gradient steps of one run; 1 means a single-step attack, None that there is no such number."""
+        return getattr(self.config, "steps", None)
+
+    @property
+    def parts(self) -> tuple[Attack, ...]:
+        """Members of an ensemble, each an attack of its own, in order; empty where there are none."""
+        return ()
 
     @property
     def relative_step(self) -> float | None:

@@ -6,6 +6,7 @@ Nothing heavy is imported before `load`, so `list datasets` needs no torch.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import sys
 from collections.abc import Callable
@@ -313,13 +314,11 @@ def _digits(**options: Any) -> Dataset:
     Source: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998 (its test part).
     """
     import numpy as np
-    from sklearn.datasets import load_digits
 
     from robobench.randomness import permutation
 
-    bunch = load_digits()
-    images = (bunch.images / 16).astype(np.float32).repeat(4, 1).repeat(4, 2)[..., None].repeat(3, 3)
-    labels = bunch.target.astype(np.int64)
+    pixels, labels = _scans()
+    images = (pixels / 16).astype(np.float32).repeat(4, 1).repeat(4, 2)[..., None].repeat(3, 3)
     order = permutation(len(labels), "digits").numpy()
     # Place the i-th of a class's n images at (i + 1/2) / n: then every stretch of the order is near class-balanced.
     place = np.empty(len(labels))
@@ -329,6 +328,25 @@ def _digits(**options: Any) -> Dataset:
     order = order[np.argsort(place[order], kind="stable")]
     train, test = order[:1437], order[1437:]
     return _in_memory("digits", (images[train], labels[train]), (images[test], labels[test]), classes=10, **options)
+
+
+def _scans() -> tuple[np.ndarray, np.ndarray]:
+    """Read scikit-learn's file of the digits, (1797, 8, 8) in 0..16 and (1797,) int64, without importing the library.
+
+    Importing it takes as long as importing torch; where a version keeps the file elsewhere, it is asked after all.
+    """
+    import numpy as np
+
+    found = importlib.util.find_spec("sklearn")
+    places = found.submodule_search_locations if found else None
+    file = Path(next(iter(places))) / "datasets" / "data" / "digits.csv.gz" if places else None
+    if file is not None and file.is_file():
+        table = np.loadtxt(file, delimiter=",")
+        return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.int64)
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    return bunch.images, bunch.target.astype(np.int64)
 
 
 def _npz(name: str, file: Path, *, need_train: bool, **options: Any) -> Dataset:

@@ -29,18 +29,16 @@ class Ensemble(Attack):
     def members(self) -> list[tuple[str, Mapping[str, Any]]]:
         """Return the name and the config values of each part for a model of `num_classes` (None: many)."""
 
-    def parts(self) -> list[Attack]:
+    @property
+    def parts(self) -> tuple[Attack, ...]:
         """Build the parts; raises RequestError for a name nobody registered."""
-        made = []
-        for name, values in self.members():
-            cls = plugins.load_attack(name)
-            made.append(cls(cls.Config(**values), self.threat))
-        return made
+        classes = [(plugins.load_attack(name), values) for name, values in self.members()]
+        return tuple(cls(cls.Config(**values), self.threat) for cls, values in classes)
 
     @property
     def cost(self) -> float | None:
         """What the parts cost together, and a look at the clean image."""
-        costs = [part.cost for part in self.parts()]
+        costs = [part.cost for part in self.parts]
         return None if None in costs else 1.0 + sum(cost for cost in costs if cost is not None)
 
     def find(self, model: nn.Module, images: Tensor, labels: Tensor, noise: Noise) -> Found:
@@ -51,7 +49,7 @@ class Ensemble(Attack):
         with torch.no_grad():
             logits = model(images)
         self.num_classes, fooled = logits.shape[1], logits.argmax(1) != labels
-        for number, part in enumerate(self.parts() if self.threat.eps > 0 else ()):
+        for number, part in enumerate(self.parts if self.threat.eps > 0 else ()):
             left = (~fooled).nonzero().flatten()
             if len(left) == 0:
                 break

@@ -1,4 +1,4 @@
-"""Clean and robust accuracy of one network, image by image, and the statistics of such bits.
+"""Clean and robust accuracy of one network, image by image.
 
 A robust accuracy is the fraction of *all* test images that are classified correctly when clean and still are under
 the attack. It is an upper bound found by this attack, never a guarantee.
@@ -6,9 +6,7 @@ the attack. It is an upper bound found by this attack, never a guarantee.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +15,9 @@ from robobench.api import Attack
 from robobench.errors import RequestError
 from robobench.inner import frozen
 from robobench.randomness import Noise
+from robobench.statistics import Bits as Bits
+from robobench.statistics import pack as pack
+from robobench.statistics import wilson as wilson
 from robobench.training import Images
 
 
@@ -101,54 +102,3 @@ def transfer_bits(model: nn.Module, adv: Tensor, labels: Tensor, clean: Tensor) 
     with frozen(model), torch.no_grad():
         right: Tensor = model(adv).argmax(1) == labels.to(adv.device)
         return right.cpu() & clean
-
-
-# --- statistics ---------------------------------------------------------------------------------
-
-
-def wilson(successes: int, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """Return the 95 % interval of a fraction. Source: Wilson, JASA 22, 1927."""
-    if count == 0:
-        return math.nan, math.nan
-    p, z2 = successes / count, z * z
-    middle = (p + z2 / (2 * count)) / (1 + z2 / count)
-    half = z / (1 + z2 / count) * math.sqrt(p * (1 - p) / count + z2 / (4 * count * count))
-    low = 0.0 if successes == 0 else max(0.0, middle - half)
-    high = 1.0 if successes == count else min(1.0, middle + half)
-    return low, high
-
-
-def pack(bits: Tensor) -> str:
-    """Write bits as text, one '0' or '1' an image."""
-    return "".join("1" if bit else "0" for bit in bits.tolist())
-
-
-@dataclass(frozen=True)
-class Bits:
-    """Per-image outcomes read back from a record."""
-
-    values: tuple[bool, ...]
-
-    @classmethod
-    def read(cls, text: str) -> Bits:
-        """Read what `pack` wrote."""
-        return cls(tuple(c == "1" for c in text))
-
-    def __and__(self, other: Bits) -> Bits:
-        """Worst case of two attacks on the same images."""
-        return Bits(tuple(a and b for a, b in zip(self.values, other.values, strict=True)))
-
-    @property
-    def count(self) -> int:
-        """Number of images that stay right."""
-        return sum(self.values)
-
-    @property
-    def accuracy(self) -> float:
-        """Fraction of images that stay right."""
-        return self.count / len(self.values)
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of the accuracy."""
-        return wilson(self.count, len(self.values))

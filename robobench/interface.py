@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from robobench import plugins, results
-from robobench import report as reports
 from robobench.errors import RequestError
 from robobench.inner import frozen
-from robobench.planner import make_plan
+from robobench.planner import Planner, make_plan
 from robobench.progress import Reporter
 from robobench.randomness import Noise
 from robobench.request import Request, make
@@ -23,15 +21,27 @@ from robobench.runner import Runner
 from robobench.store import Store
 from robobench.threat import ThreatModel, canonical_norm, check_unit_range, parse_eps
 
+if TYPE_CHECKING:
+    import pandas as pd
 
-def execute(request: Request, reporter: Reporter | None = None) -> pd.DataFrame:
-    """Carry out a request; return the rows of the networks it asked for, and rewrite rows.csv.
+    from robobench.doctor import Diagnosis
+    from robobench.plan import Plan
+
+DIAGNOSED = 128  # test images a diagnosis looks at, unless told
+WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar")  # a missing file is named as one
+
+
+def work(request: Request, reporter: Reporter, check: Callable[[Plan], None] | None = None) -> list[dict[str, Any]]:
+    """Carry out a request, rewrite rows.csv, and return the records of the networks it asked for.
+
+    `check` may refuse the plan before anything is made.
 
     Raises:
         RequestError: the request is wrong; nothing was created.
     """
-    reporter = reporter or Reporter(-1)
     plan = make_plan(request)
+    if check is not None:
+        check(plan)
     for note in plan.notes:
         reporter.note(f"note: {note}")
     runner = Runner(plan, reporter)
@@ -39,10 +49,13 @@ def execute(request: Request, reporter: Reporter | None = None) -> pd.DataFrame:
     plan.out.mkdir(parents=True, exist_ok=True)
     runner.train_all()
     wanted = runner.evaluate_all()
-    rows = results.rewrite(plan.out)
-    asked = results.networks(results.records(plan.out))
-    keep = [record for group in asked.values() for record in group if record["key"] in wanted]
-    return results.frame(keep) if keep else rows.head(0)
+    results.rewrite(plan.out)
+    return [record for record in results.records(plan.out) if record["key"] in wanted]
+
+
+def execute(request: Request, reporter: Reporter | None = None) -> pd.DataFrame:
+    """Carry out a request as `work` does; return its rows."""
+    return results.frame(work(request, reporter or Reporter(-1)))
 
 
 def run(defense: str, **flags: Any) -> pd.DataFrame:
@@ -88,7 +101,9 @@ def _request(**flags: Any) -> Request:
 
 def leaderboard(place: str | Path = "runs") -> pd.DataFrame:
     """Return the ranked networks of a store or a folder of `leaderboards/`; figures are fractions."""
-    return reports.board(results.read(Path(place)))
+    from robobench import report
+
+    return report.board(results.read(Path(place)))
 
 
 def load(store: str | Path, name: str, *, device: str = "cpu") -> nn.Module:
@@ -101,6 +116,11 @@ def load(store: str | Path, name: str, *, device: str = "cpu") -> nn.Module:
         RequestError: no such network, or several.
         ArtifactError: its files do not match their digests.
     """
+    return stored(store, name)[0].to(device)
+
+
+def stored(store: str | Path, name: str) -> tuple[nn.Module, dict[str, Any]]:
+    """Load a trained network as `load` does, with its config beside it."""
     from safetensors.torch import load_file
 
     from robobench import models
@@ -114,9 +134,53 @@ def load(store: str | Path, name: str, *, device: str = "cpu") -> nn.Module:
         raise RequestError(f"'{store}' holds {what} called '{name}'; name one of: {options}")
     folder = place.folder("model", fitting[0])
     place.verify(folder)
-    model = models.build(models.ModelSpec.stored(configs[fitting[0]]["spec"])).to(device)
-    model.load_state_dict(load_file(folder / "model.safetensors", device=device))
-    return model.eval()
+    model = models.build(models.ModelSpec.stored(configs[fitting[0]]["spec"]))
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    return model.eval(), configs[fitting[0]]
+
+
+def diagnose(checkpoint: str | Path | None = None, *, source: str | None = None, **flags: Any) -> Diagnosis:
+    """Look for signs of gradient masking in a network; writes nothing.
+
+    Args:
+        checkpoint: a weights file (with `model` and the other flags of `evaluate`), the name of a trained network in
+            the store `out`, or None where the factory `model` returns a trained one.
+        source: MODEL or MODEL=WEIGHTS, another network for the transfer check.
+
+    Raises:
+        RequestError: no such network; an attack set without a many-step attack; another wrong value.
+    """
+    from robobench import models
+    from robobench.doctor import diagnose as examine
+
+    trained = checkpoint is not None and not Path(checkpoint).is_file() and Path(checkpoint).suffix not in WEIGHTS
+    if trained:
+        model, config = stored(flags.get("out", "runs"), str(checkpoint))
+        given = {"dataset": config["dataset"], "preset": config["preset"], "model": config["spec"]["name"]}
+        flags = {**flags, **given}
+        flags["sets"] = (*flags.get("sets", ()), f"run.attack_resolution={config['resolution']}")
+    request = _request(external=True, protocol="white-box", **flags)
+    planner = Planner(request)
+    torch.set_num_threads(planner.threads)
+
+    def external(name: str, weights: Path | None) -> nn.Module:
+        spec = planner.external(name, weights).spec
+        network = models.build(spec)
+        if weights is not None:
+            models.load_weights(network, weights)
+        return network.to(planner.device).eval()
+
+    if not trained:
+        model = external(request.model, Path(checkpoint) if checkpoint is not None else None)
+    other = None
+    if source is not None:
+        name, _, file = source.partition("=")
+        other = external(name, Path(file) if file else None)
+    count = min(request.examples or DIAGNOSED, len(planner.dataset.test))
+    index = torch.arange(count)
+    images, labels = planner.dataset.test.images(index), planner.dataset.test.labels[index].to(planner.device)
+    attacks = [*(cell.attack for cell in planner.cells), *planner.gradient_free()]
+    return examine(model.to(planner.device), images, labels, attacks, source=other)
 
 
 def attack(

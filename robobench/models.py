@@ -10,10 +10,11 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from robobench import zoo
 from robobench.errors import RequestError
 from robobench.registry import unknown
 from robobench.weights import load_weights, read_weights
@@ -35,6 +36,7 @@ MODELS = {
     "wrn-28-10": "wide ResNet of Zagoruyko and Komodakis 2016, 36.5 M parameters, for 32 px",
     "wrn-34-10": "the same with 34 layers, 46.2 M parameters",
     "timm:NAME": "any classifier of timm, such as timm:convnext_atto",
+    "robustbench:ID": "one of RobustBench's zoo, such as robustbench:Wong2020Fast (extra robobench[robustbench])",
     "FILE.py:FUNCTION": "your own: FUNCTION(num_classes) -> nn.Module in a file, or package.module:FUNCTION",
 }
 TIMM = {"resnet18": "resnet18", "resnet50": "resnet50", "wrn50": "wide_resnet50_2"}
@@ -95,13 +97,18 @@ class ModelSpec:
 
 def is_factory(name: str) -> bool:
     """Tell whether a name means a user's function: FILE.py:FUNCTION or package.module:FUNCTION."""
-    return ":" in name and not name.startswith("timm:")
+    return ":" in name and not name.startswith(("timm:", zoo.PREFIX))
+
+
+def normalizes(name: str) -> bool:
+    """Tell whether a network takes images in [0, 1] as they are and normalizes them itself."""
+    return is_factory(name) or name.startswith(zoo.PREFIX)
 
 
 def check_name(name: str) -> None:
     """Raise RequestError with a suggestion unless the name has a known form; imports nothing."""
     where, _, function = name.rpartition(":")
-    placeholders = ("timm:NAME", "FILE.py:FUNCTION")
+    placeholders = ("timm:NAME", "robustbench:ID", "FILE.py:FUNCTION")
     known = name in MODELS and name not in placeholders
     if known or (where and function and name not in placeholders):
         return
@@ -135,6 +142,8 @@ def build(spec: ModelSpec) -> Prepared:
     with _seeded(spec.seed):
         if is_factory(spec.name):
             return Factory(_from_factory(spec), *inputs)
+        if spec.name.startswith(zoo.PREFIX):
+            return Factory(zoo.build(spec.name, spec.num_classes, spec.pretrained), *inputs)
         if spec.name in ARCHITECTURES:
             net = ARCHITECTURES[spec.name]()
             head = nn.Linear(net.width, spec.num_classes)
@@ -165,6 +174,33 @@ def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also touch the GPUs' generators
         yield
+
+
+def with_own_weights(spec: ModelSpec) -> ModelSpec:
+    """Return the spec of a network that comes with its published weights, and with the normalization they want.
+
+    Raises:
+        RequestError: the network has none, or they are for another number of classes.
+    """
+    if is_factory(spec.name):
+        return spec
+    if spec.name.startswith(zoo.PREFIX):
+        return replace(spec, pretrained=True)
+    if not spec.name.startswith("timm:"):
+        raise RequestError(f"model '{spec.name}' brings no weights; give a file: evaluate FILE --model {spec.name}")
+    import timm
+
+    config = timm.get_pretrained_cfg(spec.name.removeprefix("timm:"))
+    if config is None or not (config.hf_hub_id or config.url or config.file):
+        raise RequestError(f"timm has no weights for '{spec.name}'; give a file: evaluate FILE --model {spec.name}")
+    if config.num_classes != spec.num_classes:
+        raise RequestError(
+            f"timm's weights of '{spec.name}' have {config.num_classes} classes, the data set has {spec.num_classes}; "
+            "give a weights file or a data set that match"
+        )
+    way = config.interpolation if config.interpolation in INTERPOLATIONS else spec.interpolation
+    shape: dict[str, Any] = {"mean": config.mean, "std": config.std, "image_size": config.input_size[-1]}
+    return replace(spec, pretrained=True, stem="native", interpolation=way, **shape)
 
 
 def pretrained_at_hand(spec: ModelSpec) -> bool:

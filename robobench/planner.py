@@ -11,8 +11,8 @@ import torch
 
 from robobench import data as datasets
 from robobench import models, plugins, presets
-from robobench.api import Defense, Recipe
-from robobench.errors import RequestError
+from robobench.api import Attack, Defense, Recipe
+from robobench.errors import PluginError, RequestError
 from robobench.evaluation import check_logits
 from robobench.plan import STORE_VERSION, Cell, External, Plan, Training
 from robobench.provenance import resolve_device, resolve_precision
@@ -159,6 +159,21 @@ class Planner:
                 raise RequestError(f"--eps gives radii for {norm}, and no attack of this run is on {norm}")
         return cells
 
+    def gradient_free(self) -> list[Attack]:
+        """Return every registered attack that needs no gradient and can be imported, at the radii of this run."""
+        out: list[Attack] = []
+        for name in sorted(plugins.found("attack")):
+            try:
+                cls = plugins.load_attack(name)
+            except PluginError:
+                continue
+            for threat in dict.fromkeys(cell.threat for cell in self.cells):
+                fits = cls.refuses(threat) is None and cls.own_norm in (None, threat.norm)
+                if cls.gradient_free and cls.argument is None and fits:
+                    out.append(cls(self._config(cls, name, {}), threat))
+        taken = {(cell.attack.name, cell.threat) for cell in self.cells}
+        return [attack for attack in out if (attack.name, attack.threat) not in taken]
+
     def _config(self, cls: Any, name: str, base: Mapping[str, Any]) -> Any:
         """Lay base values, the plug-in's own preset and --set over a Config's defaults."""
         values = dict(base)
@@ -288,7 +303,9 @@ class Planner:
         if matrices and ":" in self.request.dataset:  # such a data set need not show every class
             classes = max(classes, len(matrices[-1]))
         spec = replace(spec or self.spec(0), name=name, num_classes=classes, pretrained=False)
-        if models.is_factory(name) or self.request.mean or self.request.std:
+        if weights is None:
+            spec = models.with_own_weights(spec)
+        if models.normalizes(name) or self.request.mean or self.request.std:
             mean = self._channels("mean", self.request.mean, 0.0)
             std = self._channels("std", self.request.std, 1.0)
             spec = replace(spec, mean=mean, std=std)

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from filelock import FileLock
 
 from robobench.api import Passes
 from robobench.errors import RequestError
-from robobench.evaluation import Bits
+from robobench.flags import from_records
+from robobench.statistics import Bits
 from robobench.store import Store, write_atomic
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COLUMNS = [
     *("dataset", "data_digest", "model", "image_size", "preset", "config_digest"),
@@ -92,6 +95,7 @@ def rows_of(group: list[dict[str, Any]]) -> list[dict[str, Any]]:
             out["worst_case_ci_low"], out["worst_case_ci_high"] = worst.interval
             if transfer_only(clean, *(worst_case(group, *point, p) for p in ("white-box", "transfer"))):
                 flags.append("transfer-only")
+            flags += [f.check.name for f in from_records(group, *point) if f.raised]
         same = [r for r in group if (r["threat_norm"], r["threat_eps"], r["protocol"]) == (*point, record["protocol"])]
         out["worst_case_attacks"] = ",".join(sorted({r["attack"] for r in same if r["status"] == "ok"}))
         out["flags"] = ",".join(dict.fromkeys(flags))
@@ -118,6 +122,8 @@ def networks(all_records: list[dict[str, Any]]) -> dict[tuple[str, str, int], li
 
 def frame(all_records: list[dict[str, Any]]) -> pd.DataFrame:
     """Make the table of rows from records."""
+    import pandas as pd
+
     rows = [row for group in networks(all_records).values() for row in rows_of(group)]
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -132,6 +138,8 @@ def rewrite(root: Path) -> pd.DataFrame:
 
 def read(place: Path) -> pd.DataFrame:
     """Read the rows of a store or of a folder of `leaderboards/`; raises RequestError."""
+    import pandas as pd
+
     file = place / "rows.csv"
     if not file.is_file():
         raise RequestError(

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from robobench import evaluation, provenance
-from robobench.evaluation import Bits, pack
 from robobench.plan import Cell, Plan, Training
 from robobench.progress import Reporter
+from robobench.statistics import Bits, pack
 from robobench.store import key_of, write_atomic
 from robobench.trainer import Trainer, save_tensors
 
@@ -123,6 +123,8 @@ class Runner(Trainer):
             "threat_norm": cell.threat.norm,
             "threat_eps": cell.threat.eps,
             "relative_step": attack.relative_step,
+            "steps": attack.steps,
+            "gradient_free": attack.gradient_free,
             "stop": "never" if protocol == "transfer" else attack.stop,
             "budget": attack.budget,
             "protocol": protocol,

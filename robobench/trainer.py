@@ -13,7 +13,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -300,7 +300,7 @@ class Trainer:
             folder = self.store.find("model", training.folder)
             if folder is None:
                 raise ArtifactError(f"the trained '{training.name}' is not in '{self.plan.out}'; run it again")
-            model = models.build(training.spec).to(self.plan.device)
+            model = models.build(replace(training.spec, pretrained=False)).to(self.plan.device)
             model.load_state_dict(load_file(folder / WEIGHTS[training.selection], device=self.plan.device))
             self._network = (wanted, model.eval())
         return self._network[1]

@@ -83,7 +83,8 @@ def load_weights(model: Prepared, path: str | Path) -> None:
     layouts = [{name(key): value for key, value in found.items()} for name in names]
     state = max(layouts, key=lambda layout: len(layout.keys() & own.keys()))
     for key in own.keys() - state.keys():
-        if key.endswith("num_batches_tracked"):  # older files lack it; nothing reads it
+        tail = key.split(".")[-1]  # older files lack the count, which nothing reads; constants were dropped above
+        if tail == "num_batches_tracked" or (tail in STRAYS and own[key].numel() <= 3):
             state[key] = own[key]
     missing, unexpected = [k for k in own if k not in state], [k for k in state if k not in own]
     if missing or unexpected:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from robobench import __version__
-from robobench.cli import check, compare, evaluate, leaderboard, listing, run
+from robobench.cli import check, compare, diagnose, evaluate, leaderboard, listing, run
 
 EPILOG = """
 Examples:
@@ -52,6 +52,7 @@ app.command("run", help=run.HELP, epilog=run.EPILOG)(run.main)
 app.command("compare", help=compare.HELP, epilog=compare.EPILOG)(compare.main)
 app.command("leaderboard", help=leaderboard.HELP, epilog=leaderboard.EPILOG)(leaderboard.main)
 app.command("evaluate", help=evaluate.HELP, epilog=evaluate.EPILOG)(evaluate.main)
+app.command("diagnose", help=diagnose.HELP, epilog=diagnose.EPILOG)(diagnose.main)
 app.command("list", help=listing.HELP, epilog=listing.EPILOG)(listing.main)
 app.command("check", help=check.HELP, epilog=check.EPILOG)(check.main)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from robobench.cli import options as o
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 HELP = "Put defenses side by side: what is missing is trained and attacked, the rest reused."
 EPILOG = """
@@ -18,11 +21,16 @@ Examples:
   robobench compare --defenses standard,at,trades,macd --seeds 0,1,2
 
   robobench compare --defenses at,trades,macd --model resnet18 --dataset cifar10
+
+  robobench compare --defenses at,trades,macd --baseline at
 """
 
 
 def main(
     defenses: Annotated[str | None, typer.Option(help="Comma-separated names; all of them if left out.")] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="The defense the others are compared with, image by image; of two: the first.")
+    ] = None,
     dataset: o.Dataset = "digits",
     model: o.Model = "cnn",
     preset: o.Preset = None,
@@ -51,9 +59,18 @@ def main(
 ) -> int:
     """Run several defenses."""
     from robobench import plugins
+    from robobench.registry import unknown
 
     for file in plugin or ():
         plugins.add_file(file)
     chosen = o.names(defenses) or tuple(plugins.found("defense"))
     wanted = o.request(locals(), defenses=chosen)
-    return o.execute(wanted, dry_run=dry_run, quiet=quiet, verbose=verbose)
+    if baseline is not None and baseline not in chosen:
+        raise unknown("baseline", baseline, chosen)
+
+    def paired(records: list[dict[str, Any]], console: Console) -> None:
+        from robobench import comparison
+
+        comparison.show(records, console, baseline or (chosen[0] if len(chosen) == 2 else None))
+
+    return o.execute(wanted, dry_run=dry_run, quiet=quiet, verbose=verbose, after=paired)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from robobench.cli import options as o
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from robobench.plan import Plan
 
 HELP = "Attack a network you bring: white-box, and transfer where --source names where examples are made."
 EPILOG = """
@@ -16,6 +21,8 @@ Examples:
   robobench evaluate weights.safetensors --model resnet18 --dataset cifar10
 
   robobench evaluate --model my_nets.py:trained --dataset npz:mine.npz --preset cifar
+
+  robobench evaluate --model robustbench:Wong2020Fast --dataset cifar10 --attacks autoattack --model-info fast.json
 
   robobench evaluate weights.pth --model resnet18 --dataset cifar10 --source resnet18=plain.pth
 """
@@ -34,6 +41,9 @@ def main(
         typer.Option(help="Normalization of the network, such as 0.5,0.5,0.5; adds it as first layer."),
     ] = None,
     std: Annotated[str | None, typer.Option(help="Normalization of the network.")] = None,
+    model_info: Annotated[
+        Path | None, typer.Option(help="Write RobustBench's JSON here; a description already in it is kept.")
+    ] = None,
     device: o.Device = "auto",
     threads: o.Threads = None,
     attacks: o.Attacks = None,
@@ -52,4 +62,19 @@ def main(
     wanted = o.request(
         locals(), protocol="both" if source else "white-box", weights=weights, external=True, source=source
     )
-    return o.execute(wanted, dry_run=dry_run, quiet=quiet, verbose=verbose)
+    if model_info is None:
+        return o.execute(wanted, dry_run=dry_run, quiet=quiet, verbose=verbose)
+    file = model_info
+
+    def write(records: list[dict[str, Any]], console: Console) -> None:
+        from robobench import published, results
+
+        rows = [row for group in results.networks(records).values() for row in results.rows_of(group)]
+        published.write_model_info(rows, file)
+
+    def check(plan: Plan) -> None:
+        from robobench import published
+
+        published.check_model_info(plan)
+
+    return o.execute(wanted, dry_run=dry_run, quiet=quiet, verbose=verbose, after=write, check=check)

@@ -16,16 +16,38 @@ Examples:
   robobench leaderboard --format md > results.md
 
   robobench leaderboard leaderboards/cifar10-jpeg-resnet20
+
+  robobench leaderboard --published cifar10-Linf
 """
 
 
 def main(
-    place: Annotated[Path | None, typer.Argument(help="A store or a folder of leaderboards/; default: --out.")] = None,
+    place: Annotated[
+        Path | None,
+        typer.Argument(help="A store or a folder of leaderboards/; default: --out. With --published, a board's name."),
+    ] = None,
+    published: Annotated[
+        bool, typer.Option("--published", help="Show RobustBench's published figures instead, which are not ours.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="The store.")] = Path("runs"),
     form: Annotated[str, typer.Option("--format", help="table, md, csv, latex, json or html.")] = "table",
 ) -> int:
     """Print the leaderboard to stdout."""
+    if published:
+        return _published(str(place) if place else None)
     from robobench import report, results
 
     print(report.leaderboard(results.read(place or out), form), end="")
+    return 0
+
+
+def _published(board: str | None) -> int:
+    from rich.console import Console
+
+    from robobench.published import boards, table
+
+    console = Console()
+    console = console if console.is_terminal else Console(width=200)
+    for name, lines in boards(board).items():
+        console.print(table(name, lines))
     return 0

@@ -10,11 +10,19 @@ import typer
 from robobench.errors import RequestError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import Console
+
+    from robobench.plan import Plan
     from robobench.request import Request
 
 Dataset = Annotated[str, typer.Option(help="digits, cifar10, cifar100, imagefolder:PATH or npz:FILE.")]
 Model = Annotated[
-    str, typer.Option(help="A name of `list models`, timm:NAME, FILE.py:FUNCTION or package.module:FUNCTION.")
+    str,
+    typer.Option(
+        help="A name of `list models`, timm:NAME, robustbench:ID, FILE.py:FUNCTION or package.module:FUNCTION."
+    ),
 ]
 Preset = Annotated[str | None, typer.Option(help="quick, cifar or paper; the data set brings its own.")]
 Seed = Annotated[int, typer.Option(help="Seed of the training.")]
@@ -87,11 +95,22 @@ def request(flags: dict[str, Any], **more: Any) -> Request:
     return Request(**{**taken, **listed, **more})
 
 
-def execute(wanted: Request, *, dry_run: bool, quiet: bool, verbose: bool) -> int:
-    """Plan and run a request, print its tables to stdout; returns the exit status."""
+def execute(
+    wanted: Request,
+    *,
+    dry_run: bool,
+    quiet: bool,
+    verbose: bool,
+    after: Callable[[list[dict[str, Any]], Console], None] | None = None,
+    check: Callable[[Plan], None] | None = None,
+) -> int:
+    """Plan and run a request, print its tables to stdout; returns the exit status.
+
+    `check` may refuse the plan; `after` is given the records and the console, once the tables are printed.
+    """
     from rich.console import Console
 
-    from robobench.interface import execute as run_request
+    from robobench.interface import work
     from robobench.progress import Reporter
 
     reporter = Reporter(-1 if quiet else int(verbose))
@@ -104,9 +123,12 @@ def execute(wanted: Request, *, dry_run: bool, quiet: bool, verbose: bool) -> in
 
         print_plan(make_plan(wanted, dry=True), console)
         return 0
-    from robobench import report
+    records = work(wanted, reporter, check)
+    from robobench import report, results
 
-    rows = run_request(wanted, reporter)
+    rows = results.frame(records)
     report.show(rows, console)
+    if after is not None:
+        after(records, console)
     reporter.note(f"rows: {wanted.out / 'rows.csv'}")
     return int((rows["status"] != "ok").any())

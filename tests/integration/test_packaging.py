@@ -44,6 +44,8 @@ def test_wheel_and_sdist_lack_no_file(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         installed = set(archive.namelist())
     assert set(sources()) <= installed
+    figures = (p for kind in ("*.csv", "*.json", "*.md") for p in (ROOT / "leaderboards").rglob(kind))
+    assert {f"robobench/leaderboards/{path.relative_to(ROOT / 'leaderboards')}" for path in figures} <= installed
     stale = (
         {name for name in installed if name.endswith(".py")} - set(sources()) - {"robobench/leaderboards/__init__.py"}
     )

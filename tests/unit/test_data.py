@@ -475,3 +475,13 @@ def test_a_torn_picture_is_named_when_it_is_read(tmp_path):
         file.write_bytes(file.read_bytes()[:40])
     with pytest.raises(RequestError, match=r"cannot read the image .* replace or remove it"):
         everything(data.test)
+
+
+def test_the_digits_are_scikit_learn_s_pixel_for_pixel():
+    from sklearn.datasets import load_digits
+
+    from robobench.data import _scans
+
+    pixels, labels = _scans()
+    bunch = load_digits()
+    assert (pixels == bunch.images).all() and (labels == bunch.target).all()

@@ -5,8 +5,8 @@ import pytest
 
 from robobench import report
 from robobench.errors import RequestError
-from robobench.evaluation import Bits, wilson
 from robobench.results import COLUMNS, read, rows_of, transfer_only, worst_case
+from robobench.statistics import Bits, wilson
 
 
 def record(attack="pgd", protocol="white-box", robust="0011", clean="0111", eps=0.1, **more):

@@ -1,0 +1,93 @@
+"""`robobench diagnose`: signs that a network's robust accuracy should not be believed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from robobench.cli import options as o
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from robobench.doctor import Diagnosis
+
+HELP = "Look for gradient masking: does the network mislead the attacks rather than withstand them?"
+EPILOG = """
+Examples:
+
+  robobench diagnose macd
+
+  robobench diagnose weights.safetensors --model resnet18 --dataset cifar10
+
+  robobench diagnose --model my_nets.py:trained --dataset npz:mine.npz --preset cifar --format json
+"""
+
+
+def main(
+    checkpoint: Annotated[
+        str | None,
+        typer.Argument(help="A trained network of the store by name, or a weights file; none if the factory has them."),
+    ] = None,
+    dataset: o.Dataset = "digits",
+    model: o.Model = "cnn",
+    preset: o.Preset = None,
+    source: Annotated[str | None, typer.Option(help="MODEL or MODEL=WEIGHTS, for the transfer check.")] = None,
+    mean: Annotated[str | None, typer.Option(help="Normalization of the network, such as 0.5,0.5,0.5.")] = None,
+    std: Annotated[str | None, typer.Option(help="Normalization of the network.")] = None,
+    device: o.Device = "auto",
+    threads: o.Threads = None,
+    attacks: o.Attacks = None,
+    norm: o.Norm = "Linf",
+    eps: o.Eps = None,
+    examples: o.Examples = None,
+    set_: o.Sets = None,
+    plugin: o.Plugins = None,
+    data_dir: o.DataDir = None,
+    out: o.Out = Path("runs"),
+    form: Annotated[str, typer.Option("--format", help="table or json (with loss and success by step).")] = "table",
+) -> int:
+    """Print what every check saw; nothing is stored."""
+    from robobench.registry import unknown
+
+    if form not in ("table", "json"):
+        raise unknown("format", form, ("table", "json"))
+    import json
+
+    from rich.console import Console
+
+    from robobench.interface import diagnose
+
+    flags = dict(dataset=dataset, model=model, preset=preset, mean=mean, std=std, device=device, threads=threads)
+    found = diagnose(
+        checkpoint, source=source, attacks=o.names(attacks), norm=norm, eps=tuple(eps or ()), examples=examples,
+        sets=tuple(set_ or ()), plugins=tuple(plugin or ()), data_dir=data_dir, out=out, **flags,
+    )  # fmt: skip
+    if form == "json":
+        print(json.dumps(found.as_dict(), indent=1))
+        return 0
+    console = Console()
+    console = console if console.is_terminal else Console(width=160)
+    console.print(_table(found))
+    for f in found.findings:
+        if f.raised:
+            console.print(f"{f.check.name}: counts from {f.check.threshold} ({f.check.source})", markup=False)
+            console.print(f"  next: {f.check.next}", markup=False)
+    return 0
+
+
+def _table(found: Diagnosis) -> Table:
+    """Lay the checks out, a line each."""
+    from rich import box
+    from rich.table import Table
+
+    title = f"{found.examples} images, {100 * found.clean_accuracy:.1f} % right when clean; flags: "
+    title += ", ".join(found.flags) or "none of these checks"
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    for name in ("check", "", "measured"):
+        table.add_column(name, no_wrap=name != "measured")
+    for f in found.findings:
+        table.add_row(f.check.name, {True: "FLAG", False: "ok", None: "-"}[f.raised], f.measured)
+    return table

@@ -1,0 +1,216 @@
+"""Statistics of per-image outcomes: intervals, paired tests between trained networks, spread over seeds.
+
+A paired test is about two trained networks on one set of images. What it says of two *methods* is nothing: that takes
+several seeds of each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Column = tuple[str, str, float]  # attack (or WORST), norm, eps
+WORST = "worst"  # column of the worst case over the attacks of one (norm, eps)
+
+
+# --- bits ---------------------------------------------------------------------------------------
+
+
+def pack(bits: Tensor) -> str:
+    """Write bits as text, one '0' or '1' an image."""
+    return "".join("1" if bit else "0" for bit in bits.tolist())
+
+
+@dataclass(frozen=True)
+class Bits:
+    """Per-image outcomes read back from a record."""
+
+    values: tuple[bool, ...]
+
+    @classmethod
+    def read(cls, text: str) -> Bits:
+        """Read what `pack` wrote."""
+        return cls(tuple(c == "1" for c in text))
+
+    def __and__(self, other: Bits) -> Bits:
+        """Worst case of two attacks on the same images."""
+        return Bits(tuple(a and b for a, b in zip(self.values, other.values, strict=True)))
+
+    @property
+    def count(self) -> int:
+        """Number of images that stay right."""
+        return sum(self.values)
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction of images that stay right."""
+        return self.count / len(self.values)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % Wilson interval of the accuracy."""
+        return wilson(self.count, len(self.values))
+
+    def without(self, other: Bits) -> int:
+        """Count the images that are right here and wrong in `other`."""
+        return sum(a and not b for a, b in zip(self.values, other.values, strict=True))
+
+
+Outcomes = dict[Column, Bits]
+
+
+# --- tests --------------------------------------------------------------------------------------
+
+
+def wilson(successes: int, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """Return the 95 % interval of a fraction. Source: Wilson, JASA 22, 1927."""
+    if count == 0:
+        return math.nan, math.nan
+    p, z2 = successes / count, z * z
+    middle = (p + z2 / (2 * count)) / (1 + z2 / count)
+    half = z / (1 + z2 / count) * math.sqrt(p * (1 - p) / count + z2 / (4 * count * count))
+    low = 0.0 if successes == 0 else max(0.0, middle - half)
+    high = 1.0 if successes == count else min(1.0, middle + half)
+    return low, high
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Return the exact two-sided p-value that two networks err equally often on the same images.
+
+    Args:
+        only_first: images that only the first network gets right.
+        only_second: images that only the second gets right. Images on which both agree say nothing.
+
+    Source: McNemar, Psychometrika 12, 1947; exact form: twice the binomial tail at 1/2, at most 1.
+    """
+    count = only_first + only_second
+    term = total = 1  # binomial(count, 0)
+    for k in range(min(only_first, only_second)):
+        term = term * (count - k) // (k + 1)
+        total += term
+    return min(1.0, 2 * total / (1 << count))
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for testing all of them, in the order given.
+
+    Source: Holm, Scandinavian Journal of Statistics 6, 1979: the i-th smallest of m is multiplied by m - i + 1, never
+    below the one before.
+    """
+    out, highest = [0.0] * len(values), 0.0
+    for rank, at in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+        highest = max(highest, min(1.0, (len(values) - rank) * values[at]))
+        out[at] = highest
+    return out
+
+
+# --- pairs of networks --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One trained network against the baseline under one attack, image by image."""
+
+    column: Column
+    network: str
+    baseline: str
+    only_network: int  # images that only this one gets right
+    only_baseline: int
+    examples: int
+    p: float  # Holm-corrected over the networks of its column
+
+    @property
+    def difference(self) -> float:
+        """Robust accuracy of the network minus that of the baseline, a fraction."""
+        return (self.only_network - self.only_baseline) / self.examples
+
+
+def outcomes(records: Iterable[dict[str, Any]]) -> Outcomes:
+    """Read one network's white-box outcomes, and their worst case per (norm, eps)."""
+    out: Outcomes = {}
+    for r in records:
+        if r["protocol"] == "white-box" and r["status"] == "ok":
+            bits = Bits.read(r["robust_bits"])
+            for name in (r["attack"], WORST):
+                key = (name, r["threat_norm"], r["threat_eps"])
+                out[key] = out[key] & bits if key in out else bits
+    return out
+
+
+def _networks(records: Iterable[dict[str, Any]]) -> dict[tuple[str, int], Outcomes]:
+    """Read the white-box outcomes of every (defense, seed); controls take no part."""
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for r in records:
+        if not r["control"] and r["protocol"] == "white-box":
+            found.setdefault((r["defense"], r["seed"]), []).append(r)
+    return {network: outcomes(group) for network, group in found.items()}
+
+
+def pairs(records: Iterable[dict[str, Any]], baseline: str) -> list[Pair]:
+    """Compare trained networks with a baseline on the same images under the same attacks.
+
+    Args:
+        records: of one request: one network for each (defense, seed), all on the same images.
+        baseline: a defense; its network of each seed is compared with the others of that seed.
+
+    Returns:
+        Pairs, column by column. A worst case is compared only where both networks saw the same attacks.
+    """
+    found = _networks(records)
+    chosen = [(n, (baseline, n[1])) for n in found if n[0] != baseline and (baseline, n[1]) in found]
+    several = len({seed for _, seed in found}) > 1
+
+    def label(network: tuple[str, int]) -> str:
+        return f"{network[0]} (seed {network[1]})" if several else network[0]
+
+    def comparable(column: Column, one: Outcomes, other: Outcomes) -> bool:
+        at = [{c for c in columns if c[1:] == column[1:]} for columns in (one, other)]
+        return column in one and column in other and (column[0] != WORST or at[0] == at[1])
+
+    out: list[Pair] = []
+    columns = {column for network in found.values() for column in network}
+    for column in sorted(columns, key=lambda c: (c[1] != "Linf", *c[1:], c[0] == WORST, c[0])):
+        raw = []
+        for one, other in chosen:
+            if comparable(column, found[one], found[other]):
+                mine, theirs = found[one][column], found[other][column]
+                only = mine.without(theirs), theirs.without(mine)
+                raw.append(Pair(column, label(one), label(other), *only, len(mine.values), mcnemar(*only)))
+        out += [replace(pair, p=p) for pair, p in zip(raw, holm([pair.p for pair in raw]), strict=True)]
+    return out
+
+
+# --- several seeds ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A method over several seeds: mean and sample standard deviation of its accuracies, fractions."""
+
+    column: Column
+    defense: str
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds."""
+        return math.fsum(self.values) / len(self.values)
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation over the seeds, with n - 1."""
+        return math.sqrt(math.fsum((v - self.mean) ** 2 for v in self.values) / (len(self.values) - 1))
+
+
+def spreads(records: Iterable[dict[str, Any]]) -> list[Spread]:
+    """Gather the (defense, attack, norm, eps) that were measured on two seeds or more."""
+    found: dict[tuple[str, Column], list[float]] = {}
+    for (defense, _), columns in _networks(records).items():
+        for column, bits in columns.items():
+            found.setdefault((defense, column), []).append(bits.accuracy)
+    return [Spread(column, defense, tuple(v)) for (defense, column), v in found.items() if len(v) > 1]
