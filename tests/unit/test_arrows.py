@@ -48,4 +48,5 @@ def test_the_core_names_no_plugin():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in names:
                 allowed = path.name == "request.py" and node.value in ("standard", "pgd", "fgsm")
+                allowed |= path.name == "published.py" and node.value == "standard"  # a budget's word, not the defense
                 assert allowed, f"{path.name} names the plug-in '{node.value}'"
