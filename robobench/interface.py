@@ -20,7 +20,7 @@ from robobench.progress import Reporter
 from robobench.randomness import Noise
 from robobench.request import Request, make
 from robobench.runner import Runner
-from robobench.store import Store
+from robobench.store import Store, storing
 from robobench.threat import ThreatModel, canonical_norm, check_unit_range, parse_eps
 
 
@@ -29,6 +29,7 @@ def execute(request: Request, reporter: Reporter | None = None) -> pd.DataFrame:
 
     Raises:
         RequestError: the request is wrong; nothing was created.
+        StorageError: the store cannot be written; what is finished stays, and the same request goes on from it.
     """
     reporter = reporter or Reporter(-1)
     plan = make_plan(request)
@@ -36,13 +37,16 @@ def execute(request: Request, reporter: Reporter | None = None) -> pd.DataFrame:
         reporter.note(f"note: {note}")
     runner = Runner(plan, reporter)
     runner.announce()
-    plan.out.mkdir(parents=True, exist_ok=True)
-    runner.train_all()
-    wanted = runner.evaluate_all()
-    rows = results.rewrite(plan.out)
-    asked = results.networks(results.records(plan.out))
-    keep = [record for group in asked.values() for record in group if record["key"] in wanted]
-    return results.frame(keep) if keep else rows.head(0)
+    with storing(plan.out):
+        plan.out.mkdir(parents=True, exist_ok=True)
+    try:
+        runner.train_all()
+        wanted = runner.evaluate_all()
+    except KeyboardInterrupt:
+        results.rewrite(runner.store)
+        raise
+    groups = results.networks(results.rewrite(runner.store))
+    return results.frame([record for group in groups.values() for record in group if record["key"] in wanted])
 
 
 def run(defense: str, **flags: Any) -> pd.DataFrame:
@@ -91,11 +95,13 @@ def leaderboard(place: str | Path = "runs") -> pd.DataFrame:
     return reports.board(results.read(Path(place)))
 
 
-def load(store: str | Path, name: str, *, device: str = "cpu") -> nn.Module:
+def load(store: str | Path, name: str, *, device: str = "cpu", factory: str | None = None) -> nn.Module:
     """Load a trained network, in eval mode: images (B, 3, H, W) in [0, 1] -> logits (B, K).
 
     Args:
         name: a defense, if the store holds one network of it, or the name of a network's folder.
+        factory: the FILE.py:FUNCTION the network was made by, where a function of yours did; a store cannot name
+            the code to be run.
 
     Raises:
         RequestError: no such network, or several.
@@ -106,7 +112,10 @@ def load(store: str | Path, name: str, *, device: str = "cpu") -> nn.Module:
     from robobench import models
 
     place = Store(Path(store))
-    configs = {folder.name: json.loads((folder / "config.json").read_text()) for folder in place.manifests("model")}
+    configs = {}
+    for folder in place.manifests("model"):
+        place.verify(folder, "config.json")
+        configs[folder.name] = json.loads((folder / "config.json").read_text())
     fitting = [n for n, config in configs.items() if name in (n, config["defense"])]
     if len(fitting) != 1:
         what = f"{len(fitting)} networks" if fitting else "no network"
@@ -115,6 +124,13 @@ def load(store: str | Path, name: str, *, device: str = "cpu") -> nn.Module:
     folder = place.folder("model", fitting[0])
     place.verify(folder)
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in configs[fitting[0]]["spec"].items()}
+    if models.is_factory(values["name"]):
+        if factory is None:
+            raise RequestError(
+                f"the network '{fitting[0]}' was made by your function '{values['name']}'; to let it run, "
+                "name it: load(..., factory='FILE.py:FUNCTION')"
+            )
+        values["name"] = factory
     model = models.build(models.ModelSpec(**{**values, "pretrained": False})).to(device)
     model.load_state_dict(load_file(folder / "model.safetensors", device=device))
     return model.eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -60,6 +61,8 @@ class Planner:
                 raise RequestError(f"--{name} must be at least 1, got {value}")
         if request.epochs is not None and request.epochs < 0:
             raise RequestError(f"--epochs must be at least 0, got {request.epochs}")
+        if not 0 <= request.checkpoint_every < math.inf:
+            raise RequestError(f"--checkpoint-every takes minutes, 0 or more, got {request.checkpoint_every}")
         if request.threads is not None and request.threads < 1:
             raise RequestError(f"--threads must be at least 1, got {request.threads}")
         self.norm = canonical_norm(request.norm)
@@ -332,6 +335,8 @@ class Planner:
             precision=self.precision,
             threads=self.threads,
             out=request.out,
+            checkpoint_every=request.checkpoint_every,
+            fresh=request.fresh,
             notes=self.notes,
             missing=self.missing,
         )
