@@ -15,6 +15,7 @@ from robobench import plugins, results
 from robobench import report as reports
 from robobench.errors import RequestError
 from robobench.inner import frozen
+from robobench.interrupts import Interrupted
 from robobench.planner import make_plan
 from robobench.progress import Reporter
 from robobench.randomness import Noise
@@ -42,7 +43,7 @@ def execute(request: Request, reporter: Reporter | None = None) -> pd.DataFrame:
     try:
         runner.train_all()
         wanted = runner.evaluate_all()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted):
         results.rewrite(runner.store)
         raise
     groups = results.networks(results.rewrite(runner.store))

@@ -15,8 +15,11 @@ _asked: int | None = None  # the signal that came
 _deferring = False
 
 
-class Interrupted(KeyboardInterrupt):
-    """A signal asked to stop; everything finished is in the store. `signum` is the signal."""
+class Interrupted(BaseException):
+    """A signal asked to stop; everything finished is in the store. `signum` is the signal.
+
+    No KeyboardInterrupt, which the command-line library would answer itself, and no Exception, which becomes a row.
+    """
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")

@@ -83,7 +83,7 @@ def storing(what: Path) -> Iterator[None]:
 
 
 def synchronize(path: Path) -> None:
-    """Wait until a file or folder is on the disk, so that a rename after it never shows half of it."""
+    """Wait until a file is on the disk, so that a rename after it never shows half of it."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -157,14 +157,13 @@ class Store:
                 yield work
                 files = {p.name: file_digest(p) for p in sorted(work.iterdir()) if p.is_file()}
                 made = json.loads(canonical({"name": name, "recipe": recipe, "files": files}))
-                write_atomic(work / MANIFEST, json.dumps({**made, "digest": key_of(made)}, indent=1))
-                for path in (*work.iterdir(), work):
+                (work / MANIFEST).write_text(json.dumps({**made, "digest": key_of(made)}, indent=1))
+                for path in work.iterdir():
                     synchronize(path)
                 if final.exists():  # a failed cell is being replaced
                     os.rename(final, old)
                 os.rename(work, final)
                 self._own.add(final)
-                synchronize(final.parent)
                 shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(work, ignore_errors=True)

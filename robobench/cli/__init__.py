@@ -65,6 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     request is wrong; one line on stderr says why, and nothing was created. 130 or 143: stopped by a signal.
     """
     from robobench.errors import ArtifactError, RequestError, StorageError
+    from robobench.interrupts import Interrupted
 
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # third parties' deprecations; ours go through the reporter
@@ -75,10 +76,12 @@ def main(arguments: list[str] | None = None) -> int:
         return _refuse(str(err))
     except StorageError as err:
         return _refuse(str(err), 1)
-    except KeyboardInterrupt as err:
+    except Interrupted as err:
         words = [word for word in (arguments or sys.argv[1:]) if word != "--fresh"]
         print(f"stopped; to go on from here: {shlex.join(['robobench', *words])}", file=sys.stderr)
-        return 128 + getattr(err, "signum", 2)
+        return 128 + err.signum
+    except KeyboardInterrupt:  # before anything was begun
+        return 130
     except OSError as err:
         return _refuse(f"{err.strerror or err}: '{err.filename}'" if err.filename else str(err))
     except Exception as err:
