@@ -21,7 +21,7 @@ from robobench.progress import Reporter
 from robobench.randomness import Noise
 from robobench.request import Request, make
 from robobench.runner import Runner
-from robobench.store import Store, storing
+from robobench.store import Store
 from robobench.threat import ThreatModel, canonical_norm, check_unit_range, parse_eps
 
 
@@ -34,12 +34,14 @@ def execute(request: Request, reporter: Reporter | None = None) -> pd.DataFrame:
     """
     reporter = reporter or Reporter(-1)
     plan = make_plan(request)
+    try:
+        plan.out.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise RequestError(f"--out '{plan.out}' cannot be written ({err.strerror}); choose another folder") from None
     for note in plan.notes:
         reporter.note(f"note: {note}")
     runner = Runner(plan, reporter)
     runner.announce()
-    with storing(plan.out):
-        plan.out.mkdir(parents=True, exist_ok=True)
     try:
         runner.train_all()
         wanted = runner.evaluate_all()

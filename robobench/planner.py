@@ -77,6 +77,7 @@ class Planner:
         if request.defenses and not self.missing:
             datasets.require_classes(self.dataset.train.first(self.train_images), 2)
         self._made: dict[tuple[str, int], Training] = {}
+        self._stranger: Any = None  # a network that is not ours, built to look at it
         self.train_threat = self._train_threat()
 
     def _dataset(self, dry: bool) -> Any:
@@ -232,10 +233,15 @@ class Planner:
         return made
 
     def _lacking(self, spec: models.ModelSpec, protocol: tuple[str, ...]) -> list[str]:
-        """Return what a defense needs of a network that it has not; our own have everything."""
-        if not protocol or (spec.name in models.MODELS and ":" not in spec.name):
+        """Return what a defense needs of a network that it has not; our own have everything.
+
+        A stranger's network is built once here, so that one that cannot be is refused before anything exists.
+        """
+        if spec.name in models.MODELS and ":" not in spec.name:
             return []
-        return models.missing_protocol(models.build(replace(spec, pretrained=False)), protocol)
+        if self._stranger is None:
+            self._stranger = models.build(replace(spec, pretrained=False))
+        return models.missing_protocol(self._stranger, protocol)
 
     def external(self, name: str, weights: Path | None) -> Training:
         """Return a network that came from elsewhere, loaded once and tried on two test images.
