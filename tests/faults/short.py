@@ -17,12 +17,12 @@ import lines
 
 def main() -> int:
     harness.preload()
-    wrong = lines.generated(40)
+    wrong = lines.generated(20)
     forms = (
         lambda place: kill.kill_often("standard", 3, place),
-        lambda place: disk.fill(2, place, defense="standard", tmpfs=False),
+        lambda place: disk.fill(1, place, defense="standard", tmpfs=False),
         lambda place: four.at_once(place, ("standard", "standard,at")),
-        lambda place: damage.damaged(4, place, command=harness.command("standard")),
+        lambda place: damage.damaged(2, place, command=harness.command("standard")),
     )
     for form in forms:
         with tempfile.TemporaryDirectory() as place:
