@@ -134,6 +134,7 @@ class RoCL(Defense):
             optimizer=lars(cfg),
             schedule=warmed_up(cfg),
             passes=Passes(forward=steps + 6, input_grad=steps, weight_grad=5),
+            whole_batch=True,  # the other images of a batch are an image's negatives
         )
         linear_eval = setup.train(
             "linear-eval" if cfg.head != "fine-tune" else "fine-tune",

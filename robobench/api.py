@@ -179,7 +179,8 @@ class Train:
     `objective` may be a function that builds it when the stage begins, so that it sees what earlier
     stages made. `schedule` maps training time in epochs (a float) to a factor on the optimizer's rates.
     `measure` looks at up to 256 training images after the stage, outside the clock, and returns figures
-    for the record and flags for the row.
+    for the record and flags for the row. `whole_batch` says that an image's loss depends on the others in its
+    batch, so that a batch is never cut where memory runs out.
     """
 
     name: str
@@ -191,6 +192,7 @@ class Train:
     augment: str = "none"
     passes: Passes | None = None
     measure: Callable[[Tensor], tuple[dict[str, float], list[str]]] | None = None
+    whole_batch: bool = False
 
 
 @dataclass(kw_only=True)

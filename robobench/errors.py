@@ -21,5 +21,13 @@ class ArtifactError(RobobenchError):
     """A stored file does not match its digest, or cannot be read or written."""
 
 
+class StorageError(RobobenchError):
+    """The store cannot be written (a full disk, a read-only folder); what is finished stays as it is."""
+
+
+class OutOfMemoryError(RobobenchError):
+    """Training ran out of memory and its batches cannot be cut further."""
+
+
 class PluginError(RequestError):
     """A defense or attack could not be imported."""

@@ -85,7 +85,7 @@ def _read(path: Path, side: int) -> Tensor:
     try:
         with Image.open(path) as image:
             rgb = image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as err:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as err:
         raise RequestError(f"cannot read the image '{path}' ({err}); replace or remove it") from err
     width, height = rgb.size
     edge = min(width, height)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from robobench import plugins, results
 from robobench.errors import RequestError
 from robobench.inner import frozen
+from robobench.interrupts import Interrupted
 from robobench.planner import Planner, make_plan
 from robobench.progress import Reporter
 from robobench.randomness import Noise
@@ -38,19 +40,26 @@ def work(request: Request, reporter: Reporter, check: Callable[[Plan], None] | N
 
     Raises:
         RequestError: the request is wrong; nothing was created.
+        StorageError: the store cannot be written; what is finished stays, and the same request goes on from it.
     """
     plan = make_plan(request)
     if check is not None:
         check(plan)
+    try:
+        plan.out.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise RequestError(f"--out '{plan.out}' cannot be written ({err.strerror}); choose another folder") from None
     for note in plan.notes:
         reporter.note(f"note: {note}")
     runner = Runner(plan, reporter)
     runner.announce()
-    plan.out.mkdir(parents=True, exist_ok=True)
-    runner.train_all()
-    wanted = runner.evaluate_all()
-    results.rewrite(plan.out)
-    return [record for record in results.records(plan.out) if record["key"] in wanted]
+    try:
+        runner.train_all()
+        wanted = runner.evaluate_all()
+    except (KeyboardInterrupt, Interrupted):
+        results.rewrite(runner.store)
+        raise
+    return [record for record in results.rewrite(runner.store) if record["key"] in wanted]
 
 
 def execute(request: Request, reporter: Reporter | None = None) -> pd.DataFrame:
@@ -106,27 +115,32 @@ def leaderboard(place: str | Path = "runs") -> pd.DataFrame:
     return report.board(results.read(Path(place)))
 
 
-def load(store: str | Path, name: str, *, device: str = "cpu") -> nn.Module:
+def load(store: str | Path, name: str, *, device: str = "cpu", factory: str | None = None) -> nn.Module:
     """Load a trained network, in eval mode: images (B, 3, H, W) in [0, 1] -> logits (B, K).
 
     Args:
         name: a defense, if the store holds one network of it, or the name of a network's folder.
+        factory: the FILE.py:FUNCTION the network was made by, where a function of yours did; a store cannot name
+            the code to be run.
 
     Raises:
         RequestError: no such network, or several.
         ArtifactError: its files do not match their digests.
     """
-    return stored(store, name)[0].to(device)
+    return stored(store, name, factory)[0].to(device)
 
 
-def stored(store: str | Path, name: str) -> tuple[nn.Module, dict[str, Any]]:
+def stored(store: str | Path, name: str, factory: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
     """Load a trained network as `load` does, with its config beside it."""
     from safetensors.torch import load_file
 
     from robobench import models
 
     place = Store(Path(store))
-    configs = {folder.name: json.loads((folder / "config.json").read_text()) for folder in place.manifests("model")}
+    configs = {}
+    for folder in place.manifests("model"):
+        place.verify(folder, "config.json")
+        configs[folder.name] = json.loads((folder / "config.json").read_text())
     fitting = [n for n, config in configs.items() if name in (n, config["defense"])]
     if len(fitting) != 1:
         what = f"{len(fitting)} networks" if fitting else "no network"
@@ -134,7 +148,15 @@ def stored(store: str | Path, name: str) -> tuple[nn.Module, dict[str, Any]]:
         raise RequestError(f"'{store}' holds {what} called '{name}'; name one of: {options}")
     folder = place.folder("model", fitting[0])
     place.verify(folder)
-    model = models.build(models.ModelSpec.stored(configs[fitting[0]]["spec"]))
+    spec = models.ModelSpec.stored(configs[fitting[0]]["spec"])
+    if models.is_factory(spec.name):
+        if factory is None:
+            raise RequestError(
+                f"the network '{fitting[0]}' was made by your function '{spec.name}'; to let it run, "
+                "name it: load(..., factory='FILE.py:FUNCTION')"
+            )
+        spec = replace(spec, name=factory)
+    model = models.build(spec)
     model.load_state_dict(load_file(folder / "model.safetensors"))
     return model.eval(), configs[fitting[0]]
 
@@ -155,7 +177,8 @@ def diagnose(checkpoint: str | Path | None = None, *, source: str | None = None,
 
     trained = checkpoint is not None and not Path(checkpoint).is_file() and Path(checkpoint).suffix not in WEIGHTS
     if trained:
-        model, config = stored(flags.get("out", "runs"), str(checkpoint))
+        typed = str(flags.get("model", ""))
+        model, config = stored(flags.get("out", "runs"), str(checkpoint), typed if models.is_factory(typed) else None)
         given = {"dataset": config["dataset"], "preset": config["preset"], "model": config["spec"]["name"]}
         flags = {**flags, **given}
         flags["sets"] = (*flags.get("sets", ()), f"run.attack_resolution={config['resolution']}")

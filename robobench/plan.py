@@ -112,6 +112,8 @@ class Plan:
     precision: str
     threads: int
     out: Path
+    checkpoint_every: float = 5.0  # minutes
+    fresh: bool = False
     notes: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)  # what a dry run lacks to become a run
 

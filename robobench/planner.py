@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -61,6 +62,8 @@ class Planner:
                 raise RequestError(f"--{name} must be at least 1, got {value}")
         if request.epochs is not None and request.epochs < 0:
             raise RequestError(f"--epochs must be at least 0, got {request.epochs}")
+        if not 0 <= request.checkpoint_every < math.inf:
+            raise RequestError(f"--checkpoint-every takes minutes, 0 or more, got {request.checkpoint_every}")
         if request.threads is not None and request.threads < 1:
             raise RequestError(f"--threads must be at least 1, got {request.threads}")
         self.norm = canonical_norm(request.norm)
@@ -81,6 +84,7 @@ class Planner:
             datasets.require_classes(self.dataset.train.first(self.train_images), 2)
         self._made: dict[tuple[str, int], Training] = {}
         self.teachers = Teachers(request.teachers)
+        self._stranger: Any = None  # a network that is not ours, built to look at it
         self.train_threat = self._train_threat()
 
     def _dataset(self, dry: bool) -> Any:
@@ -283,10 +287,15 @@ class Planner:
                 )
 
     def _lacking(self, spec: models.ModelSpec, protocol: tuple[str, ...]) -> list[str]:
-        """Return what a defense needs of a network that it has not; our own have everything."""
-        if not protocol or (spec.name in models.MODELS and ":" not in spec.name):
+        """Return what a defense needs of a network that it has not; our own have everything.
+
+        A stranger's network is built once here, so that one that cannot be is refused before anything exists.
+        """
+        if spec.name in models.MODELS and ":" not in spec.name:
             return []
-        return models.missing_protocol(models.build(replace(spec, pretrained=False)), protocol)
+        if self._stranger is None:
+            self._stranger = models.build(replace(spec, pretrained=False))
+        return models.missing_protocol(self._stranger, protocol)
 
     def external(self, name: str, weights: Path | None, spec: models.ModelSpec | None = None) -> Training:
         """Return a network that came from elsewhere, loaded once and tried on two test images.
@@ -394,6 +403,8 @@ class Planner:
             precision=self.precision,
             threads=self.threads,
             out=request.out,
+            checkpoint_every=request.checkpoint_every,
+            fresh=request.fresh,
             notes=self.notes,
             missing=self.missing,
         )

@@ -84,6 +84,12 @@ class Selection:
         self.seen[epoch] = now
         return {"held_out_clean": now.clean, "held_out_pgd": now.pgd}
 
+    def recall(self, lines: list[dict[str, float]], weights: dict[str, Tensor]) -> None:
+        """Go on where an interrupted stage stood: figures of its finished epochs, and the best weights then."""
+        self.weights = weights
+        looked = {e: line for e, line in enumerate(lines) if "held_out_pgd" in line}
+        self.seen = {e: Probe(v["held_out_pgd"], v["held_out_clean"], len(self.held_out)) for e, v in looked.items()}
+
     def record(self) -> dict[str, float]:
         """Say what was selected: the best epoch (from 1), PGD accuracy there and after the last."""
         best = max(self.seen.values())

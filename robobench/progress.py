@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -36,8 +36,8 @@ class Reporter:
 
     def log(self, text: str) -> None:
         """Append a line to the log of the training in progress, if there is one."""
-        if self.log_file is not None and self.log_file.parent.is_dir():
-            with self.log_file.open("a") as file:
+        if self.log_file is not None:  # a log that cannot be written stops no work
+            with suppress(OSError), self.log_file.open("a") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     def note(self, text: str) -> None:

@@ -75,6 +75,8 @@ class Request:
     plugins: tuple[str, ...] = ()
     data_dir: Path | None = None
     out: Path = Path("runs")
+    checkpoint_every: float = 5.0  # minutes between two saves of a training
+    fresh: bool = False  # what the store has of this request is set aside, not used
     # of `evaluate`: a network that somebody else trained
     external: bool = False
     weights: Path | None = None

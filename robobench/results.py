@@ -5,6 +5,7 @@ A row is one network under one attack at one radius and protocol. Accuracies are
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from robobench.api import Passes
-from robobench.errors import RequestError
+from robobench.errors import ArtifactError, RequestError
 from robobench.flags import from_records
 from robobench.statistics import Bits
-from robobench.store import Store, write_atomic
+from robobench.store import Store, storing, write_atomic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,17 +39,39 @@ DIGESTS = ["data_digest", "config_digest", "source_digest", "weights_digest", "c
 TRANSFER_ONLY_IMAGES = 200
 
 
-def records(root: Path) -> list[dict[str, Any]]:
-    """Read every evaluation record of a store, its training's timing beside it, in a stable order."""
+def records(root: Path, mend: Store | None = None) -> list[dict[str, Any]]:
+    """Read every evaluation record of a store, its training's timing beside it, in a stable order.
+
+    Args:
+        mend: the store, where damaged records are to be set aside and left out, as they are while running.
+
+    Raises:
+        ArtifactError: a record is damaged; without it a worst case would look better than it is.
+    """
     store, out = Store(root), []
     timings: dict[str, dict[str, Any]] = {}
+
+    def whole(kind: str, name: str, file: str) -> dict[str, Any] | None:
+        folder = store.folder(kind, name)
+        if not folder.exists():
+            return None
+        try:
+            store.verify(folder, file)
+            return json.loads((folder / file).read_text())  # type: ignore[no-any-return]
+        except ArtifactError as err:
+            if mend is None:
+                raise ArtifactError(f"{err}; run its command again, which sets it aside and builds it anew") from None
+            store.tell = mend.tell
+            store.find(kind, name, file)
+            return None
+
     for folder in store.manifests("evaluations"):
-        record = json.loads((folder / "record.json").read_text())
-        name = record["training"]
-        if name not in timings:
-            path = store.folder("model", name) / "timing.json"
-            timings[name] = json.loads(path.read_text()) if path.exists() else {}
-        out.append({**record, "timing": timings[name]})
+        record = whole("evaluations", folder.name, "record.json")
+        if record is not None:
+            name = record["training"]
+            if name not in timings:
+                timings[name] = whole("model", name, "timing.json") or {}
+            out.append({**record, "timing": timings[name]})
     keys = ("dataset", "model", "defense", "seed", "protocol", "attack", "threat_norm", "threat_eps")
     out.sort(key=lambda r: (*(str(r[k]) for k in keys), r["training"], r["selection"], r["examples"], r["budget"]))
     return out
@@ -128,26 +151,39 @@ def frame(all_records: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def rewrite(root: Path) -> pd.DataFrame:
-    """Rewrite rows.csv from the records, in one step, one process at a time; return the rows."""
-    with FileLock(root / ".rows.lock"):
-        rows = frame(records(root))
-        write_atomic(root / "rows.csv", rows.to_csv(index=False))
-    return rows
+def rewrite(store: Store) -> list[dict[str, Any]]:
+    """Rewrite rows.csv from the records, in one step, one process at a time; return the records.
+
+    Raises:
+        StorageError: it cannot be written; the old one is as it was.
+    """
+    root = store.root
+    with storing(root / "rows.csv"), FileLock(root / ".rows.lock"):
+        for left in root.glob(".rows.csv.*"):  # of a process that died while it wrote
+            left.unlink(missing_ok=True)
+        found = records(root, mend=store)
+        write_atomic(root / "rows.csv", frame(found).to_csv(index=False))
+    return found
 
 
 def read(place: Path) -> pd.DataFrame:
-    """Read the rows of a store or of a folder of `leaderboards/`; raises RequestError."""
+    """Read the rows of a store, from its records, or of a folder of `leaderboards/`.
+
+    Raises:
+        RequestError: no rows there, or no table of rows.
+        ArtifactError: a record of the store is damaged.
+    """
     import pandas as pd
 
-    file = place / "rows.csv"
-    if not file.is_file():
+    file, found = place / "rows.csv", records(place)
+    if not found and not file.is_file():
         raise RequestError(
             f"no rows in '{place}' (no rows.csv); run 'robobench run' or 'robobench compare' first, "
             "or name another store with --out"
         )
     try:
-        rows = pd.read_csv(file, dtype=dict.fromkeys(DIGESTS, str), keep_default_na=True)
+        text: Any = io.StringIO(frame(found).to_csv(index=False)) if found else file
+        rows = pd.read_csv(text, dtype=dict.fromkeys(DIGESTS, str), keep_default_na=True)
     except (ValueError, UnicodeDecodeError) as err:
         raise RequestError(f"'{file}' is not a table of rows: {' '.join(str(err).split())}") from None
     missing = [name for name in COLUMNS if name not in rows.columns]

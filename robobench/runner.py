@@ -8,19 +8,20 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from robobench import evaluation, provenance
+from robobench import evaluation, interrupts, provenance
+from robobench.checkpoint import Unfinished, evaluated, save_evaluated, save_tensors
+from robobench.errors import StorageError
 from robobench.plan import Cell, Plan, Training
 from robobench.progress import Reporter
 from robobench.statistics import Bits, pack
-from robobench.store import key_of, write_atomic
-from robobench.trainer import Trainer, save_tensors
+from robobench.store import key_of
+from robobench.trainer import Trainer
 
 
 class Runner(Trainer):
@@ -53,27 +54,39 @@ class Runner(Trainer):
         return {self.evaluate(*item)["key"] for item in self.plan.work()}
 
     def evaluate(self, training: Training, cell: Cell, protocol: str) -> dict[str, Any]:
-        """Return the record of one cell, from the store or by running it; a failure becomes its record."""
-        source = self.plan.source if protocol == "transfer" else None
+        """Return the record of one cell, from the store or by running it; a failure becomes its record.
+
+        Another process that works on the same cell is waited for.
+        """
         recipe = self._recipe(training, cell, protocol)
+        with self.store.lock("evaluations", key_of(recipe)):
+            record = self._evaluate(training, cell, protocol, recipe)
+        interrupts.leave_if_asked()
+        return record
+
+    def _evaluate(self, training: Training, cell: Cell, protocol: str, recipe: dict[str, Any]) -> dict[str, Any]:
+        source = self.plan.source if protocol == "transfer" else None
         name = key_of(recipe)
         found = self.store.find("evaluations", name)
         if found:
             record: dict[str, Any] = json.loads((found / "record.json").read_text())
             if record["status"] == "ok":
                 return record
+        for other in (t for t in (training, source) if t is not None and t.key not in self.broken):
+            if self.store.find("model", other.folder) is None:
+                self.broken[other.key] = f"the trained '{other.name}' vanished from the store; run it again"
         record = {"key": name, **self._blank_record(training, cell, protocol, source)}
         needed = [t for t in (training, source) if t is not None and t.key in self.broken]
-        begun = time.perf_counter()
         if needed:
             record["reason"] = self.broken[needed[0].key]
             record["status"] = "refused" if record["reason"].startswith("refused") else "failed"
         else:
             try:
-                clean, robust = self._bits(training, cell, protocol, name)
+                clean, robust, record["seconds"] = self._bits(training, cell, protocol, name)
                 record.update(clean_bits=pack(clean), robust_bits=pack(robust), status="ok")
-                record["seconds"] = time.perf_counter() - begun
                 record["budget"] = cell.attack.budget  # may depend on the number of classes it met
+            except StorageError:  # nothing else could be kept either
+                raise
             except Exception as err:  # the runner's edge: the reason becomes the row's
                 record.update(status="failed", reason=" ".join(str(err).split()))
                 self.reporter.log(traceback.format_exc())
@@ -84,7 +97,7 @@ class Runner(Trainer):
         with self.store.building("evaluations", name, recipe) as work:
             (work / "record.json").write_text(json.dumps(record, indent=1))
         if record["status"] == "ok":
-            self._partial(name).unlink(missing_ok=True)
+            self.store.discard(f"partial/{name}")
         return record
 
     def _recipe(self, training: Training, cell: Cell, protocol: str) -> dict[str, Any]:
@@ -146,9 +159,6 @@ class Runner(Trainer):
             "seconds": None,
         }
 
-    def _partial(self, name: str) -> Path:
-        return self.store.root / "artifacts" / "partial" / f"{name}.json"
-
     def clean(self, training: Training) -> Tensor:
         """Return which of the test images a network gets right when clean; measured once."""
         digest = self.weights_digest(training)
@@ -162,12 +172,16 @@ class Runner(Trainer):
             )
         return self._clean[digest]
 
-    def _bits(self, training: Training, cell: Cell, protocol: str, name: str) -> tuple[Tensor, Tensor]:
-        """Attack chunk by chunk; each finished chunk is on disk before the next begins."""
+    def _bits(self, training: Training, cell: Cell, protocol: str, name: str) -> tuple[Tensor, Tensor, float]:
+        """Attack chunk by chunk; each finished chunk is on disk before the next begins.
+
+        Returns:
+            Clean and robust bits, and the seconds it took in all.
+        """
         plan, data = self.plan, self.plan.dataset.test
-        partial = self._partial(name)
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        done: list[str] = json.loads(partial.read_text()) if partial.exists() else []
+        states = Unfinished(self.store, f"partial/{name}")
+        done, before = evaluated(states)
+        begun = time.perf_counter() - before
         clean = self.clean(training)
         with self.reporter.bar(f"{training.name}: {cell.attack.name} {cell.threat} {protocol}", plan.examples) as bar:
             for number, index in enumerate(evaluation.chunks(plan.examples, plan.run.chunk)):
@@ -181,9 +195,10 @@ class Runner(Trainer):
                         adv = self.transfer_chunk(cell, index, number)
                         bits = evaluation.transfer_bits(self.network(training), adv, data.labels[index], right)
                     done.append(pack(bits))
-                    write_atomic(partial, json.dumps(done))
+                    save_evaluated(states, done, time.perf_counter() - begun)
+                    interrupts.leave_if_asked()
                 bar(len(index))
-        return clean, torch.tensor(Bits.read("".join(done)).values)
+        return clean, torch.tensor(Bits.read("".join(done)).values), time.perf_counter() - begun
 
     def transfer_chunk(self, cell: Cell, index: Tensor, number: int) -> Tensor:
         """Return a chunk of transfer examples, made once on the source and kept as float32."""
@@ -196,11 +211,12 @@ class Runner(Trainer):
             **self.plan.environment(),
         }
         name = key_of(recipe)
-        folder = self.store.find("transfer", name)
-        if folder is None:
-            source = self.network(self.plan.source)
-            adv = evaluation.transfer_examples(source, cell.attack, self.plan.dataset.test, index, self.plan.device)
-            with self.store.building("transfer", name, recipe) as work:
-                save_tensors({"adv": adv}, work / "examples.safetensors")
-            return adv
+        with self.store.lock("transfer", name):
+            folder = self.store.find("transfer", name)
+            if folder is None:
+                source = self.network(self.plan.source)
+                adv = evaluation.transfer_examples(source, cell.attack, self.plan.dataset.test, index, self.plan.device)
+                with self.store.building("transfer", name, recipe) as work:
+                    save_tensors({"adv": adv}, work / "examples.safetensors")
+                return adv
         return load_file(folder / "examples.safetensors", device=self.plan.device)["adv"]

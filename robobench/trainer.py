@@ -14,33 +14,28 @@ import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import load_file
+from torch import nn
 
-from robobench import models, plugins, provenance
+from robobench import interrupts, models, plugins, provenance
 from robobench.api import Frozen, Produce, Produced, Setup, Stage, Train
-from robobench.errors import ArtifactError
+from robobench.checkpoint import Checkpoint, Unfinished, save_tensors
+from robobench.errors import ArtifactError, StorageError
 from robobench.plan import NO_THREAT, External, Plan, Training
 from robobench.probe import Selection, probe
 from robobench.progress import Reporter, duration
-from robobench.store import Store, key_of
+from robobench.store import Store, key_of, storing
 from robobench.timing import Stopwatch
 from robobench.training import Engine, Images, StageRecord, build_objective, run_produce, run_train
 
 Metrics = list[tuple[str, int, str, float]]  # stage, epoch, name, value
 WEIGHTS = {"last": "model.safetensors", "best": "best.safetensors"}
 TEACHER_IMAGES = 128  # training images every teacher is measured on before it is used
-
-
-def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a state dict as safetensors, each tensor contiguous and its own."""
-    save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, path)
 
 
 def state_digest(module: nn.Module) -> str:
@@ -56,7 +51,7 @@ class Trainer:
 
     def __init__(self, plan: Plan, reporter: Reporter) -> None:
         self.plan, self.reporter = plan, reporter
-        self.store = Store(plan.out)
+        self.store = Store(plan.out, fresh=plan.fresh, tell=reporter.warn)
         self.broken: dict[str, str] = {}  # training key -> why there is no such network
         self._network: tuple[str, nn.Module] | None = None  # the last one used stays in memory
         torch.set_num_threads(plan.threads)
@@ -75,6 +70,8 @@ class Trainer:
                 continue
             try:
                 self.train(training)
+            except StorageError:  # nothing else could be kept either
+                raise
             except Exception as err:  # the runner's edge: the reason becomes the row's
                 self.broken[training.key] = " ".join(str(err).split())
                 self.reporter.warn(f"training '{training.name}' failed: {self.broken[training.key]}")
@@ -83,13 +80,20 @@ class Trainer:
                 self.reporter.log_file = None
 
     def train(self, training: Training) -> None:
-        """Train one network and store it, unless the store has it."""
+        """Train one network and store it, unless the store has it; one process at a time."""
+        with self.store.lock("model", training.folder):
+            if self.store.find("model", training.folder):
+                name = f"{training.name} (seed {training.seed})"
+                self.reporter.note(f"{name}: reused from {self.plan.out / training.folder}")
+            else:
+                self._train(training)
+            self.store.discard(f"checkpoints/{training.folder}")
+
+    def _train(self, training: Training) -> None:
         label = f"{training.name} (seed {training.seed})"
-        if self.store.find("model", training.folder):
-            self.reporter.note(f"{label}: reused from {self.plan.out / training.folder}")
-            return
         logs = self.store.root / "artifacts" / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
+        with storing(logs):
+            logs.mkdir(parents=True, exist_ok=True)
         self.reporter.log_file = logs / f"{training.folder}.log"
         self.reporter.log(f"{label} as '{training.folder}'")
         if training.defense is External:
@@ -188,8 +192,6 @@ class Trainer:
         metrics: Metrics = []
 
         def log(stage_name: str, epoch: int, values: dict[str, float]) -> None:
-            if selection is not None:
-                values = {**values, **selection.look(epoch)}
             metrics.extend((stage_name, epoch, k, v) for k, v in values.items())
             shown = ", ".join(f"{k} {v:.4g}" for k, v in values.items())
             self.reporter.detail(f"  {stage_name} epoch {epoch + 1}: {shown}")
@@ -205,11 +207,15 @@ class Trainer:
                 objective.load_state_dict(load_file(found / "state.safetensors", device=engine.device))
             self.reporter.note(f"  {stage.name}: reused")
             return StageRecord(**stored["record"]), [tuple(line) for line in stored["metrics"]]
+        states = Unfinished(self.store, f"checkpoints/{training.folder}/{name}")
+        checkpoint = Checkpoint(states, 60 * self.plan.checkpoint_every, selection=selection)
         if isinstance(stage, Produce):
-            record, array = run_produce(engine, stage, data, watch)
+            record, array = run_produce(engine, stage, data, watch, checkpoint)
             setup.produced[stage.name] = Produced(array, engine.device)
         else:
-            record, objective = run_train(engine, stage, data, watch, log)
+            record, objective = run_train(
+                engine, stage, data, watch, log, checkpoint, selection.look if selection else None
+            )
         if not last:
             with self.store.building("stages", name, recipe) as work:
                 if isinstance(stage, Produce):
@@ -218,6 +224,8 @@ class Trainer:
                     save_tensors(objective.state_dict(), work / "state.safetensors")
                 text = json.dumps({"record": asdict(record), "metrics": metrics})
                 (work / "record.json").write_text(text)
+            states.clear()
+        interrupts.leave_if_asked()
         return record, metrics
 
     def _save(
@@ -285,9 +293,11 @@ class Trainer:
                 self.reporter.log_file = None
 
     def timing(self, training: Training) -> dict[str, Any]:
-        """Return the timing record of a stored training."""
-        path = self.store.folder("model", training.folder) / "timing.json"
-        return json.loads(path.read_text())  # type: ignore[no-any-return]
+        """Return the timing record of a stored training; raises ArtifactError where it is gone."""
+        folder = self.store.find("model", training.folder, "timing.json")
+        if folder is None:
+            raise ArtifactError(f"the trained '{training.name}' is not in '{self.plan.out}'; run it again")
+        return json.loads((folder / "timing.json").read_text())  # type: ignore[no-any-return]
 
     def weights_digest(self, training: Training) -> str:
         """Return the first 16 digits of the SHA-256 of a stored network's weights."""

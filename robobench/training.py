@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robobench import interrupts
 from robobench.api import Batch, Loss, Produce, Stage, Train
 from robobench.augment import augment
-from robobench.errors import NonFiniteLossError
+from robobench.checkpoint import Checkpoint, Position
+from robobench.errors import NonFiniteLossError, OutOfMemoryError
 from robobench.inner import eval_mode
 from robobench.progress import Reporter
 from robobench.randomness import Noise, key, permutation
@@ -108,15 +110,67 @@ def build_objective(stage: Train, device: str) -> nn.Module:
     return made.to(device)
 
 
-def one_step(engine: Engine, objective: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) -> Loss:
-    """Forward, backward and step: the whole of what training repeats."""
-    with engine.autocast():
-        loss: Loss = objective(batch)
-    if loss.total.requires_grad:
-        torch.autograd.backward(loss.total)
+def one_step(
+    engine: Engine, objective: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, parts: int = 1
+) -> Loss:
+    """Forward, backward and step: the whole of what training repeats.
+
+    Args:
+        parts: pieces the batch is cut into, their gradients added up, where the whole does not fit in memory.
+    """
+    pieces, whole = cut(batch, parts), len(batch.index)
+    total, metrics = torch.zeros(()), dict[str, Tensor]()
+    for piece in pieces:
+        with engine.autocast():
+            loss: Loss = objective(piece)
+        share = len(piece.index) / whole
+        moves = loss.total.requires_grad
+        if moves:
+            torch.autograd.backward(loss.total if share == 1 else loss.total * share)
+        if len(pieces) > 1:
+            total = total.to(loss.total.device) + share * loss.total.detach()
+            metrics |= {name: metrics.get(name, 0) + share * value.detach() for name, value in loss.metrics.items()}
+    if moves:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return loss
+    return loss if len(pieces) == 1 else Loss(total, metrics)
+
+
+def cut(batch: Batch, parts: int) -> list[Batch]:
+    """Cut a batch into pieces of nearly equal size, in order."""
+    if parts == 1:
+        return [batch]
+    begin, pieces = 0, []
+    for size in splits(len(batch.index), math.ceil(len(batch.index) / parts)):
+        rows = torch.arange(begin, begin + size, device=batch.index.device)
+        picked = (batch.images[rows], batch.labels[rows], batch.index[rows])
+        pieces.append(Batch(*picked, batch.epoch, batch.noise[rows]))
+        begin += size
+    return pieces
+
+
+def more_parts(stage: Train, parts: int, batch_size: int, err: Exception) -> int:
+    """Double the pieces of a batch after memory ran out.
+
+    Raises:
+        OutOfMemoryError: nothing smaller is left, or the stage's loss depends on the whole batch.
+        Exception: `err` itself, where it is about something else.
+    """
+    if not isinstance(err, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(err):
+        raise err
+    if stage.whole_batch:
+        raise OutOfMemoryError(
+            f"stage '{stage.name}' ran out of memory with batches of {batch_size}; its loss depends on the whole "
+            "batch, which is therefore never cut: lower --batch-size or choose a smaller model"
+        )
+    if batch_size < 4 * parts:  # BatchNorm needs two images
+        raise OutOfMemoryError(
+            f"stage '{stage.name}' ran out of memory with {math.ceil(batch_size / parts)} images at once; "
+            "choose a smaller model or another device"
+        )
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return 2 * parts
 
 
 def splits(count: int, batch_size: int) -> list[int]:
@@ -125,14 +179,14 @@ def splits(count: int, batch_size: int) -> list[int]:
     return [count // batches + (i < count % batches) for i in range(batches)]
 
 
-def warm_up(engine: Engine, stage: Train, objective: nn.Module, data: Images) -> float:
+def warm_up(engine: Engine, stage: Train, objective: nn.Module, data: Images, parts: int = 1) -> float:
     """Pay one-off costs of the hardware on a throw-away copy and random images; return the seconds."""
     watch = Stopwatch(engine.device)
     with watch.account("warm-up") as account, torch.random.fork_rng():
         spare = copy.deepcopy(objective).train()
         real = engine.batch(data, torch.arange(min(len(data), stage.batch_size)), "warm-up", 0)
         batch = Batch(real.noise.uniform_like(real.images), real.labels, real.index, stage.epochs, real.noise)
-        one_step(engine, spare, stage.optimizer(spare), batch)
+        one_step(engine, spare, stage.optimizer(spare), batch, parts)
     return account.seconds
 
 
@@ -142,53 +196,111 @@ def run_train(
     data: Images,
     stopwatch: Stopwatch,
     log: Callable[[str, int, dict[str, float]], None] = lambda stage, epoch, metrics: None,
+    checkpoint: Checkpoint | None = None,
+    look: Callable[[int], dict[str, float]] | None = None,
 ) -> tuple[StageRecord, nn.Module]:
-    """Optimize a stage's objective over its epochs.
+    """Optimize a stage's objective over its epochs, or what is left of them.
+
+    Where memory runs out, batches are cut into pieces whose gradients are added up; the record is then flagged
+    "batch-cut-N". The first step that fails so may have shown BatchNorm a part of its batch twice.
 
     Args:
-        log: called after each epoch, outside the clock, with the stage, the epoch and mean metrics.
+        log: called after each epoch, outside the clock, with the stage, the epoch and mean metrics; a resumed
+            stage repeats the calls of the epochs that were finished before.
+        look: called after each epoch, outside the clock; its figures join the epoch's metrics.
+        checkpoint: where the stage is saved and brought back from; without one it begins anew each time.
 
     Returns:
         The stage's record, and the objective with its final state.
 
     Raises:
         NonFiniteLossError: the loss became NaN or infinite; training stopped there.
+        OutOfMemoryError: memory ran out and the batch cannot be cut.
+        Interrupted: a signal came; the step was finished and saved.
     """
     objective = build_objective(stage, engine.device)
-    warmup = warm_up(engine, stage, objective, data) if stage.epochs else 0.0
     optimizer = stage.optimizer(objective)
     rates = [group["lr"] for group in optimizer.param_groups]
     sizes = splits(len(data), stage.batch_size)
+    restored = checkpoint.restore(objective, optimizer) if checkpoint else None
+    at, stopwatch.accounts[stage.name] = restored or (Position(), Account())
+    if restored:
+        engine.reporter.note(f"  {stage.name}: goes on from epoch {at.epoch + 1}, step {at.step + 1}")
+    for epoch, means in enumerate(at.lines):
+        log(stage.name, epoch, means)
+    while at.epoch < stage.epochs:
+        try:
+            warmup = warm_up(engine, stage, objective, data, at.parts)
+            at.warmup = at.warmup if restored else warmup
+            break
+        except (MemoryError, RuntimeError) as err:
+            at.parts = more_parts(stage, at.parts, sizes[0], err)
     objective.train()
+    left = (stage.epochs - at.epoch) * len(sizes) - at.step
     with (
-        engine.reporter.bar(stage.name, stage.epochs * len(sizes)) as advance,
+        engine.reporter.bar(stage.name, left) as advance,
         torch.random.fork_rng(),
+        interrupts.deferred() if checkpoint else nullcontext(),
     ):
-        for epoch in range(stage.epochs):
+        for epoch in range(at.epoch, stage.epochs):
             order = torch.split(permutation(len(data), engine.seed, stage.name, epoch), sizes)
-            sums: dict[str, Tensor] = {}
-            with stopwatch.account(stage.name):
-                for step, index in enumerate(order):
-                    torch.manual_seed(key(engine.seed, stage.name, epoch, step))  # dropout and the like
-                    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                        group["lr"] = rate * stage.schedule(epoch + step / len(sizes))
-                    batch = engine.batch(data, index, stage.name, epoch, stage.augment)
-                    loss = one_step(engine, objective, optimizer, batch)
-                    for name, value in {"loss": loss.total, **loss.metrics}.items():
-                        sums[name] = sums.get(name, 0) + value.detach() * len(index)
-                    look = engine.device == "cpu" or step % CHECK_EVERY == 0 or step + 1 == len(sizes)
-                    if look and not math.isfinite(sums["loss"].item()):
-                        raise NonFiniteLossError(
-                            f"the loss of stage '{stage.name}' became {sums['loss'].item()} in epoch "
-                            f"{epoch + 1}, step {step + 1}; lower the learning rate "
-                            f"(now {optimizer.param_groups[0]['lr']:.3g})"
-                        )
-                    advance(1)
-            log(stage.name, epoch, {name: value.item() / len(data) for name, value in sums.items()})
-    account = stopwatch.accounts.setdefault(stage.name, Account())
-    done = record(stage, account, warmup, stage.epochs, stage.epochs * len(data))
+            while at.step < len(order):
+                due = False
+                with stopwatch.account(stage.name):
+                    for step in range(at.step, len(order)):
+                        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                            group["lr"] = rate * stage.schedule(epoch + step / len(sizes))
+                        loss = _step(engine, stage, objective, optimizer, data, order[step], epoch, step, at)
+                        for name, value in {"loss": loss.total, **loss.metrics}.items():
+                            at.sums[name] = at.sums.get(name, 0) + value.detach() * len(order[step])
+                        at.step = step + 1
+                        due = checkpoint is not None and checkpoint.due()
+                        visible = engine.device == "cpu" or step % CHECK_EVERY == 0 or at.step == len(sizes) or due
+                        if visible and not math.isfinite(at.sums["loss"].item()):
+                            raise NonFiniteLossError(
+                                f"the loss of stage '{stage.name}' became {at.sums['loss'].item()} in epoch "
+                                f"{epoch + 1}, step {step + 1}; lower the learning rate "
+                                f"(now {optimizer.param_groups[0]['lr']:.3g})"
+                            )
+                        advance(1)
+                        if due:
+                            break
+                if checkpoint and due and at.step < len(order):
+                    checkpoint.save(objective, optimizer, at, stopwatch.accounts[stage.name])
+            means = {name: value.item() / len(data) for name, value in at.sums.items()}
+            means |= look(epoch) if look else {}
+            log(stage.name, epoch, means)
+            at.end_epoch(means)
+            if checkpoint and checkpoint.due():
+                checkpoint.save(objective, optimizer, at, stopwatch.accounts[stage.name])
+    done = record(stage, stopwatch.accounts[stage.name], at.warmup, stage.epochs, stage.epochs * len(data))
     measure(engine, stage, data, objective, done)
+    if at.parts > 1:
+        done.flags = [*done.flags, f"batch-cut-{at.parts}"]
     return done, objective
+
+
+def _step(
+    engine: Engine,
+    stage: Train,
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    data: Images,
+    index: Tensor,
+    epoch: int,
+    step: int,
+    at: Position,
+) -> Loss:
+    """Take one step, in more pieces where memory runs out."""
+    while True:
+        torch.manual_seed(key(engine.seed, stage.name, epoch, step))  # dropout and the like
+        batch = engine.batch(data, index, stage.name, epoch, stage.augment)
+        try:
+            return one_step(engine, objective, optimizer, batch, at.parts)
+        except (MemoryError, RuntimeError) as err:
+            optimizer.zero_grad(set_to_none=True)
+            at.parts = more_parts(stage, at.parts, len(index), err)
+            engine.reporter.warn(f"stage '{stage.name}' ran out of memory; its batches are now cut in {at.parts}")
 
 
 def measure(engine: Engine, stage: Train, data: Images, objective: nn.Module, done: StageRecord) -> None:
@@ -201,19 +313,35 @@ def measure(engine: Engine, stage: Train, data: Images, objective: nn.Module, do
 
 
 def run_produce(
-    engine: Engine, stage: Produce, data: Images, stopwatch: Stopwatch
+    engine: Engine, stage: Produce, data: Images, stopwatch: Stopwatch, checkpoint: Checkpoint | None = None
 ) -> tuple[StageRecord, np.ndarray[Any, Any]]:
-    """Compute a Produce stage's array over the training images, in their order.
+    """Compute a Produce stage's array over the training images, in their order; parts saved before are kept.
 
     Returns:
         The stage's record and the array (N, ...), uint8 or float32.
     """
-    parts = []
-    with engine.reporter.bar(stage.name, len(data)) as advance, torch.random.fork_rng():
+    parts, account = checkpoint.restore_parts() if checkpoint else ([], None)
+    stopwatch.accounts[stage.name] = account or Account()
+    saved = sum(map(len, parts))
+    if saved:
+        engine.reporter.note(f"  {stage.name}: goes on from image {saved + 1}")
+    fresh: list[np.ndarray[Any, Any]] = []  # not saved yet
+    with (
+        engine.reporter.bar(stage.name, len(data) - saved) as advance,
+        torch.random.fork_rng(),
+        interrupts.deferred() if checkpoint else nullcontext(),
+    ):
         for index in torch.split(torch.arange(len(data)), stage.batch_size):
+            if int(index[0]) < saved:
+                continue
             with stopwatch.account(stage.name):
                 torch.manual_seed(key(engine.seed, stage.name, int(index[0])))
-                parts.append(stage.function(engine.batch(data, index, stage.name, 0)).cpu().numpy())
+                fresh.append(stage.function(engine.batch(data, index, stage.name, 0)).cpu().numpy())
             advance(len(index))
-    array = np.concatenate(parts)
+            if checkpoint and checkpoint.due():
+                parts.append(np.concatenate(fresh))
+                fresh = []
+                checkpoint.save_part(saved, parts[-1], stopwatch.accounts[stage.name])
+                saved += len(parts[-1])
+    array = np.concatenate([*parts, *fresh])
     return record(stage, stopwatch.accounts[stage.name], 0.0, 1, len(data)), array

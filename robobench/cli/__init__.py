@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import warnings
 from typing import Annotated
@@ -9,7 +10,7 @@ from typing import Annotated
 import typer
 
 from robobench import __version__
-from robobench.cli import check, compare, diagnose, evaluate, leaderboard, listing, run
+from robobench.cli import check, compare, diagnose, evaluate, leaderboard, listing, run, store
 
 EPILOG = """
 Examples:
@@ -55,15 +56,17 @@ app.command("evaluate", help=evaluate.HELP, epilog=evaluate.EPILOG)(evaluate.mai
 app.command("diagnose", help=diagnose.HELP, epilog=diagnose.EPILOG)(diagnose.main)
 app.command("list", help=listing.HELP, epilog=listing.EPILOG)(listing.main)
 app.command("check", help=check.HELP, epilog=check.EPILOG)(check.main)
+app.add_typer(store.app, name="store", help=store.HELP, epilog=store.EPILOG)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status.
 
-    0: done. 1: some cell failed, its reason stands in the row. 2: the request is wrong; one line on
-    stderr says why, and nothing was created.
+    0: done. 1: some cell failed, its reason stands in the row, or the store could not be written. 2: the
+    request is wrong; one line on stderr says why, and nothing was created. 130 or 143: stopped by a signal.
     """
-    from robobench.errors import ArtifactError, RequestError
+    from robobench.errors import ArtifactError, RequestError, StorageError
+    from robobench.interrupts import Interrupted
 
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # third parties' deprecations; ours go through the reporter
@@ -72,8 +75,13 @@ def main(arguments: list[str] | None = None) -> int:
         return result if isinstance(result, int) else 0
     except (RequestError, ArtifactError) as err:
         return _refuse(str(err))
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from what is finished", file=sys.stderr)
+    except StorageError as err:
+        return _refuse(str(err), 1)
+    except Interrupted as err:
+        words = [word for word in (arguments or sys.argv[1:]) if word != "--fresh"]
+        print(f"stopped; to go on from here: {shlex.join(['robobench', *words])}", file=sys.stderr)
+        return 128 + err.signum
+    except KeyboardInterrupt:  # before anything was begun
         return 130
     except OSError as err:
         return _refuse(f"{err.strerror or err}: '{err.filename}'" if err.filename else str(err))
@@ -84,10 +92,10 @@ def main(arguments: list[str] | None = None) -> int:
         raise
 
 
-def _refuse(message: str) -> int:
+def _refuse(message: str, status: int = 2) -> int:
     """Print the one line of a refused request."""
     print(f"robobench: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+    return status
 
 
 def entry() -> None:

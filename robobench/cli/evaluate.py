@@ -54,6 +54,7 @@ def main(
     plugin: o.Plugins = None,
     data_dir: o.DataDir = None,
     out: o.Out = Path("runs"),
+    fresh: o.Fresh = False,
     dry_run: o.DryRun = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,

@@ -57,6 +57,8 @@ Teachers = Annotated[
 Plugins = Annotated[list[str] | None, typer.Option("--plugin", help="A .py file with defenses or attacks of your own.")]
 DataDir = Annotated[Path | None, typer.Option(help="Where data sets are; else $ROBOBENCH_DATA, else the cache.")]
 Out = Annotated[Path, typer.Option(help="The store.")]
+CheckpointEvery = Annotated[float, typer.Option(help="Minutes of training a crash may cost.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start over: set aside what the store has of this.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan with estimated time and memory; run nothing.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Warnings only on stderr.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More on stderr.")]
@@ -123,7 +125,10 @@ def execute(
 
         print_plan(make_plan(wanted, dry=True), console)
         return 0
-    records = work(wanted, reporter, check)
+    from robobench import interrupts
+
+    with interrupts.handled():
+        records = work(wanted, reporter, check)
     from robobench import report, results
 
     rows = results.frame(records)

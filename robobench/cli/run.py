@@ -47,6 +47,8 @@ def main(
     plugin: o.Plugins = None,
     data_dir: o.DataDir = None,
     out: o.Out = Path("runs"),
+    checkpoint_every: o.CheckpointEvery = 5.0,
+    fresh: o.Fresh = False,
     dry_run: o.DryRun = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,

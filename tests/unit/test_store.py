@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from robobench.errors import ArtifactError, RequestError
+from robobench.errors import ArtifactError, RequestError, StorageError
 from robobench.store import Store, check_writable, key_of, write_atomic
 
 
@@ -63,7 +63,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "rows.csv"
     path.write_text("old")
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(StorageError, match="No space"):
         write_atomic(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["rows.csv"]

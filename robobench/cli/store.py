@@ -1,0 +1,72 @@
+"""`robobench store`: what a store holds, and whether it is whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+HELP = "List what a store holds, with sizes, or verify every digest in it."
+EPILOG = """
+Examples:
+
+  robobench store list
+
+  robobench store check --out runs
+"""
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+Out = Annotated[Path, typer.Option(help="The store.")]
+
+
+@app.command("list")
+def listing(out: Out = Path("runs")) -> int:
+    """Print every trained network, and a line for each other kind, with sizes."""
+    from robobench.progress import size
+
+    lines: dict[str, list[int]] = {}
+    for kind, folder, note in _folders(out):
+        label = note or (folder.name if kind == "model" else kind)
+        count = lines.setdefault(label, [0, 0])
+        count[0] += 1
+        count[1] += sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+    width = max(map(len, lines), default=0)
+    for label, (folders, used) in lines.items():
+        print(f"{label:<{width}}  {folders:>6}  {size(used):>10}")
+    return 0
+
+
+@app.command("check")
+def check(out: Out = Path("runs")) -> int:
+    """Verify every digest; the exit status is 1 if something is damaged. Changes nothing."""
+    from robobench.errors import ArtifactError
+    from robobench.store import Store
+
+    whole = damaged = 0
+    for _, folder, note in _folders(out):
+        if note:
+            continue
+        try:
+            Store.verify(folder)
+            whole += 1
+        except ArtifactError as err:
+            damaged += 1
+            print(f"damaged: {err}")
+    print(f"{whole} artefacts whole, {damaged} damaged" + ("; run their commands again" if damaged else ""))
+    return int(damaged > 0)
+
+
+def _folders(out: Path) -> Iterator[tuple[str, Path, str]]:
+    """Give kind, folder and note ("" for what is in use) of everything in a store; raises RequestError."""
+    from robobench.errors import RequestError
+    from robobench.store import SET_ASIDE, Store
+
+    found = list(Store(out).walk())
+    if not found:
+        raise RequestError(f"no store in '{out}'; run 'robobench run' first, or name another one with --out")
+    for kind, folder in found:
+        inside = folder.relative_to(out)
+        note = "being written, or left by a process that died" if inside.name.startswith(".") else ""
+        yield kind, folder, "set aside" if any(mark in str(inside) for mark in SET_ASIDE) else note

@@ -1,0 +1,75 @@
+"""SIGINT and SIGTERM: the first one lets a training step end and saves, a second one leaves at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+_asked: int | None = None  # the signal that came
+_deferring = False
+
+
+class Interrupted(BaseException):
+    """A signal asked to stop; everything finished is in the store. `signum` is the signal.
+
+    No KeyboardInterrupt, which the command-line library would answer itself, and no Exception, which becomes a row.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.signum = signum
+
+
+def _handle(signum: int, frame: FrameType | None) -> None:
+    global _asked
+    _asked = signum
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_DFL)
+    if not _deferring:
+        raise Interrupted(signum)
+    os.write(2, b"\nfinishing this step and saving; once more leaves at once\n")
+
+
+@contextmanager
+def handled() -> Iterator[None]:
+    """Answer signals as above inside the block; only a process's main thread can."""
+    global _asked
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _asked = None
+    before = {each: signal.signal(each, _handle) for each in SIGNALS}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        _asked = None
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Hold a signal back inside the block, which asks for it at its own good moments."""
+    global _deferring
+    before, _deferring = _deferring, True
+    try:
+        yield
+    finally:
+        _deferring = before
+
+
+def asked() -> bool:
+    """Say whether a signal has come."""
+    return _asked is not None
+
+
+def leave_if_asked() -> None:
+    """Raise Interrupted if a signal has come."""
+    if _asked is not None:
+        raise Interrupted(_asked)

@@ -1,0 +1,134 @@
+"""Nothing that robobench is given can run code or write where it was not asked to."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import robobench
+from robobench import models
+from robobench.cli import main
+from robobench.data import load
+from robobench.errors import RequestError
+from robobench.store import Store
+
+
+class Payload:
+    """A pickle that makes a folder where it is loaded."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.mark.parametrize("name", ["w.pt", "w.pth", "w.safetensors"])
+def test_weights_with_code_in_them_are_refused_in_one_line_and_not_run(tmp_path, capsys, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    for save in (torch.save, lambda value, path: Path(path).write_bytes(pickle.dumps(value))):
+        save({"state_dict": {"w": torch.zeros(2)}, "epoch": Payload(tmp_path / "ran")}, name)
+        assert main(["evaluate", name, "--model", "cnn"]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert f"cannot read weights from '{name}'" in line
+        assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_an_npz_with_objects_in_it_is_refused_and_not_run(tmp_path):
+    objects = np.array([Payload(tmp_path / "ran")], dtype=object)
+    np.savez(tmp_path / "d.npz", x_test=objects, y_test=objects, allow_pickle=True)
+    with pytest.raises(RequestError, match=r"cannot read '.*d\.npz'"):
+        load(f"npz:{tmp_path / 'd.npz'}", need_train=False)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_archive_that_climbs_out_of_its_folder_is_refused_before_it_is_opened(tmp_path):
+    place = tmp_path / "data"
+    place.mkdir()
+    with tarfile.open(place / "cifar-10-python.tar.gz", "w:gz") as archive:
+        member = tarfile.TarInfo("../escaped")
+        member.size = 4
+        archive.addfile(member, io.BytesIO(b"evil"))
+    with pytest.raises(RequestError, match="is damaged"):
+        load("cifar10", data_dir=place)
+    assert {p.name for p in tmp_path.rglob("*")} == {"data", "cifar-10-python.tar.gz"}
+
+
+def test_unpacked_batches_of_another_checksum_are_never_unpickled(tmp_path):
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for name in ("batches.meta", "test_batch", *(f"data_batch_{n}" for n in range(1, 6))):
+        (folder / name).write_bytes(pickle.dumps(Payload(tmp_path / "ran")))
+    with pytest.raises(RequestError, match="is damaged"):
+        load("cifar10", data_dir=tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_stranger_s_store_cannot_name_code_to_run(tmp_path):
+    ran = tmp_path / "ran"
+    (tmp_path / "evil.py").write_text(f"import os\nos.mkdir({str(ran)!r})\ndef net(num_classes): ...\n")
+    config = {"defense": "at", "spec": {"name": f"{tmp_path / 'evil.py'}:net", "num_classes": 3}}
+    with Store(tmp_path / "runs").building("model", "at-s0", {}) as work:
+        import json
+
+        (work / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RequestError, match="made by your function"):
+        robobench.load(tmp_path / "runs", "at")
+    assert not ran.exists()
+
+
+def test_a_plugin_is_read_and_not_imported_until_it_is_used(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("p.py").write_text(
+        f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\nfrom robobench.api import ATTACKS, Attack\n\n"
+        '@ATTACKS.register("mine")\nclass Mine(Attack):\n    """Mine."""\n'
+    )
+    assert main(["list", "attacks", "--plugin", "p.py"]) == 0
+    assert "mine" in capsys.readouterr().out
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_run_writes_to_its_store_alone(tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("TMPDIR", str(home))
+    rows = robobench.run(
+        "standard", protocol="white-box", attacks="fgsm", epochs=1, examples=8, sets="run.train_images=32",
+        out=tmp_path / "runs", threads=1,
+    )  # fmt: skip
+    assert len(rows) and not list(home.iterdir())
+
+
+def test_a_digest_in_the_manifest_is_of_the_file_as_it_stands(tmp_path):
+    store = Store(tmp_path)
+    with store.building("stages", "one", {"a": 1}) as work:
+        (work / "f").write_bytes(b"hello")
+    assert store.digest("stages", "one", "f") == hashlib.sha256(b"hello").hexdigest()
+
+
+def test_a_factory_named_by_the_caller_is_used(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n\n\ndef net(num_classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(12, num_classes))\n"
+    )
+    name = f"{tmp_path / 'mine.py'}:net"
+    model = models.build(models.ModelSpec(name, 3))
+    with Store(tmp_path / "runs").building("model", "x-s0", {}) as work:
+        import json
+
+        from robobench.checkpoint import save_tensors
+
+        (work / "config.json").write_text(json.dumps({"defense": "x", "spec": {"name": name, "num_classes": 3}}))
+        save_tensors(model.state_dict(), work / "model.safetensors")
+    images = torch.rand(2, 3, 2, 2)
+    torch.testing.assert_close(robobench.load(tmp_path / "runs", "x", factory=name)(images), model.eval()(images))
