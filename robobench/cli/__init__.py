@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from robobench import __version__
-from robobench.cli import check, compare, evaluate, leaderboard, listing, run
+from robobench.cli import check, compare, evaluate, leaderboard, listing, paper, run
 
 EPILOG = """
 Examples:
@@ -54,6 +54,7 @@ app.command("leaderboard", help=leaderboard.HELP, epilog=leaderboard.EPILOG)(lea
 app.command("evaluate", help=evaluate.HELP, epilog=evaluate.EPILOG)(evaluate.main)
 app.command("list", help=listing.HELP, epilog=listing.EPILOG)(listing.main)
 app.command("check", help=check.HELP, epilog=check.EPILOG)(check.main)
+app.add_typer(paper.app, name="paper")
 
 
 def main(arguments: list[str] | None = None) -> int:
