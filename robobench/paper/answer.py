@@ -52,7 +52,6 @@ def tables(
     raw: list[dict[str, Any]] = []
     failed = False
     for name in names:
-        reporter.note(f"--- {published.title(name)}")
         if name == "times":
             lines = times.run_times(scale, base, reporter)
             shown, notes = times.times_text(lines), times.notes(scale)
@@ -63,6 +62,7 @@ def tables(
             failed |= bool((behind["status"] != "ok").any())
             found.append(behind)
         raw += lines
+        notes += flags_note(base)
         if form not in ONE_DOCUMENT:
             print(write(shown, f"{published.title(name)}; preset {scale.name}", notes, form, lines), flush=True)
     if form in ONE_DOCUMENT:
@@ -71,3 +71,10 @@ def tables(
         write_atomic(rows, pd.concat(found).drop_duplicates().to_csv(index=False))
         reporter.note(f"rows: {rows}")
     return int(failed)
+
+
+def flags_note(base: Request) -> list[str]:
+    """Say which flags of the request changed the scale."""
+    given = [f"--{name} {value}" for name in ("examples", "epochs") if (value := getattr(base, name)) is not None]
+    given += [f"--set {text}" for text in base.sets]
+    return [f"changed on the command line: {' '.join(given)}"] if given else []

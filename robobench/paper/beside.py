@@ -10,7 +10,7 @@ from robobench import interface, results
 from robobench.evaluation import wilson
 from robobench.paper import published
 from robobench.paper.published import Record
-from robobench.paper.reproduce import Group, Scale, group_of, requests
+from robobench.paper.reproduce import Group, Scale, attacks_of, group_of, requests
 from robobench.planner import make_plan
 from robobench.progress import Reporter
 from robobench.report import MISSING, percent, text
@@ -125,6 +125,7 @@ def controls(table: str, group: Group, rows: pd.DataFrame, scale: Scale) -> list
             "value": None,
             **_attacked(found, attack, eps, scale),
             "difference_points": None,
+            "reason": "",  # under transfer only
         }
         for (attack, eps), record in (attacks.items() if len(found) else ())
     ]
@@ -160,7 +161,7 @@ def notes(table: str, scale: Scale, lines: list[Line]) -> list[str]:
     places = dict.fromkeys((r["dataset"], r["model_corrected"]) for r in published.records(table))
     reasons = dict.fromkeys(f"no figure for {e['row']}, {e['column']}: {e['reason']}" for e in lines if e["reason"])
     return [
-        *scale.notes(places),
+        *scale.notes(places, [table, *attacks_of(table)]),
         "percent; ours: clean, or the paper's protocol (its tool's attacks, made on the undefended network); "
         "white-box: reference attacks made on the network itself",
         *reasons,

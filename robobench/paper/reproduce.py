@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,8 @@ class Scale:
         """Return the radius that answers for one of the paper's, as text."""
         return str(self.values["eps"][printed])
 
-    def notes(self, places: Iterable[tuple[str, str]]) -> list[str]:
-        """Say what stands in for the (data set, network) pairs of a table, and what is reduced."""
+    def notes(self, places: Iterable[tuple[str, str]], topics: Iterable[str] = ()) -> list[str]:
+        """Say what stands in for (data set, network) pairs, and what is reduced, in general and on some topics."""
         own = Scale(published.OWN_SCALE, published.answers()["scales"][published.OWN_SCALE], {})
         out = [
             f"{ours} stands in for {printed}"
@@ -70,7 +71,8 @@ class Scale:
         ]
         radii = {k: v for k, v in self.values["eps"].items() if k != v}
         out += [f"radius {name} stands in for {printed}" for printed, name in radii.items()]
-        return [*dict.fromkeys(out), *self.values["notes"]]
+        of: dict[str, list[str]] = self.values.get("notes_of", {})
+        return [*dict.fromkeys(out), *self.values["notes"], *(note for topic in topics for note in of.get(topic, []))]
 
 
 def at_hand(name: str, data_dir: Path | None) -> bool:
@@ -206,7 +208,8 @@ def _request(group: Group, defenses: tuple[str, ...], part: dict[str, Any], scal
     )
     fixed = (f"{name}={value}" for name, value in values.get("sets", {}).items())
     names = _names(request)
-    control = ("run.control=false",) if group.settings else ()
+    undefended = published.answers()["defenses"][published.BASELINE]
+    control = () if undefended in defenses else ("run.control=false",)
     wanted = [*control, *fixed, *base.sets]
     kept = tuple(text for text in wanted if text.partition("=")[0].rpartition(".")[0] in names)
     return replace(request, sets=(*kept, *group.settings))
@@ -214,10 +217,11 @@ def _request(group: Group, defenses: tuple[str, ...], part: dict[str, Any], scal
 
 def _names(request: Request) -> set[str]:
     """Return what `--set` may name in a request: its plug-ins, what they require, and the run itself."""
-    names, open_names = {"run", *(request.attacks or ())}, list(request.defenses)
-    while open_names:
-        name = open_names.pop()
-        if name not in names:
-            names.add(name)
-            open_names += plugins.load_defense(name).requires.values()
-    return names
+    return {"run", *(request.attacks or ()), *(name for defense in request.defenses for name in _closure(defense))}
+
+
+@cache
+def _closure(defense: str) -> frozenset[str]:
+    """Return a defense and everything it requires."""
+    below = (_closure(name) for name in plugins.load_defense(defense).requires.values())
+    return frozenset({defense}).union(*below)

@@ -44,6 +44,8 @@ def test_wheel_and_sdist_lack_no_file(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         installed = set(archive.namelist())
     assert set(sources()) <= installed
+    tables = {f"robobench/leaderboards/published/macd-paper/{name}.json" for name in ("tables", "runs")}
+    assert tables <= installed
     stale = (
         {name for name in installed if name.endswith(".py")} - set(sources()) - {"robobench/leaderboards/__init__.py"}
     )
