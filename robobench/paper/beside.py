@@ -32,9 +32,8 @@ def run(table: str, scale: Scale, base: Request, reporter: Reporter) -> tuple[li
         A line a published number, then the controls' lines; and the rows of the store behind them.
     """
     made = requests(table, scale, base)
-    for asked in made.values():  # all bad input is refused before anything runs
-        for request in asked:
-            make_plan(request)
+    for request in next(iter(made.values())):  # bad input is refused before anything runs
+        make_plan(request)
     executed = {group: pd.concat([interface.execute(r, reporter) for r in asked]) for group, asked in made.items()}
     store = results.frame(results.records(base.out))
     rows = {group: store.merge(found[IDENTITY].drop_duplicates(), on=IDENTITY) for group, found in executed.items()}

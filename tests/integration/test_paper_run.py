@@ -53,16 +53,6 @@ def test_a_killed_run_goes_on_from_what_it_finished(killed, capsys, tmp_path):
     assert len(board(rows)) == 5
 
 
-def test_a_finished_run_prints_again_from_the_store(killed, capsys):
-    out, _ = killed
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("artifact.json")}
-    assert main(["paper", "run", "5", *FAST, "--out", str(out), "--format", "md"]) == 0
-    text = capsys.readouterr().out
-    assert "| MAE mask ratio 0.85 | clean | 93.63 |" in text
-    assert "digits stands in for CIFAR-10" in text and "--set run.train_images=32" in text
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("artifact.json")} == before
-
-
 def test_figure_2_is_drawn_from_the_stored_autoencoder(killed, tmp_path):
     pytest.importorskip("matplotlib")
     out, _ = killed

@@ -13,6 +13,7 @@ from robobench.api import Frozen, Setup, Stage
 from robobench.cli import main
 from robobench.evaluation import wilson
 from robobench.paper import beside, published, reproduce
+from robobench.paper.answer import flags_note
 from robobench.paper.reproduce import Scale
 from robobench.paper.times import stage_units
 from robobench.plan import Training
@@ -286,3 +287,10 @@ def test_units_of_a_stage_are_the_card_s():
     passes = {"forward": 11, "input_grad": 10, "weight_grad": 1, "teacher_forward": 0, "teacher_input_grad": 0}
     assert stage_units({"passes": passes}) == 23  # PGD-10 adversarial training: 11 F + 10 Gx + Gw of two forwards
     assert stage_units({"passes": None}) is None
+
+
+def test_what_the_command_line_changed_stands_below_the_table():
+    assert flags_note(Request()) == []
+    assert flags_note(Request(epochs=1, sets=("pgd.steps=2",))) == [
+        "changed on the command line: --epochs 1 --set pgd.steps=2"
+    ]
