@@ -27,7 +27,7 @@ def killed(tmp_path_factory):
     out = tmp_path_factory.mktemp("paper") / "runs"
     command = [sys.executable, "-m", "robobench", "paper", "run", "5", *FAST, "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 900
     try:
         while len(list(out.glob("macd-*"))) < 2:
             assert process.poll() is None and time.monotonic() < deadline
