@@ -139,11 +139,11 @@ RATIO = "student_mask_ratio"
 
 def heat_map(panel: Any, grid: list[list[float]], sides: dict[str, list[float]], title: str) -> None:
     """Draw one grid of percentages with its figures written in."""
-    panel.imshow(grid, cmap="viridis", aspect="auto")
+    panel.imshow(grid, cmap="viridis", alpha=0.6, aspect="auto")
     patches, ratios = sides["student_patch"], sides[RATIO]
     panel.set_yticks(range(len(patches)), [f"{patch:g} px" for patch in patches])
     panel.set_xticks(range(len(ratios)), [f"{ratio:g}" for ratio in ratios])
     panel.set(title=title, xlabel="student mask ratio", ylabel="student patch (as printed)")
     for row, values in enumerate(grid):
         for column, value in enumerate(values):
-            panel.text(column, row, f"{value:.1f}", ha="center", va="center", color="white")
+            panel.text(column, row, f"{value:.1f}", ha="center", va="center")
