@@ -40,6 +40,15 @@ class JitterConfig(PGDConfig):
     std: float = 0.1
 
 
+@dataclass(frozen=True, kw_only=True)
+class AutoAttackConfig:
+    queries: int = 5000  # of square, the last part; n_queries in torchattacks
+
+    def __post_init__(self) -> None:
+        if self.queries < 1:
+            raise ValueError(f"queries must be >= 1, got {self.queries}")
+
+
 class Wrapped(Attack):
     """Runs one of torchattacks' attacks, seeded, and leaves torch's generator as it was."""
 
@@ -148,16 +157,26 @@ class TorchattacksJitter(Wrapped):
 class TorchattacksAutoAttack(Wrapped):
     """torchattacks.AutoAttack: 10 iterations, not the reference's 100."""
 
+    Config = AutoAttackConfig
+
     @property
     def budget(self) -> str:
         """Say how far this is from AutoAttack."""
-        return "apgd-ce 10, apgd-t 10, fab-t 10, square 5000"
+        queries = self.config.queries
+        parts = f"apgd-ce 10, apgd-t 10, fab-t 10, square {queries}"
+        return parts if queries >= 5000 else f"reduced: {parts}"
+
+    @property
+    def cost(self) -> float:
+        """10 iterations of each part, nine targets for two of them, and square's looks."""
+        return 22 + 9 * 22 + 9 * 32 + float(self.config.queries)
 
     def build(self, model: nn.Module, num_classes: int, seed: int) -> Any:
         """Tell it the class count, which it would take for 10."""
         norm, eps = self.threat.norm, self.threat.eps
         attack = torchattacks.AutoAttack(model, norm=norm, eps=eps, n_classes=num_classes, seed=seed)
+        ensemble = attack._autoattack.attacks
         if num_classes < 4:
-            ensemble = attack._autoattack.attacks
             ensemble[:] = [a for a in ensemble if not isinstance(a, torchattacks.APGDT)]
+        ensemble[-1].n_queries = self.config.queries
         return attack

@@ -180,7 +180,8 @@ class Train:
     stages made. `schedule` maps training time in epochs (a float) to a factor on the optimizer's rates.
     `measure` looks at up to 256 training images after the stage, outside the clock, and returns figures
     for the record and flags for the row. `whole_batch` says that an image's loss depends on the others in its
-    batch, so that a batch is never cut where memory runs out.
+    batch, so that a batch is never cut where memory runs out. `fields` names the config's fields that this stage
+    and what it builds on depend on (None: all), so that trainings which differ in others share it.
     """
 
     name: str
@@ -193,19 +194,22 @@ class Train:
     passes: Passes | None = None
     measure: Callable[[Tensor], tuple[dict[str, float], list[str]]] | None = None
     whole_batch: bool = False
+    fields: tuple[str, ...] | None = None
 
 
 @dataclass(kw_only=True)
 class Produce:
     """A stage that computes one array entry for every training image, once, and stores it.
 
-    `function` maps a Batch (no augmentation, epoch 0) to a (B, ...) tensor, float32 or uint8.
+    `function` maps a Batch (no augmentation, epoch 0) to a (B, ...) tensor, float32 or uint8. `fields` as in
+    Train.
     """
 
     name: str
     function: Callable[[Batch], Tensor]
     batch_size: int = 128
     passes: Passes | None = None
+    fields: tuple[str, ...] | None = None
 
 
 Stage = Train | Produce

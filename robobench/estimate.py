@@ -19,7 +19,7 @@ from robobench import models
 from robobench.api import Frozen, Produce, Produced, Setup, Train
 from robobench.plan import NO_THREAT, Plan, Training
 from robobench.progress import duration, size
-from robobench.store import Store
+from robobench.store import Store, key_of
 from robobench.timing import Stopwatch, peak_memory, reset_peak_memory
 from robobench.training import Engine, build_objective, one_step
 
@@ -54,6 +54,7 @@ class StageCost:
     memory_bytes: float  # at batch_size
     measured_bytes: int  # peak of the rehearsal itself
     units: float | None  # forward-equivalents per image, as declared
+    key: str  # of the stage in the store
 
     @property
     def seconds(self) -> float:
@@ -113,7 +114,8 @@ def rehearse(plan: Plan, training: Training, batch_size: int = REHEARSAL_IMAGES)
             seconds, fixed, measured = _rehearse_step(engine, stage, images, index)
             per_image = seconds / batch_size
             memory = fixed + max(measured - fixed, 0) * stage.batch_size / batch_size
-        costs.append(StageCost(stage.name, epochs, stage.batch_size, count, per_image, memory, measured, units))
+        key = key_of(training.stage_recipe(stage))
+        costs.append(StageCost(stage.name, epochs, stage.batch_size, count, per_image, memory, measured, units, key))
     return costs
 
 

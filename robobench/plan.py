@@ -62,6 +62,12 @@ class Training:
         plain = "".join(c if c.isalnum() or c in "-." else "-" for c in what)
         return f"{plain[:80]}-s{self.seed}-{self.key[:10]}"
 
+    def stage_recipe(self, stage: Stage) -> dict[str, Any]:
+        """Everything that determines what a stage leaves: of the config only the fields the stage names."""
+        config: dict[str, Any] = self.recipe["config"]
+        kept = config if stage.fields is None else {name: config[name] for name in stage.fields}
+        return {"training": {**self.recipe, "config": kept}, "stage": stage.name}
+
     def closure(self) -> dict[str, Training]:
         """Every training this one needs, itself last, each once, in an order that can be run."""
         out: dict[str, Training] = {}

@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import sys
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,7 @@ def folder(kind: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
+@cache
 def _registered(source: str) -> list[tuple[str, str, str]]:
     """Read (kind, name, summary) of every class under `@DEFENSES.register` or `@ATTACKS.register`."""
     found = []

@@ -186,7 +186,7 @@ class Trainer:
         selection: Selection | None,
     ) -> tuple[StageRecord, Metrics]:
         """Run a stage, or take it from the store. The last stage's result is the trained model itself."""
-        recipe = {"training": training.recipe, "stage": stage.name}
+        recipe = training.stage_recipe(stage)
         name = key_of(recipe)
         watch = Stopwatch(engine.device)
         metrics: Metrics = []

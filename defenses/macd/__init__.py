@@ -30,6 +30,7 @@ class MACD(Defense):
     presets = PRESETS
     requires = {"standard": "standard"}
     protocol = ("features", "head")
+    reconstruct = staticmethod(pretrain.reconstruct)
 
     def stages(self, setup: Setup) -> list[Stage]:
         """Autoencoder (two stages), static attack, distillation, and the optional last touches.

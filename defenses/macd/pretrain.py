@@ -18,8 +18,14 @@ from robobench.api import Batch, Frozen, Loss, Passes, Setup, Stage
 from robobench.randomness import Noise
 
 from .config import MACDConfig
-from .mae import MAE, Encoder, FeatureLearning, keep_tokens, patchify, pool_tokens, removed_mse
+from .mae import MAE, Encoder, FeatureLearning, keep_tokens, patchify, pool_tokens, removed_mse, unpatchify
 
+# What the autoencoder's weights and figures depend on; trainings that differ in other fields share it.
+FIELDS = (
+    *("teacher_patch", "mae_mask_ratio", "teacher_mask_ratio", "fusion", "feature_target"),
+    *("encoder_width", "encoder_depth", "encoder_heads", "decoder_width", "decoder_depth", "decoder_heads"),
+    *("mae_epochs", "feature_epochs", "mae_batch_size", "mae_blr", "feature_rate", "mae_weight_decay", "mae_warmup"),
+)
 COLLAPSED = 0.98  # mean cosine between images above which the features say next to nothing of the image
 
 
@@ -38,6 +44,7 @@ def stages(setup: Setup, mae: MAE) -> list[Stage]:
             augment="none",
             passes=Passes(forward=2, weight_grad=2),
             measure=monitor(mae, cfg, setup.seed, ()),
+            fields=FIELDS,
         ),
         setup.train(
             "mae-feature",
@@ -49,6 +56,7 @@ def stages(setup: Setup, mae: MAE) -> list[Stage]:
             augment="none",
             passes=Passes(forward=3, weight_grad=3, teacher_forward=int(frozen)),
             measure=monitor(mae, cfg, setup.seed, ("teacher-collapsed",)),
+            fields=FIELDS,
         ),
     ]
 
@@ -103,6 +111,29 @@ class FeatureObjective(nn.Module):
             with torch.no_grad():
                 return self.anchor(images)[1]  # type: ignore[no-any-return]
         return whole.detach() if self.config.feature_target == "stopgrad" else whole
+
+
+@torch.no_grad()
+def reconstruct(config: MACDConfig, state: dict[str, Tensor], images: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Mask images and let a trained autoencoder fill them in, as in the paper's figure 2.
+
+    Args:
+        state: what the stage "mae-feature" left.
+        images: (B, C, H, W) in [0, 1], all of the size it was trained on.
+
+    Returns:
+        The images with their removed patches gray, and with the predicted ones there, which may leave [0, 1].
+    """
+    mae = MAE(config, (images.shape[1], images.shape[2], images.shape[3]), seed).eval()
+    mae.load_state_dict({name.removeprefix("mae."): value for name, value in state.items()})
+    encoder, true = mae.encoder, patchify(images, config.teacher_patch)
+    noise = Noise.of(torch.arange(len(images)), seed, "macd", "reconstruct")
+    kept = keep_tokens(noise, encoder.count, config.mae_mask_ratio)
+    cls, visible = encoder(images, kept)
+    predicted = mae.decoder(cls, mae.fusion(visible, encoder(images)[1]), kept)
+    seen = torch.zeros(true.shape[:2], dtype=torch.bool).scatter(1, kept, True).unsqueeze(2)
+    masked, filled = torch.where(seen, true, 0.5), torch.where(seen, true, predicted)
+    return unpatchify(masked, encoder.patch, encoder.grid), unpatchify(filled, encoder.patch, encoder.grid)
 
 
 class Teacher(nn.Module):

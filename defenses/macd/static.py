@@ -23,6 +23,7 @@ def stage(setup: Setup) -> Produce:
         function=static_attack(setup.required["standard"], setup.threat, cfg, setup.on_grid),
         batch_size=cfg.batch_size,
         passes=Passes(teacher_forward=cfg.static_steps, teacher_input_grad=cfg.static_steps),
+        fields=("static_steps", "static_relative_step", "batch_size"),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from robobench import __version__
-from robobench.cli import check, compare, diagnose, evaluate, leaderboard, listing, run, store
+from robobench.cli import check, compare, diagnose, evaluate, leaderboard, listing, paper, run, store
 
 EPILOG = """
 Examples:
@@ -57,6 +57,7 @@ app.command("diagnose", help=diagnose.HELP, epilog=diagnose.EPILOG)(diagnose.mai
 app.command("list", help=listing.HELP, epilog=listing.EPILOG)(listing.main)
 app.command("check", help=check.HELP, epilog=check.EPILOG)(check.main)
 app.add_typer(store.app, name="store", help=store.HELP, epilog=store.EPILOG)
+app.add_typer(paper.app, name="paper")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -28,7 +28,14 @@ def store(tmp_path_factory):
 
 def test_help_and_list_do_not_import_torch():
     code = "import sys; from robobench.cli import main; main({}); assert 'torch' not in sys.modules, 'torch'"
-    for arguments in (["--help"], ["list", "defenses"], ["list", "models"], ["list", "datasets"], ["list", "presets"]):
+    for arguments in (
+        ["--help"],
+        ["list", "defenses"],
+        ["list", "models"],
+        ["list", "datasets"],
+        ["list", "presets"],
+        ["paper", "list"],
+    ):
         done = subprocess.run([sys.executable, "-c", code.format(arguments)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 

@@ -1,0 +1,108 @@
+"""`robobench paper`: the MACD paper's tables, printed, rerun beside ours, and drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from robobench.cli import options as o
+
+HELP = "The MACD paper's tables: as published, and ours beside them."
+EPILOG = """
+Examples:
+
+  robobench paper list
+
+  robobench paper table 2 --format md
+
+  robobench paper run 7
+
+  robobench paper run all --rows rows.csv
+
+  robobench paper run 2 --preset paper --dry-run
+
+  robobench paper figure 2 --out figure2.png
+"""
+Table = Annotated[str, typer.Argument(help="1 to 9, or times.")]
+Form = Annotated[str, typer.Option("--format", help="table, md, csv, json, latex or html.")]
+Scale = Annotated[str, typer.Option("--preset", help="quick (digits), cifar (few images) or paper.")]
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help=HELP, epilog=EPILOG)
+
+
+@app.command("list", help="List the tables and figures.")
+def listing() -> int:
+    """Print a line a table and a figure to stdout."""
+    from robobench.paper import published
+
+    for table in published.TABLES:
+        print(f"{table:<6}{published.title(table)} ({len(published.records(table))} numbers)")
+    for name, what in published.FIGURES.items():
+        print(f"figure {name:<4}{what}")
+    return 0
+
+
+@app.command("table", help="Print a published table, its corrections marked.")
+def table(table: Table, form: Form = "table") -> int:
+    """Print one table to stdout."""
+    from robobench.paper.show import published_table
+
+    print(published_table(table, form), end="")
+    return 0
+
+
+@app.command("run", help="Run what a table needs and print ours beside theirs.")
+def run(
+    table: Annotated[str, typer.Argument(help="1 to 9, times, or all.")],
+    preset: Scale = "quick",
+    device: o.Device = "auto",
+    precision: o.Precision = "auto",
+    threads: o.Threads = None,
+    examples: o.Examples = None,
+    epochs: o.Epochs = None,
+    set_: o.Sets = None,
+    data_dir: o.DataDir = None,
+    out: o.Out = Path("runs"),
+    rows: Annotated[Path | None, typer.Option(help="Write the rows behind the tables to this CSV file.")] = None,
+    form: Form = "table",
+    dry_run: o.DryRun = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> int:
+    """Run one table, or all of them one after the other."""
+    from robobench.paper import answer, published, reproduce
+    from robobench.progress import Reporter
+
+    tables = published.TABLES if table == "all" else (published.check(table),)
+    scale = reproduce.Scale.load(preset, data_dir)
+    base = o.request(locals())
+    reporter = Reporter(-1 if quiet else int(verbose))
+    return answer.tables(tables, scale, base, reporter, form=form, rows=rows, dry=dry_run)
+
+
+@app.command("figure", help="Draw a figure; what the store lacks for it is run first.")
+def figure(
+    name: Annotated[str, typer.Argument(help="2, 6 or eps.")],
+    out: Annotated[Path, typer.Option(help="The picture file: .png, .pdf or .svg.")],
+    store: Annotated[Path, typer.Option(help="The store that holds, or gets, what is drawn.")] = Path("runs"),
+    preset: Scale = "quick",
+    device: o.Device = "auto",
+    precision: o.Precision = "auto",
+    threads: o.Threads = None,
+    examples: o.Examples = None,
+    epochs: o.Epochs = None,
+    set_: o.Sets = None,
+    data_dir: o.DataDir = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> int:
+    """Draw one figure into a file."""
+    from robobench.paper import figures, reproduce
+    from robobench.progress import Reporter
+
+    scale = reproduce.Scale.load(preset, data_dir)
+    base = o.request({**locals(), "out": store})
+    figures.draw(name, scale, base, out, Reporter(-1 if quiet else int(verbose)))
+    return 0

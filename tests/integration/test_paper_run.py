@@ -1,0 +1,62 @@
+"""`robobench paper run` on tiny work: killed in the middle, gone on with; its rows and pictures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from robobench import results
+from robobench.cli import main
+from robobench.report import board
+
+TINY = [
+    *("--epochs", "1", "--examples", "8", "--threads", "1", "--quiet", "--set", "run.train_images=32"),
+    *("--set", "macd.mae_epochs=1", "--set", "macd.encoder_depth=1", "--set", "macd.decoder_depth=1"),
+    *("--set", "macd.static_steps=1"),
+]
+FAST = [*TINY, "--set", "pgd.steps=2", "--set", "torchattacks-pgd.steps=2"]
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """A store whose first run was killed once its second ablation was trained, and what it held then."""
+    out = tmp_path_factory.mktemp("paper") / "runs"
+    command = [sys.executable, "-m", "robobench", "paper", "run", "5", *FAST, "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 900
+    try:
+        while len(list(out.glob("macd-*"))) < 2:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
+    return out, {path: path.stat().st_mtime_ns for path in out.glob("*/timing.json")}
+
+
+def test_a_killed_run_goes_on_from_what_it_finished(killed, capsys, tmp_path):
+    out, held = killed
+    assert 2 <= sum(path.parent.name.startswith("macd-") for path in held) < 5
+    arguments = ["paper", "run", "5", *FAST, "--out", str(out), "--rows", str(tmp_path / "rows.csv")]
+    assert main([*arguments, "--format", "json"]) == 0
+    lines = json.loads(capsys.readouterr().out)
+    assert [line["id"] for line in lines] == [f"T5-{n}" for n in range(288, 293)]
+    assert all(line["accuracy"] is not None and not line["reason"] for line in lines)
+    assert len(list(out.glob("macd-*"))) == 5
+    assert all(path.stat().st_mtime_ns == when for path, when in held.items())
+    rows = results.read(tmp_path)  # a folder of leaderboards/ could hold it
+    assert len(rows) == 10 + 1 and set(rows["protocol"]) == {"white-box", "transfer"}  # the source: transfer alone
+    assert len(board(rows)) == 5
+
+
+def test_figure_2_is_drawn_from_the_stored_autoencoder(killed, tmp_path):
+    pytest.importorskip("matplotlib")
+    out, _ = killed
+    held = set(out.glob("macd-*"))
+    assert main(["paper", "figure", "2", *TINY, "--store", str(out), "--out", str(tmp_path / "2.png")]) == 0
+    assert (tmp_path / "2.png").read_bytes()[:4] == b"\x89PNG"
+    assert set(out.glob("macd-*")) == held
