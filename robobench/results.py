@@ -5,16 +5,19 @@ A row is one network under one attack at one radius and protocol. Accuracies are
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from filelock import FileLock
 
 from robobench.errors import RequestError
-from robobench.evaluation import Bits
 from robobench.store import Store, write_atomic
+
+if TYPE_CHECKING:
+    from robobench.evaluation import Bits  # brings torch, which reading rows.csv does not need
 
 COLUMNS = [
     *("dataset", "data_digest", "model", "image_size", "preset", "config_digest"),
@@ -26,7 +29,9 @@ COLUMNS = [
     *("stem", "interpolation", "weights_digest", "control"),  # what else a reader needs to redo the row
     # over all attacks on this network at this (norm, eps) and protocol, image by image:
     *("worst_case_accuracy", "worst_case_ci_low", "worst_case_ci_high", "worst_case_attacks"),
+    *("own_forwards", "whole_forwards"),  # training cost in passes, where every stage declares them
 ]
+LATER = ["own_forwards", "whole_forwards"]  # columns that older tables lack
 
 DIGESTS = ["data_digest", "config_digest", "source_digest", "weights_digest", "commit"]  # text, also "1234"
 
@@ -36,21 +41,42 @@ TRANSFER_ONLY_IMAGES = 200
 def records(root: Path) -> list[dict[str, Any]]:
     """Read every evaluation record of a store, its training's timing beside it, in a stable order."""
     store, out = Store(root), []
-    timings: dict[str, dict[str, Any]] = {}
+
+    @functools.cache
+    def timing(name: str) -> dict[str, Any]:
+        path = store.folder("model", name) / "timing.json"
+        if not path.exists():
+            return {}
+        found: dict[str, Any] = json.loads(path.read_text())
+        parts = [forwards(found), *(forwards(timing(other)) for other in found.get("required", {}))]
+        whole = None if None in parts else sum(part for part in parts if part is not None)
+        return {**found, "own_forwards": parts[0], "whole_forwards": whole}
+
     for folder in store.manifests("evaluations"):
         record = json.loads((folder / "record.json").read_text())
-        name = record["training"]
-        if name not in timings:
-            path = store.folder("model", name) / "timing.json"
-            timings[name] = json.loads(path.read_text()) if path.exists() else {}
-        out.append({**record, "timing": timings[name]})
+        out.append({**record, "timing": timing(record["training"])})
     keys = ("dataset", "model", "defense", "seed", "protocol", "attack", "threat_norm", "threat_eps")
     out.sort(key=lambda r: (*(str(r[k]) for k in keys), r["training"], r["examples"], r["budget"]))
     return out
 
 
+def forwards(timing: dict[str, Any]) -> float | None:
+    """Add up what the stages of a training declare, in forward passes of one image; None where one is silent.
+
+    A backward to the input counts one forward, to the parameters two. Passes of a teacher count as forwards of the
+    teacher, whatever its size.
+    """
+    stages = timing.get("stages") or []
+    if not stages or any(stage.get("passes") is None for stage in stages):
+        return None
+    weights = {"weight_grad": 2.0}
+    return float(sum(s["images"] * sum(weights.get(k, 1.0) * v for k, v in s["passes"].items()) for s in stages))
+
+
 def worst_case(group: list[dict[str, Any]], norm: str, eps: float, protocol: str) -> Bits | None:
     """Combine the attacks of one network at one (norm, eps): an image survives if it survives all."""
+    from robobench.evaluation import Bits
+
     worst: Bits | None = None
     for r in group:
         if (r["threat_norm"], r["threat_eps"], r["protocol"], r["status"]) == (norm, eps, protocol, "ok"):
@@ -72,11 +98,13 @@ def transfer_only(clean: Bits, white: Bits | None, transfer: Bits | None) -> boo
 
 def rows_of(group: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Turn the records of one network on one set of images into rows."""
+    from robobench.evaluation import Bits
+
     rows = []
     for record in group:
         timing, point = record["timing"], (record["threat_norm"], record["threat_eps"])
         out = {name: record.get(name) for name in COLUMNS}
-        for name in ("own_seconds", "whole_seconds", "warmup_seconds", "peak_memory_bytes"):
+        for name in ("own_seconds", "whole_seconds", "warmup_seconds", "peak_memory_bytes", *LATER):
             out[name] = timing.get(name)
         flags = list(timing.get("flags", []))
         if record["status"] == "ok":
@@ -130,7 +158,10 @@ def read(place: Path) -> pd.DataFrame:
         rows = pd.read_csv(file, dtype=dict.fromkeys(DIGESTS, str), keep_default_na=True)
     except (ValueError, UnicodeDecodeError) as err:
         raise RequestError(f"'{file}' is not a table of rows: {' '.join(str(err).split())}") from None
-    missing = [name for name in COLUMNS if name not in rows.columns]
+    missing = [name for name in COLUMNS if name not in [*rows.columns, *LATER]]
     if missing:
         raise RequestError(f"'{file}' is not a table of rows: it lacks {', '.join(missing[:3])}")
+    for name in LATER:
+        if name not in rows.columns:
+            rows[name] = float("nan")
     return rows

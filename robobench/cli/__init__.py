@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from robobench import __version__
-from robobench.cli import check, compare, evaluate, leaderboard, listing, run
+from robobench.cli import check, compare, evaluate, leaderboard, listing, report, run
 
 EPILOG = """
 Examples:
@@ -19,6 +19,8 @@ Examples:
   robobench compare --defenses standard,at,trades,macd
 
   robobench leaderboard --format md
+
+  robobench report
 
   robobench evaluate weights.safetensors --model resnet18 --dataset cifar10
 """
@@ -51,6 +53,7 @@ def root(
 app.command("run", help=run.HELP, epilog=run.EPILOG)(run.main)
 app.command("compare", help=compare.HELP, epilog=compare.EPILOG)(compare.main)
 app.command("leaderboard", help=leaderboard.HELP, epilog=leaderboard.EPILOG)(leaderboard.main)
+app.command("report", help=report.HELP, epilog=report.EPILOG)(report.main)
 app.command("evaluate", help=evaluate.HELP, epilog=evaluate.EPILOG)(evaluate.main)
 app.command("list", help=listing.HELP, epilog=listing.EPILOG)(listing.main)
 app.command("check", help=check.HELP, epilog=check.EPILOG)(check.main)
