@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from robobench import __version__
-from robobench.cli import check, compare, evaluate, leaderboard, listing, report, run
+from robobench.cli import check, compare, evaluate, leaderboard, listing, new, report, run
 
 EPILOG = """
 Examples:
@@ -56,6 +56,7 @@ app.command("leaderboard", help=leaderboard.HELP, epilog=leaderboard.EPILOG)(lea
 app.command("report", help=report.HELP, epilog=report.EPILOG)(report.main)
 app.command("evaluate", help=evaluate.HELP, epilog=evaluate.EPILOG)(evaluate.main)
 app.command("list", help=listing.HELP, epilog=listing.EPILOG)(listing.main)
+app.command("new", help=new.HELP, epilog=new.EPILOG)(new.main)
 app.command("check", help=check.HELP, epilog=check.EPILOG)(check.main)
 
 
