@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import sys
 import tomllib
 
 import pytest
@@ -14,9 +15,14 @@ from robobench.cli import main
 
 @pytest.fixture(autouse=True)
 def no_trace(monkeypatch):
+    """What a test's own files register is gone after it; the built-in names stay."""
     monkeypatch.setattr(plugins, "_files", {})
+    yield
     for registry in (ATTACKS, DEFENSES):
-        monkeypatch.setattr(registry, "_classes", dict(registry._classes))
+        for name in [n for n in registry if registry.get(n).__module__.startswith("robobench_plugin_")]:
+            del registry._classes[name]
+    for name in [n for n in sys.modules if n.startswith("robobench_plugin_")]:
+        del sys.modules[name]
 
 
 @pytest.mark.parametrize("kind", ["defense", "attack"])
