@@ -74,8 +74,8 @@ def card(kind: str, name: str) -> str:
 def methods() -> str:
     """Write every defense's and attack's card."""
     parts = [
-        "# Methods\n\nEvery field is set with `--set NAME.FIELD=VALUE`. Defaults are the published values; a preset may "
-        "give others. The recipe's fields (epochs, learning rate, ...) are the same for every defense.\n"
+        "# Methods\n\nEvery field is set with `--set NAME.FIELD=VALUE`. Defaults are the published values; a preset "
+        "may give others. The recipe's fields (epochs, learning rate, ...) are the same for every defense.\n"
     ]
     for kind, title in (("defense", "Defenses"), ("attack", "Attacks")):
         own = [name for name, plugin in sorted(plugins.found(kind).items()) if plugin.origin == "robobench"]

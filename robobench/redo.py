@@ -70,6 +70,7 @@ class Redo:
             flags = ["evaluate", "WEIGHTS", "--model", model]
         else:
             flags = ["run", "--defense", config["defense"], "--model", model]
+            flags += [] if self._installed("defense", config["defense"]) else ["--plugin", "FILE"]
         flags += ["--dataset", config["dataset"], "--preset", preset, "--threads", str(config["threads"])]
         flags += ["--examples", str(examples)]
         sets = self._run_values(config, cells)
@@ -80,6 +81,12 @@ class Redo:
         for text in dict.fromkeys(sets):
             flags += ["--set", text]
         return shlex.join(["robobench", *flags])
+
+    @staticmethod
+    def _installed(kind: str, name: str) -> bool:
+        """Say whether a plug-in is found without `--plugin`; where its file lies, no record tells."""
+        found = plugins.found(kind).get(name)
+        return found is not None and not found.origin.endswith(".py")
 
     def _run_values(self, config: dict[str, Any], cells: list[dict[str, Any]]) -> list[str]:
         spec, preset = config["spec"], config["preset"]

@@ -24,6 +24,7 @@ from robobench.results import TRANSFER_ONLY_IMAGES
 from robobench.store import MANIFEST, Store
 
 HERE = Path(__file__).parent
+Folders = dict[tuple[Any, ...], str]  # (defense, seed, digest of the weights) -> folder in the store
 PROVENANCE = (
     *("defense", "defense_version", "model", "stem", "image_size", "interpolation", "dataset", "data_digest", "preset"),
     *("train_norm", "train_eps", "seed", "selection", "precision", "threads", "hardware", "torch_version", "commit"),
@@ -88,17 +89,17 @@ def sections(rows: pd.DataFrame, place: Path, data_dir: Path | None = None) -> l
     """
     store = Store(place)
     redo = Redo(place)
-    folders = {
-        json.loads((folder / MANIFEST).read_text())["files"].get("model.safetensors", "")[:16]: folder.name
-        for folder in store.manifests("model")
-    }
+    folders: Folders = {}
+    for name, config in redo.configs.items():
+        files = json.loads((store.folder("model", name) / MANIFEST).read_text())["files"]
+        folders[config["defense"], config["seed"], files.get("model.safetensors", "")[:16]] = name
     return [
         _section(part, number, store, redo, folders, data_dir) for number, part in enumerate(groups(rows, BOARD), 1)
     ]
 
 
 def _section(
-    rows: pd.DataFrame, number: int, store: Store, redo: Redo, folders: dict[str, str], data_dir: Path | None
+    rows: pd.DataFrame, number: int, store: Store, redo: Redo, folders: Folders, data_dir: Path | None
 ) -> Section:
     first, lines, prefix = rows.iloc[0], board(rows), f"f{number}"
     tables = []
@@ -133,7 +134,8 @@ def _section(
         f"no figure: {r.defense} under {r.attack} ({r.protocol}): {r.reason}"
         for r in rows[rows["status"] != "ok"].itertuples()
     ]
-    named = [(name, part, folders.get(str(part.iloc[0]["weights_digest"]))) for name, part in labelled(rows)]
+    identity = ["defense", "seed", "weights_digest"]
+    named = [(name, part, folders.get(tuple(part.iloc[0][identity]))) for name, part in labelled(rows)]
     stages = {name: _stage_seconds(store, folder) for name, _, folder in named if folder}
     if any(stages.values()):
         bars = draw.stage_bars({name: parts for name, parts in stages.items() if parts})

@@ -44,6 +44,7 @@ def test_wheel_and_sdist_lack_no_file(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         installed = set(archive.namelist())
     assert set(sources()) <= installed
+    assert {f"robobench/report/page.{kind}" for kind in ("html", "css", "js")} <= installed
     stale = (
         {name for name in installed if name.endswith(".py")} - set(sources()) - {"robobench/leaderboards/__init__.py"}
     )

@@ -214,3 +214,12 @@ def test_a_page_of_a_thousand_rows_is_small(tmp_path):
     (page,) = write(frame.head(1000), tmp_path)
     assert page.stat().st_size < 2e6
     assert time.monotonic() - begun < 40  # the claim is 20 s; the machine may be busy
+
+
+def test_a_radius_in_a_command_is_read_back_to_the_last_bit():
+    from robobench.redo import radius
+    from robobench.threat import parse_eps
+
+    assert [radius(eps) for eps in (8 / 255, 0.1, 2.0)] == ["8/255", "0.1", "2"]
+    for eps in (0.1 + 1e-15, 1 / 3, 8 / 255 + 1e-17):
+        assert parse_eps(radius(eps), "L2") == eps
