@@ -23,11 +23,22 @@ from robobench.cli import main
 PAGE = Path(__file__).parents[2] / "docs" / "newcomer.md"
 
 
+def forget_strangers():
+    """Take back what files named with --plugin have registered in this process."""
+    plugins._files.clear()
+    for registry in (ATTACKS, DEFENSES):
+        for name in [n for n in registry if registry.get(n).__module__.startswith("robobench_plugin_")]:
+            del registry._classes[name]
+    for name in [n for n in sys.modules if n.startswith("robobench_plugin_")]:
+        del sys.modules[name]
+
+
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory):
     """An empty folder in which every command of the page has run, in its order: the folder and what was printed."""
     folder = tmp_path_factory.mktemp("newcomer")
     before = os.getcwd()
+    forget_strangers()
     os.chdir(folder)
     output = []
     try:
@@ -48,12 +59,7 @@ def walked(tmp_path_factory):
         yield folder, output
     finally:
         os.chdir(before)
-        plugins._files.clear()
-        for registry in (ATTACKS, DEFENSES):
-            for name in [n for n in registry if registry.get(n).__module__.startswith("robobench_plugin_")]:
-                del registry._classes[name]
-        for name in [n for n in sys.modules if n.startswith("robobench_plugin_")]:
-            del sys.modules[name]
+        forget_strangers()
 
 
 @pytest.fixture
