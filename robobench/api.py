@@ -155,12 +155,6 @@ class Passes:
     teacher_forward: float = 0
     teacher_input_grad: float = 0
 
-    def __str__(self) -> str:
-        """Spell the passes: F forward, Gx backward to the input, Gw to the weights; T before those of teachers."""
-        names = ("F", "Gx", "Gw", "TF", "TGx")
-        counts = (self.forward, self.input_grad, self.weight_grad, self.teacher_forward, self.teacher_input_grad)
-        return " + ".join(f"{n:g} {name}" for n, name in zip(counts, names, strict=True) if n)
-
     @property
     def student_units(self) -> float:
         """Cost of the trained network in forwards of it."""

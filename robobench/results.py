@@ -5,6 +5,7 @@ A row is one network under one attack at one radius and protocol. Accuracies are
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from robobench.api import Passes
 from robobench.errors import ArtifactError, RequestError
 from robobench.flags import from_records
 from robobench.statistics import Bits
@@ -20,7 +20,6 @@ from robobench.store import Store, storing, write_atomic
 
 if TYPE_CHECKING:
     import pandas as pd
-
 COLUMNS = [
     *("dataset", "data_digest", "model", "image_size", "preset", "config_digest"),
     *("defense", "defense_version", "train_norm", "train_eps", "attack", "attack_version"),
@@ -29,11 +28,12 @@ COLUMNS = [
     *("own_seconds", "whole_seconds", "warmup_seconds", "peak_memory_bytes", "precision", "threads"),
     *("hardware", "torch_version", "commit", "flags", "status", "reason"),
     *("stem", "interpolation", "weights_digest", "control"),  # what else a reader needs to redo the row
-    *("own_units", "passes"),  # forwards per training image over all stages, and what they are made of
     # over all attacks on this network at this (norm, eps) and protocol, image by image:
     *("worst_case_accuracy", "worst_case_ci_low", "worst_case_ci_high", "worst_case_attacks"),
+    *("own_forwards", "whole_forwards", "passes"),  # training cost in passes, where stages declare them
 ]
 
+COSTS = ["own_seconds", "whole_seconds", "warmup_seconds", "peak_memory_bytes", "own_forwards", "whole_forwards"]
 DIGESTS = ["data_digest", "config_digest", "source_digest", "weights_digest", "commit"]  # text, also "1234"
 
 TRANSFER_ONLY_IMAGES = 200
@@ -49,7 +49,6 @@ def records(root: Path, mend: Store | None = None) -> list[dict[str, Any]]:
         ArtifactError: a record is damaged; without it a worst case would look better than it is.
     """
     store, out = Store(root), []
-    timings: dict[str, dict[str, Any]] = {}
 
     def whole(kind: str, name: str, file: str) -> dict[str, Any] | None:
         folder = store.folder(kind, name)
@@ -65,20 +64,39 @@ def records(root: Path, mend: Store | None = None) -> list[dict[str, Any]]:
             store.find(kind, name, file)
             return None
 
+    @functools.cache
+    def timing(name: str) -> dict[str, Any]:
+        found = whole("model", name, "timing.json") or {}
+        parts = [forwards(found), *(forwards(timing(other)) for other in found.get("required", {}))]
+        total = None if None in parts else sum(part for part in parts if part is not None)
+        return {**found, "own_forwards": parts[0], "whole_forwards": total}
+
     for folder in store.manifests("evaluations"):
         record = whole("evaluations", folder.name, "record.json")
         if record is not None:
-            name = record["training"]
-            if name not in timings:
-                timings[name] = whole("model", name, "timing.json") or {}
-            out.append({**record, "timing": timings[name]})
+            out.append({**record, "timing": timing(record["training"])})
     keys = ("dataset", "model", "defense", "seed", "protocol", "attack", "threat_norm", "threat_eps")
     out.sort(key=lambda r: (*(str(r[k]) for k in keys), r["training"], r["selection"], r["examples"], r["budget"]))
     return out
 
 
+def forwards(timing: dict[str, Any]) -> float | None:
+    """Add up what the stages of a training declare, in forward passes of one image; None where one is silent.
+
+    A backward to the input counts one forward, to the parameters two. Passes of a teacher count as forwards of the
+    teacher, whatever its size.
+    """
+    stages = timing.get("stages") or []
+    if not stages or any(stage.get("passes") is None for stage in stages):
+        return None
+    weights = {"weight_grad": 2.0}
+    return float(sum(s["images"] * sum(weights.get(k, 1.0) * v for k, v in s["passes"].items()) for s in stages))
+
+
 def worst_case(group: list[dict[str, Any]], norm: str, eps: float, protocol: str) -> Bits | None:
     """Combine the attacks of one network at one (norm, eps): an image survives if it survives all."""
+    from robobench.evaluation import Bits
+
     worst: Bits | None = None
     for r in group:
         if (r["threat_norm"], r["threat_eps"], r["protocol"], r["status"]) == (norm, eps, protocol, "ok"):
@@ -100,13 +118,22 @@ def transfer_only(clean: Bits, white: Bits | None, transfer: Bits | None) -> boo
 
 def rows_of(group: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Turn the records of one network on one set of images into rows."""
+    from robobench.evaluation import Bits
+
     rows = []
     for record in group:
         timing, point = record["timing"], (record["threat_norm"], record["threat_eps"])
         out = {name: record.get(name) for name in COLUMNS}
-        for name in ("own_seconds", "whole_seconds", "warmup_seconds", "peak_memory_bytes"):
+        for name in (
+            "own_seconds",
+            "whole_seconds",
+            "warmup_seconds",
+            "peak_memory_bytes",
+            "own_forwards",
+            "whole_forwards",
+        ):
             out[name] = timing.get(name)
-        out["own_units"], out["passes"] = passes_of(timing)
+        out["passes"] = passes_of(timing)
         flags = list(timing.get("flags", []))
         if record["status"] == "ok":
             clean, bits = Bits.read(record["clean_bits"]), Bits.read(record["robust_bits"])
@@ -126,13 +153,21 @@ def rows_of(group: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def passes_of(timing: dict[str, Any]) -> tuple[float | None, str]:
-    """Sum the declared passes of a training's stages, in forwards per training image, and spell them out."""
-    stages = [(s["name"], s["epochs"], Passes(**s["passes"])) for s in timing.get("stages", []) if s["passes"]]
-    if not stages:
-        return None, ""
-    units = sum(epochs * (p.student_units + p.teacher_units) for _, epochs, p in stages)
-    return units, "; ".join(f"{name} {epochs} x ({p})" for name, epochs, p in stages)
+def passes_of(timing: dict[str, Any]) -> str:
+    """Spell the declared passes of a training stage by stage, for each image and epoch.
+
+    F is a forward, Gx a backward to the input, Gw one to the weights; T stands before those of teachers.
+    """
+    signs = {
+        "forward": "F",
+        "input_grad": "Gx",
+        "weight_grad": "Gw",
+        "teacher_forward": "TF",
+        "teacher_input_grad": "TGx",
+    }
+    stages = [s for s in timing.get("stages", []) if s["passes"]]
+    made = [" + ".join(f"{s['passes'][k]:g} {sign}" for k, sign in signs.items() if s["passes"][k]) for s in stages]
+    return "; ".join(f"{s['name']} {s['epochs']} x ({text})" for s, text in zip(stages, made, strict=True))
 
 
 def networks(all_records: list[dict[str, Any]]) -> dict[tuple[str, str, int], list[dict[str, Any]]]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from robobench.errors import RequestError, ThreatModelError
+from robobench.radius import eps_text as eps_text
 from robobench.randomness import Noise
 from robobench.registry import unknown
 
@@ -143,11 +144,3 @@ class ThreatModel:
                 f"max ||delta||_{'inf' if self.norm == 'Linf' else '2'} = {distance.max():.4g} "
                 f"> eps = {self.eps:.4g}"
             )
-
-
-def eps_text(eps: float) -> str:
-    """Spell a radius as people do: '8/255' where it is a whole number of 255ths, else '0.5'."""
-    times = eps * 255
-    if 0 < eps < 0.2 and abs(times - round(times)) < 1e-9 * 255:
-        return f"{round(times)}/255"
-    return f"{eps:g}"

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from robobench import __version__
-from robobench.cli import check, compare, diagnose, evaluate, leaderboard, listing, paper, run, store
+from robobench.cli import check, compare, diagnose, evaluate, leaderboard, listing, new, paper, report, run, store
 
 EPILOG = """
 Examples:
@@ -20,6 +20,8 @@ Examples:
   robobench compare --defenses standard,at,trades,macd
 
   robobench leaderboard --format md
+
+  robobench report
 
   robobench evaluate weights.safetensors --model resnet18 --dataset cifar10
 """
@@ -52,9 +54,11 @@ def root(
 app.command("run", help=run.HELP, epilog=run.EPILOG)(run.main)
 app.command("compare", help=compare.HELP, epilog=compare.EPILOG)(compare.main)
 app.command("leaderboard", help=leaderboard.HELP, epilog=leaderboard.EPILOG)(leaderboard.main)
+app.command("report", help=report.HELP, epilog=report.EPILOG)(report.main)
 app.command("evaluate", help=evaluate.HELP, epilog=evaluate.EPILOG)(evaluate.main)
 app.command("diagnose", help=diagnose.HELP, epilog=diagnose.EPILOG)(diagnose.main)
 app.command("list", help=listing.HELP, epilog=listing.EPILOG)(listing.main)
+app.command("new", help=new.HELP, epilog=new.EPILOG)(new.main)
 app.command("check", help=check.HELP, epilog=check.EPILOG)(check.main)
 app.add_typer(store.app, name="store", help=store.HELP, epilog=store.EPILOG)
 app.add_typer(paper.app, name="paper")

@@ -7,11 +7,15 @@ from typing import Annotated
 
 import typer
 
+from robobench.cli import options as o
+
 HELP = "Rank trained networks by their white-box worst case; boards of different settings stand apart."
 EPILOG = """
 Examples:
 
   robobench leaderboard
+
+  robobench leaderboard --sort whole --filter dataset=cifar10 --filter eps=8/255
 
   robobench leaderboard --format md > results.md
 
@@ -30,14 +34,36 @@ def main(
         bool, typer.Option("--published", help="Show RobustBench's published figures instead, which are not ours.")
     ] = False,
     out: Annotated[Path, typer.Option(help="The store.")] = Path("runs"),
-    form: Annotated[str, typer.Option("--format", help="table, md, csv, latex, json or html.")] = "table",
+    form: Annotated[
+        str, typer.Option("--format", help="table, md, csv, latex, json, html or robustbench (their model_info).")
+    ] = "table",
+    sort: Annotated[str, typer.Option(help="worst, clean, transfer, gap, own, whole, forwards or defense.")] = "worst",
+    filter_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter",
+            help="NAME=VALUE[,VALUE]: dataset, model, preset, defense, seed, norm, eps, precision, hardware, examples.",
+        ),
+    ] = None,
+    columns: Annotated[str | None, typer.Option(help="Headings, comma-separated: rank,defense,worst,...")] = None,
+    wide: Annotated[bool, typer.Option("--wide", help="Every column.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Every line of the table, not the first 50.")] = False,
 ) -> int:
     """Print the leaderboard to stdout."""
     if published:
         return _published(str(place) if place else None)
     from robobench import report, results
 
-    print(report.leaderboard(results.read(place or out), form), end="")
+    text = report.leaderboard(
+        results.read(place or out),
+        form,
+        sort=sort,
+        filters=filter_ or (),
+        columns=o.names(columns),
+        wide=wide,
+        everything=everything,
+    )
+    print(text, end="")
     return 0
 
 

@@ -83,26 +83,6 @@ def _presets() -> list[tuple[str, str]]:
 
 
 def _environment() -> list[tuple[str, str]]:
-    import os
-    import platform
-    import shutil
-    from importlib.metadata import PackageNotFoundError, version
+    from robobench.environment import environment
 
-    def installed(package: str) -> str:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return f"not installed; uv pip install {package}"
-
-    packages = ("robobench", "torch", "torchvision", "timm", "torchattacks", "pyautoattack", "robustbench")
-    free = shutil.disk_usage(".").free / 2**30
-    return [
-        ("python", platform.python_version()),
-        *((package, installed(package)) for package in packages),
-        ("cores", str(os.cpu_count())),
-        (
-            "data folder",
-            os.environ.get("ROBOBENCH_DATA", "the platform's cache; set ROBOBENCH_DATA to change it"),
-        ),
-        ("disk free here", f"{free:.0f} GiB"),
-    ]
+    return environment()

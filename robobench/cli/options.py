@@ -116,13 +116,12 @@ def execute(
     from robobench.progress import Reporter
 
     reporter = Reporter(-1 if quiet else int(verbose))
-    console = Console(soft_wrap=False)
-    if not console.is_terminal:
-        console = Console(width=200)
+    console = Console()  # as wide as the terminal or COLUMNS says, else 80
     if dry_run:
         from robobench.estimate import print_plan
         from robobench.planner import make_plan
 
+        console = console if console.is_terminal else Console(width=200)
         print_plan(make_plan(wanted, dry=True), console)
         return 0
     from robobench import interrupts

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import html
+import io
 import json
 from typing import Any
 
 import pandas as pd
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from robobench import report
 from robobench.paper import published
 from robobench.registry import unknown
 
+FORMATS = ("table", "md", "csv", "latex", "json", "html")
+
 
 def check_format(form: str) -> None:
     """Raise RequestError for a format that tables are not written in."""
-    if form not in report.FORMATS:
-        raise unknown("format", form, report.FORMATS)
+    if form not in FORMATS:
+        raise unknown("format", form, FORMATS)
 
 
 def write(frame: pd.DataFrame, title: str, notes: list[str], form: str, raw: list[dict[str, Any]]) -> str:
@@ -46,7 +50,10 @@ def write(frame: pd.DataFrame, title: str, notes: list[str], form: str, raw: lis
         table.add_column(column, justify="right" if number else "left", overflow="fold")
     for values in frame.itertuples(index=False):
         table.add_row(*map(str, values))
-    return report.render(table) + "".join(f"{note}\n" for note in notes)
+    buffer = io.StringIO()
+    console = Console(file=buffer, width=Console().width)
+    console.print(table)
+    return buffer.getvalue() + "".join(f"{note}\n" for note in notes)
 
 
 def published_table(table: str, form: str) -> str:

@@ -46,6 +46,7 @@ def test_wheel_and_sdist_lack_no_file(tmp_path):
     assert set(sources()) <= installed
     figures = (p for kind in ("*.csv", "*.json", "*.md") for p in (ROOT / "leaderboards").rglob(kind))
     assert {f"robobench/leaderboards/{path.relative_to(ROOT / 'leaderboards')}" for path in figures} <= installed
+    assert {f"robobench/report/page.{kind}" for kind in ("html", "css", "js")} <= installed
     stale = (
         {name for name in installed if name.endswith(".py")} - set(sources()) - {"robobench/leaderboards/__init__.py"}
     )

@@ -1,0 +1,151 @@
+"""The generated pages of the site: method cards, command line, Python. Also mkdocs' hook that adds them.
+
+`python docs/generate.py DIR` writes them as Markdown files, without mkdocs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import inspect
+import io
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from robobench import plugins
+from robobench.registry import Registry
+
+COMMANDS = ("run", "compare", "evaluate", "leaderboard", "report", "list", "new", "check")
+MODULES = {
+    "robobench": "What the command line does, as functions.",
+    "robobench.api": "What a plug-in subclasses.",
+    "robobench.inner": "Inner maximization.",
+    "robobench.threat": "What an adversary may do.",
+    "robobench.losses": "Losses that several methods share.",
+    "robobench.report": "Rows as tables, pages and figures.",
+    "robobench.testing": "The contract of a plug-in.",
+    "robobench.errors": "What a caller may want to catch.",
+}
+
+
+def comments(cls: type) -> dict[str, str]:
+    """Read the comment beside each field of a dataclass and of those it extends."""
+    out: dict[str, str] = {}
+    for base in reversed(cls.__mro__[:-1]):
+        for name, comment in re.findall(r"^ {4}(\w+):[^#\n]*#\s*(.+)$", inspect.getsource(base), re.MULTILINE):
+            out[name] = comment
+    return out
+
+
+def cell(value: Any) -> str:
+    """Escape a value for a Markdown table."""
+    return str(value).replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def config_table(cls: Any) -> str:
+    """Write a Config as a table: field, default, what the presets give instead, meaning."""
+    said = comments(cls.Config)
+    lines = ["| field | default | presets | meaning |", "| --- | --- | --- | --- |"]
+    for field in dataclasses.fields(cls.Config):
+        other = ", ".join(
+            f"{name}: `{values[field.name]}`" for name, values in cls.presets.items() if field.name in values
+        )
+        lines.append(f"| `{field.name}` | `{cell(field.default)}` | {cell(other)} | {cell(said.get(field.name, ''))} |")
+    return "\n".join(lines) if len(lines) > 2 else "No fields to set."
+
+
+def card(kind: str, name: str) -> str:
+    """Write a method's card from its file: the summary, the citation, the fields."""
+    cls = plugins.load(kind, name)
+    about = inspect.getdoc(sys.modules[cls.__module__]) or ""
+    facts = [f"version {cls.version}"]
+    if kind == "attack":
+        facts.append(f"norms: {cls.own_norm or ', '.join(cls.norms)}")
+    elif isinstance(cls.requires, dict) and cls.requires:
+        facts.append("requires " + ", ".join(f"`{other}` as {role}" for role, other in cls.requires.items()))
+    return (
+        f"### {name}\n\n{inspect.getdoc(cls)}\n\n{'; '.join(facts)}\n\n```text\n{about}\n```\n\n{config_table(cls)}\n"
+    )
+
+
+def methods() -> str:
+    """Write every defense's and attack's card."""
+    parts = [
+        "# Methods\n\nEvery field is set with `--set NAME.FIELD=VALUE`. Defaults are the published values; a preset "
+        "may give others. The recipe's fields (epochs, learning rate, ...) are the same for every defense.\n"
+    ]
+    for kind, title in (("defense", "Defenses"), ("attack", "Attacks")):
+        own = [name for name, plugin in sorted(plugins.found(kind).items()) if plugin.origin == "robobench"]
+        parts += [f"## {title}\n", *(card(kind, name) for name in own)]
+    return "\n".join(parts)
+
+
+def cli() -> str:
+    """Write the help of every command."""
+    from robobench.cli import main
+
+    status = "Exit status: 0 done, 1 a cell failed (its reason stands in the row), 2 the request is wrong."
+    parts = [f"# Command line\n\n{status}\n"]
+    for command in ("", *COMMANDS):
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            main([*filter(None, [command]), "--help"])
+        text = re.sub(r"^Usage: .*?robobench", "Usage: robobench", said.getvalue().strip(), flags=re.MULTILINE)
+        parts.append(f"## robobench {command}".rstrip() + f"\n\n```text\n{text}\n```\n")
+    return "\n".join(parts)
+
+
+def documented(module: Any) -> list[tuple[str, Any]]:
+    """List a module's public classes and functions."""
+    names = getattr(module, "__all__", None) or [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and getattr(value, "__module__", "") == module.__name__
+    ]
+    values = [(name, getattr(module, name)) for name in names]
+    return [(name, value) for name, value in values if inspect.isclass(value) or inspect.isfunction(value)]
+
+
+def entry(name: str, value: Any) -> str:
+    """Write a function or class: its signature and docstring, and a class's public methods."""
+    try:
+        signature = str(inspect.signature(value))
+    except ValueError:
+        signature = ""
+    out = f"### {name}\n\n```text\n{name}{signature}\n\n{inspect.getdoc(value) or ''}\n"
+    if inspect.isclass(value) and not issubclass(value, (Registry, Exception)):
+        for method, function in vars(value).items():
+            if not method.startswith("_") and inspect.isfunction(function) and function.__doc__:
+                out += f"\n{method}{inspect.signature(function)}\n    {inspect.getdoc(function).splitlines()[0]}\n"
+    return out + "```\n"
+
+
+def api() -> str:
+    """Write the Python reference."""
+    parts = ["# Python\n"]
+    for name, words in MODULES.items():
+        module = importlib.import_module(name)
+        parts += [f"## {name}\n\n{words}\n", *(entry(n, value) for n, value in documented(module))]
+    return "\n".join(parts)
+
+
+PAGES = {"methods.md": methods, "reference/cli.md": cli, "reference/api.md": api}
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the generated pages to mkdocs' files."""
+    from mkdocs.structure.files import File
+
+    for place, page in PAGES.items():
+        files.append(File.generated(config, place, content=page()))
+    return files
+
+
+if __name__ == "__main__":
+    for place, page in PAGES.items():
+        path = Path(sys.argv[1]) / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page())

@@ -1,0 +1,46 @@
+"""`robobench report`: a store as one HTML page, and every figure and table as files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from robobench.cli import options as o
+
+HELP = "Write a store's report: one HTML file that needs no network; figures and tables as files where asked."
+EPILOG = """
+Examples:
+
+  robobench report
+
+  robobench report runs --html results.html --figures figures
+
+  robobench report --out-dir paper
+"""
+
+
+def main(
+    place: Annotated[Path | None, typer.Argument(help="A store or a folder of leaderboards/; default: --out.")] = None,
+    out: Annotated[Path, typer.Option(help="The store.")] = Path("runs"),
+    html: Annotated[Path | None, typer.Option(help="The page; default: report.html in --out-dir or the store.")] = None,
+    figures: Annotated[Path | None, typer.Option(help="Folder for every figure as PNG and SVG.")] = None,
+    out_dir: Annotated[
+        Path | None, typer.Option(help="Folder for the page, figures/ and tables/ (csv, md, json, tex, RobustBench).")
+    ] = None,
+    filter_: Annotated[
+        list[str] | None, typer.Option("--filter", help="NAME=VALUE[,VALUE], as in leaderboard.")
+    ] = None,
+    data_dir: o.DataDir = None,
+) -> int:
+    """Write the files and print their names."""
+    from robobench import results
+    from robobench.report.board import chosen
+    from robobench.report.export import write
+
+    where = place or out
+    rows = chosen(results.read(where), filter_ or ())
+    for path in write(rows, where, html=html, figures=figures, out_dir=out_dir, data_dir=data_dir):
+        print(path)
+    return 0

@@ -1,0 +1,25 @@
+"use strict";
+// A heading's button sorts its column: numbers by value, dashes always last, the first press best first.
+const number = (text) => { const n = parseFloat(text.replace(/,/g, "").replace(/^\[/, "")); return Number.isNaN(n) ? null : n; };
+for (const button of document.querySelectorAll("thead button")) {
+  button.addEventListener("click", () => {
+    const heading = button.closest("th"), row = heading.parentElement, table = heading.closest("table");
+    const column = [...row.children].indexOf(heading), body = table.tBodies[0];
+    const lines = [...body.rows], texts = new Map(lines.map((line) => [line, line.cells[column].textContent.trim()]));
+    const numeric = !heading.classList.contains("left") && [...texts.values()].some((text) => number(text) !== null);
+    const was = heading.getAttribute("aria-sort");
+    const up = was ? was === "descending" : !numeric;
+    lines.sort((a, b) => {
+      const [x, y] = [texts.get(a), texts.get(b)].map((text) => (numeric ? number(text) : text === "-" ? null : text));
+      if (x === null || y === null) return (x === null) - (y === null);
+      const order = numeric ? x - y : x.localeCompare(y);
+      return up ? order : -order;
+    });
+    body.append(...lines);
+    for (const other of row.children) other.removeAttribute("aria-sort");
+    heading.setAttribute("aria-sort", up ? "ascending" : "descending");
+    document.getElementById("said").textContent = `sorted by ${button.textContent}, ${up ? "ascending" : "descending"}`;
+  });
+}
+// Paper shows what the screen hides.
+addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((part) => { part.open = true; }));

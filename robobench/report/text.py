@@ -1,0 +1,100 @@
+"""Values as text, and what groups rows into tables. Rounding and percent signs happen here only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from robobench.radius import eps_text
+
+MISSING = "-"
+
+# Rows that may stand in one table, and what makes one network in it.
+BOARD = ["dataset", "data_digest", "examples"]
+NETWORK = ["model", "preset", "defense", "seed", "config_digest", "weights_digest", "precision", "threads"]
+
+
+def percent(value: Any) -> str:
+    """Write a fraction as a percentage with one decimal, or a dash where it is missing."""
+    return MISSING if pd.isna(value) else f"{100 * value:.1f}"
+
+
+def seconds(value: Any) -> str:
+    """Write seconds with a sensible number of digits, or a dash."""
+    return MISSING if pd.isna(value) else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def count(value: Any) -> str:
+    """Write a large count with three digits and its unit: 3.21k, 45.6M, 1.2G; a dash where it is missing."""
+    if pd.isna(value):
+        return MISSING
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def text(value: Any) -> str:
+    """Write any value, missing ones as a dash."""
+    return MISSING if pd.isna(value) or value == "" else str(value)
+
+
+def groups(rows: pd.DataFrame, by: list[str]) -> Iterator[pd.DataFrame]:
+    """Walk groups in order of first appearance; missing values are a value of their own."""
+    for _, group in rows.groupby(by, dropna=False, sort=False):
+        yield group
+
+
+def cells(rows: pd.DataFrame) -> Iterator[Any]:
+    """Walk rows as tuples with names."""
+    yield from rows.itertuples()
+
+
+def name_of(defense: Any, seed: Any, control: Any) -> str:
+    """Name a network in a table: its defense, its seed where it is not 0, 'control' where it is one."""
+    marks = ["control"] if bool(control) else []
+    marks += [f"seed {seed:g}"] if seed else []
+    return f"{defense} ({', '.join(marks)})" if marks else str(defense)
+
+
+def label(network: pd.DataFrame) -> str:
+    """Name a network by the first of its rows."""
+    first = network.iloc[0]
+    name = name_of(first["defense"], first["seed"], first["control"])
+    return f"{name}, best epoch" if first["selection"] == "best" else name
+
+
+def labelled(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Return the networks of a table with names that differ: a model or a dash is added where two are alike."""
+    several = rows["model"].nunique() > 1
+    out: dict[str, pd.DataFrame] = {}
+    for network in groups(rows, NETWORK):
+        name = label(network) + (f" {network.iloc[0]['model']}" if several else "")
+        while name in out:
+            name += "'"
+        out[name] = network
+    return list(out.items())
+
+
+def point(norm: str, eps: float) -> str:
+    """Name a test radius: 'Linf 8/255'."""
+    return f"{norm} {eps_text(eps)}"
+
+
+def points(rows: pd.DataFrame) -> list[tuple[str, float]]:
+    """List the (norm, eps) of rows: Linf before L2, small radii first."""
+    pairs = rows[["threat_norm", "threat_eps"]].drop_duplicates()
+    pairs = pairs.sort_values(["threat_norm", "threat_eps"], ascending=[False, True])
+    return list(pairs.itertuples(index=False, name=None))
+
+
+def flags_of(rows: pd.DataFrame) -> list[str]:
+    """List every flag that some of these rows carry."""
+    return sorted({flag for value in rows["flags"].dropna() for flag in str(value).split(",") if flag})
+
+
+def is_reduced(budget: Any) -> bool:
+    """Say whether an attack ran below its standard strength, by its own words."""
+    return str(budget).startswith("reduced")
