@@ -97,12 +97,16 @@ class Redo:
             "interpolation": spec["interpolation"],
             "pretrained": spec["pretrained"],
             "train_images": config["train_images"],
+            "held_out": config["held_out"],
             "chunk": cells[0]["recipe"]["chunk"] if cells else usual["chunk"],
         }
         if spec["stem"] != "native":  # some networks have one stem, whatever the preset says
             used["stem"] = spec["stem"]
         if config["defense"].startswith("external:"):
-            del used["train_images"], used["pretrained"]
+            del used["train_images"], used["held_out"], used["pretrained"]
+        selections = {cell["selection"] for cell in cells}
+        if "best" in selections:
+            used["selection"] = "both" if len(selections) == 2 else "best"
         return [f"run.{field}={spelled(value)}" for field, value in used.items() if usual[field] != value]
 
     def _trainings(self, name: str, cells: list[dict[str, Any]], sets: list[str]) -> list[str]:
@@ -117,9 +121,11 @@ class Redo:
                 continue
             threat = threat or config["threat"]
             sets += changes("defense", config["defense"], config["config"], config["preset"], config["spec"]["name"])
+        brought = [role for role, seen in timing["teachers"].items() if seen["network"].startswith("external:")]
+        teachers = [text for role in brought for text in ("--teacher", f"{role}=WEIGHTS")]
         if threat is None:
-            return []
-        return ["--train-norm", threat["norm"], "--train-eps", radius(threat["eps"])]
+            return teachers
+        return [*teachers, "--train-norm", threat["norm"], "--train-eps", radius(threat["eps"])]
 
     @staticmethod
     def _attacks(cells: list[dict[str, Any]], sets: list[str], preset: str, model: str, *, external: bool) -> list[str]:

@@ -269,6 +269,7 @@ class Trainer:
             "dataset": training.dataset,
             "data_digest": self.plan.data_digest,
             "train_images": training.recipe["train_images"],
+            "held_out": training.recipe.get("held_out", 0),
             "resolution": self.plan.run.attack_resolution,
             "spec": asdict(training.spec),
             "config": asdict(training.config),

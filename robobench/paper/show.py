@@ -51,7 +51,8 @@ def write(frame: pd.DataFrame, title: str, notes: list[str], form: str, raw: lis
     for values in frame.itertuples(index=False):
         table.add_row(*map(str, values))
     buffer = io.StringIO()
-    console = Console(file=buffer, width=Console().width)
+    real = Console()
+    console = Console(file=buffer, width=real.width if real.is_terminal else 160)
     console.print(table)
     return buffer.getvalue() + "".join(f"{note}\n" for note in notes)
 

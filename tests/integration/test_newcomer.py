@@ -94,7 +94,7 @@ def test_the_command_beside_a_row_plans_exactly_the_same_training_and_cells(page
     from robobench.store import key_of
 
     plans = []
-    monkeypatch.setattr(interface, "execute", lambda request, reporter: plans.append(make_plan(request)) or 1 / 0)
+    monkeypatch.setattr(interface, "work", lambda request, *rest: plans.append(make_plan(request)) or 1 / 0)
     commands = [html.unescape(c) for c in re.findall(r'<pre tabindex="0"><code>(.*?)</code>', page.read_text())]
     assert (
         len(commands) == 4 and sum("--plugin FILE" in c for c in commands) == 1

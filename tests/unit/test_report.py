@@ -170,11 +170,6 @@ def test_forwards_weigh_passes_as_declared_and_are_unknown_where_one_stage_is_si
     assert forwards({}) is None
 
 
-def test_a_table_of_an_older_version_without_forwards_is_read(tmp_path):
-    rows(THREE).drop(columns=["own_forwards", "whole_forwards"]).to_csv(tmp_path / "rows.csv", index=False)
-    assert read(tmp_path)["own_forwards"].isna().all()
-
-
 def test_the_pareto_front_keeps_what_nothing_beats():
     cost, gain = np.array([1.0, 2.0, 3.0, 2.0, 4.0]), np.array([0.0, 5.0, 4.0, 7.0, 8.0])
     assert figures.pareto(cost, gain) == [0, 3, 4]
