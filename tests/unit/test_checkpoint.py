@@ -13,8 +13,10 @@ from torch import nn
 from robobench.api import Batch, Loss, Produce, Train
 from robobench.checkpoint import Checkpoint, Unfinished
 from robobench.errors import NonFiniteLossError, OutOfMemoryError
+from robobench.probe import Selection
 from robobench.store import Store
 from robobench.testing import Blobs, SmallNet
+from robobench.threat import ThreatModel
 from robobench.timing import Stopwatch
 from robobench.training import Engine, run_produce, run_train
 
@@ -101,6 +103,21 @@ def test_a_training_that_dies_goes_on_to_the_same_bits(tmp_path, optimizer, dies
     assert told == lines
     assert state.keys() == whole.keys()
     assert all(torch.equal(state[name], whole[name]) for name in whole)
+
+
+def test_the_best_epoch_so_far_survives_a_death(tmp_path):
+    def trained(objective: Objective, checkpoint: Checkpoint) -> Selection:
+        watch = Selection(ENGINE, objective.model, Blobs(), ThreatModel("Linf", 0.1), epochs=1)
+        checkpoint.selection = watch
+        run_train(ENGINE, stage(objective), Blobs(), Stopwatch(), checkpoint=checkpoint, look=watch.look)
+        return watch
+
+    whole = trained(Objective(), saved_in(tmp_path / "whole"))
+    with pytest.raises(ZeroDivisionError):
+        trained(Objective(5), saved_in(tmp_path / "killed"))
+    again = trained(Objective(), saved_in(tmp_path / "killed"))
+    assert sorted(whole.seen) == [0, 1] and again.seen == whole.seen and again.record() == whole.record()
+    assert all(torch.equal(again.weights[name], value) for name, value in whole.weights.items())
 
 
 def test_the_seconds_of_a_resumed_stage_leave_the_dead_time_out(tmp_path):
