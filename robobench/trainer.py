@@ -13,6 +13,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from types import MappingProxyType
 from typing import Any
@@ -185,7 +186,24 @@ class Trainer:
         last: bool,
         selection: Selection | None,
     ) -> tuple[StageRecord, Metrics]:
-        """Run a stage, or take it from the store. The last stage's result is the trained model itself."""
+        """Run a stage, or take it from the store. The last stage's result is the trained model itself.
+
+        Trainings share stages, so another process may be at this one for a training of its own: it is waited for.
+        """
+        name = key_of(training.stage_recipe(stage))
+        with nullcontext() if last else self.store.lock("stages", name):
+            return self._run_stage(training, engine, setup, stage, data, last, selection)
+
+    def _run_stage(
+        self,
+        training: Training,
+        engine: Engine,
+        setup: Setup,
+        stage: Stage,
+        data: Images,
+        last: bool,
+        selection: Selection | None,
+    ) -> tuple[StageRecord, Metrics]:
         recipe = training.stage_recipe(stage)
         name = key_of(recipe)
         watch = Stopwatch(engine.device)
