@@ -3,7 +3,7 @@
 from robobench.report.board import board, board_text, board_titles
 from robobench.report.formats import FORMATS, leaderboard, markdown, robustbench
 from robobench.report.latex import latex_boards, latex_escape, latex_matrices
-from robobench.report.matrix import budgets, costs, matrix, show, stacked
+from robobench.report.matrix import blocks, budgets, costs, matrix, show, stacked
 from robobench.report.text import BOARD, MISSING, NETWORK, groups, is_reduced, label, percent, point, seconds, text
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "FORMATS",
     "MISSING",
     "NETWORK",
+    "blocks",
     "board",
     "board_text",
     "board_titles",

@@ -110,19 +110,19 @@ def head(column: str) -> list[str]:
 
 
 def by_radius(table: pd.DataFrame) -> list[list[str]]:
-    """Group a matrix's columns so that an attack's cells at a radius stand beside that radius's worst case."""
-    together: dict[str, list[str]] = {}
-    for column in table.columns[1:]:
+    """Group a matrix's columns: those without a radius, then each radius with its attacks and its worst case."""
+    together: dict[str, list[str]] = {"": []}
+    for column in table.columns:
         together.setdefault(column.partition(" ")[2].split(" [")[0], []).append(column)
-    return [[table.columns[0]], *together.values()]
+    return list(together.values())
 
 
 def blocks(table: pd.DataFrame, width: int) -> list[pd.DataFrame]:
-    """Cut a matrix into parts of at most `width` characters, at radii where possible; `clean` leads each part."""
+    """Cut a matrix into parts of at most `width` characters, at radii where possible; what has no radius leads each."""
     taken = 2 + min(NAME_WIDTH, max(len(str(name)) for name in [*table.index, table.index.name or ""]))
     need = {c: 2 + max(*(len(part) for part in head(c)), *(len(v) for v in table[c])) for c in table.columns}
-    (first,), *radii = by_radius(table)
-    free = max(width - taken - need[first], 1)
+    lead, *radii = by_radius(table)
+    free = max(width - taken - sum(need[c] for c in lead), 1)
     parts: list[list[str]] = []
     used = 0
     for columns in radii:
@@ -138,7 +138,7 @@ def blocks(table: pd.DataFrame, width: int) -> list[pd.DataFrame]:
                 used = 0
             parts[-1].append(column)
             used += need[column]
-    return [table[[first, *part]] for part in parts] or [table]
+    return [table[[*lead, *part]] for part in parts] or [table]
 
 
 def stacked(table: pd.DataFrame, title: str, caption: str | None = None) -> Group:

@@ -84,7 +84,7 @@ def test_the_printed_comparison_is_about_these_networks():
     with console.capture() as caught:
         comparison.show([record("at", ONE), record("macd", TWO)], console, "at")
     text = caught.get()
-    assert "-40.0" in text and "p 0.021" in text and "About these trained networks" in text
+    assert "-40.0" in text and "(0.021)" in text and "About these trained networks" in text
 
 
 def test_a_baseline_that_is_not_compared_is_refused_before_anything_is_made(tmp_path, capsys):
