@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from robobench import interrupts, models, plugins, provenance
+from robobench.allocator import keep_freed_memory
 from robobench.api import Frozen, Produce, Produced, Setup, Stage, Train
 from robobench.checkpoint import Checkpoint, Unfinished, save_tensors
 from robobench.errors import ArtifactError, StorageError
@@ -56,6 +57,7 @@ class Trainer:
         self.broken: dict[str, str] = {}  # training key -> why there is no such network
         self._network: tuple[str, nn.Module] | None = None  # the last one used stays in memory
         torch.set_num_threads(plan.threads)
+        keep_freed_memory()
 
     def train_all(self) -> None:
         """Train what is missing, prerequisites first; a failure stops only what needs that network."""

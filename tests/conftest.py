@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from robobench import plugins
+from robobench.api import ATTACKS, DEFENSES
 
 torch.set_num_threads(1)  # on networks this small, more threads only wait for each other
 
@@ -14,6 +20,19 @@ torch.set_num_threads(1)  # on networks this small, more threads only wait for e
 def seeded() -> None:
     """Give every test the same draws, whatever ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_strangers() -> Iterator[None]:
+    """A user's plug-in that a test loaded is gone after it; our own stay."""
+    yield
+    plugins._files.clear()
+    for registry in (ATTACKS, DEFENSES):
+        for name, cls in list(registry._classes.items()):
+            if cls.__module__.startswith("robobench_plugin_"):
+                del registry._classes[name]
+    for module in [name for name in sys.modules if name.startswith("robobench_plugin_")]:
+        del sys.modules[module]
 
 
 @pytest.fixture(scope="session")

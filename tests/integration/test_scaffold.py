@@ -3,26 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
-import sys
 import tomllib
 
 import pytest
 
-from robobench import plugins
-from robobench.api import ATTACKS, DEFENSES
 from robobench.cli import main
-
-
-@pytest.fixture(autouse=True)
-def no_trace(monkeypatch):
-    """What a test's own files register is gone after it; the built-in names stay."""
-    monkeypatch.setattr(plugins, "_files", {})
-    yield
-    for registry in (ATTACKS, DEFENSES):
-        for name in [n for n in registry if registry.get(n).__module__.startswith("robobench_plugin_")]:
-            del registry._classes[name]
-    for name in [n for n in sys.modules if n.startswith("robobench_plugin_")]:
-        del sys.modules[name]
 
 
 @pytest.mark.parametrize("kind", ["defense", "attack"])

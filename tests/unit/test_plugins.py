@@ -25,18 +25,6 @@ class Mine(Attack):
 '''
 
 
-@pytest.fixture(autouse=True)
-def no_trace(monkeypatch):
-    """What a test registers is gone after it."""
-    monkeypatch.setattr(plugins, "_files", {})
-    monkeypatch.setattr(ATTACKS, "_classes", dict(ATTACKS._classes))
-    before = set(sys.modules)
-    yield
-    for name in set(sys.modules) - before:
-        if name.startswith("robobench_plugin_"):
-            del sys.modules[name]
-
-
 def write(folder, text, name="mine.py"):
     path = folder / name
     path.write_text(text)
