@@ -1,8 +1,10 @@
-"""PGD: projected gradient ascent on the cross-entropy from a random start.
+"""PGD: projected gradient ascent from a random start, on the cross-entropy; CW: on the margin.
 
 Paper:   Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018,
-         arXiv:1706.06083.
+         arXiv:1706.06083; the margin is f6 of Carlini and Wagner, "Towards Evaluating the Robustness of Neural
+         Networks", IEEE S&P 2017, arXiv:1608.04644.
 Code:    the steps are those of torchattacks' PGD (Linf) and PGDL2; the length of a step is a fraction of eps.
+Differs: CW's radius is given, so there is no search over the constant c, and the margin is not clipped.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robobench.api import ATTACKS, IterativeAttack
+from robobench.losses import margin
 from robobench.randomness import Noise
 from robobench.search import State
 
@@ -46,10 +49,31 @@ class PGD(IterativeAttack):
         return State(images, labels, self.threat.random_start(images, noise), noise)
 
     def step(self, model: nn.Module, state: State) -> tuple[State, Tensor]:
-        """Step up the cross-entropy; one forward serves the gradient and the caller's success check."""
+        """Step up the loss; one forward serves the gradient and the caller's success check."""
         with torch.enable_grad():
             adv = state.adv.detach().requires_grad_(True)
             logits = model(adv)
-            grad = torch.autograd.grad(F.cross_entropy(logits, state.labels, reduction="sum"), adv)[0]
+            grad = torch.autograd.grad(self.loss(logits, state.labels), adv)[0]
         length = self.config.relative_step * self.threat.eps
         return state.moved(self.threat.step(state.adv, grad, length, state.images)), logits.detach()
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Sum what is to be raised over the images: logits (B, K), labels (B,) -> scalar."""
+        return F.cross_entropy(logits, labels, reduction="sum")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CWConfig(PGDConfig):
+    steps: int = 40
+
+
+@ATTACKS.register("cw")
+class CW(PGD):
+    """PGD on the margin loss of Carlini and Wagner, Linf and L2."""
+
+    Config = CWConfig
+    presets: ClassVar = {}
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Sum by how much the best other logit beats the label's."""
+        return margin(logits, labels).sum()

@@ -15,9 +15,6 @@ from robobench.api import Attack
 from robobench.errors import RequestError
 from robobench.inner import frozen
 from robobench.randomness import Noise
-from robobench.statistics import Bits as Bits
-from robobench.statistics import pack as pack
-from robobench.statistics import wilson as wilson
 from robobench.training import Images
 
 

@@ -95,8 +95,6 @@ def forwards(timing: dict[str, Any]) -> float | None:
 
 def worst_case(group: list[dict[str, Any]], norm: str, eps: float, protocol: str) -> Bits | None:
     """Combine the attacks of one network at one (norm, eps): an image survives if it survives all."""
-    from robobench.evaluation import Bits
-
     worst: Bits | None = None
     for r in group:
         if (r["threat_norm"], r["threat_eps"], r["protocol"], r["status"]) == (norm, eps, protocol, "ok"):
@@ -118,20 +116,11 @@ def transfer_only(clean: Bits, white: Bits | None, transfer: Bits | None) -> boo
 
 def rows_of(group: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Turn the records of one network on one set of images into rows."""
-    from robobench.evaluation import Bits
-
     rows = []
     for record in group:
         timing, point = record["timing"], (record["threat_norm"], record["threat_eps"])
         out = {name: record.get(name) for name in COLUMNS}
-        for name in (
-            "own_seconds",
-            "whole_seconds",
-            "warmup_seconds",
-            "peak_memory_bytes",
-            "own_forwards",
-            "whole_forwards",
-        ):
+        for name in COSTS:
             out[name] = timing.get(name)
         out["passes"] = passes_of(timing)
         flags = list(timing.get("flags", []))

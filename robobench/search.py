@@ -105,9 +105,9 @@ def search(
     return Found(torch.cat([part.adv for part in parts]), torch.cat([part.fooled for part in parts]))
 
 
-def out_of_memory(err: RuntimeError) -> bool:
-    """Say whether an error of torch means that memory ran out: on a device, or in the CPU's allocator."""
-    return isinstance(err, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(err)
+def out_of_memory(err: Exception) -> bool:
+    """Say whether an error means that memory ran out: on a device, in torch's CPU allocator, or in Python."""
+    return isinstance(err, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(err)
 
 
 def _search(

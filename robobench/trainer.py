@@ -125,7 +125,9 @@ class Trainer:
         metrics: Metrics = []
         for number, stage in enumerate(stages):
             last = number == len(stages) - 1
-            record, lines = self._stage(training, engine, setup, stage, data, last, selection if last else None)
+            # Trainings share stages: another process may be at this one for a training of its own.
+            with nullcontext() if last else self.store.lock("stages", key_of(training.stage_recipe(stage))):
+                record, lines = self._stage(training, engine, setup, stage, data, last, selection if last else None)
             for role, teacher in setup.required.items():
                 if state_digest(teacher.module) != digests[role]:
                     raise ArtifactError(f"stage '{stage.name}' of '{training.name}' changed its teacher '{role}'")
@@ -188,24 +190,7 @@ class Trainer:
         last: bool,
         selection: Selection | None,
     ) -> tuple[StageRecord, Metrics]:
-        """Run a stage, or take it from the store. The last stage's result is the trained model itself.
-
-        Trainings share stages, so another process may be at this one for a training of its own: it is waited for.
-        """
-        name = key_of(training.stage_recipe(stage))
-        with nullcontext() if last else self.store.lock("stages", name):
-            return self._run_stage(training, engine, setup, stage, data, last, selection)
-
-    def _run_stage(
-        self,
-        training: Training,
-        engine: Engine,
-        setup: Setup,
-        stage: Stage,
-        data: Images,
-        last: bool,
-        selection: Selection | None,
-    ) -> tuple[StageRecord, Metrics]:
+        """Run a stage, or take it from the store. The last stage's result is the trained model itself."""
         recipe = training.stage_recipe(stage)
         name = key_of(recipe)
         watch = Stopwatch(engine.device)

@@ -24,6 +24,7 @@ from robobench.errors import NonFiniteLossError, OutOfMemoryError
 from robobench.inner import eval_mode
 from robobench.progress import Reporter
 from robobench.randomness import Noise, key, permutation
+from robobench.search import out_of_memory
 from robobench.timing import Account, Stopwatch
 
 MEASURE_IMAGES = 256  # training images a stage's `measure` looks at
@@ -156,7 +157,7 @@ def more_parts(stage: Train, parts: int, batch_size: int, err: Exception) -> int
         OutOfMemoryError: nothing smaller is left, or the stage's loss depends on the whole batch.
         Exception: `err` itself, where it is about something else.
     """
-    if not isinstance(err, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(err):
+    if not out_of_memory(err):
         raise err
     if stage.whole_batch:
         raise OutOfMemoryError(

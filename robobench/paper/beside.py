@@ -7,7 +7,6 @@ from typing import Any
 import pandas as pd
 
 from robobench import interface, results
-from robobench.evaluation import wilson
 from robobench.paper import published
 from robobench.paper.published import Record
 from robobench.paper.reproduce import Group, Scale, attacks_of, group_of, requests
@@ -15,6 +14,7 @@ from robobench.planner import make_plan
 from robobench.progress import Reporter
 from robobench.report import MISSING, percent, text
 from robobench.request import Request
+from robobench.statistics import wilson
 from robobench.threat import parse_eps
 
 # What tells two rows of a store apart; the flags of a row may need the other protocol's, run by another request.

@@ -10,8 +10,8 @@ from torch import nn
 
 import robobench
 from robobench import plugins
-from robobench.attacks.cw import CW, CWConfig
 from robobench.attacks.mifgsm import MIFGSM, MIFGSMConfig
+from robobench.attacks.pgd import CW, CWConfig
 from robobench.errors import RequestError, ThreatModelError
 from robobench.randomness import Noise
 from robobench.threat import ThreatModel

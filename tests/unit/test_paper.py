@@ -11,7 +11,6 @@ import pytest
 
 from robobench.api import Frozen, Setup, Stage
 from robobench.cli import main
-from robobench.evaluation import wilson
 from robobench.paper import beside, published, reproduce
 from robobench.paper.answer import flags_note
 from robobench.paper.reproduce import Scale
@@ -19,6 +18,7 @@ from robobench.paper.times import stage_units
 from robobench.plan import Training
 from robobench.planner import Planner
 from robobench.request import Request
+from robobench.statistics import wilson
 from robobench.store import key_of
 from robobench.threat import parse_eps
 from tests.oracles.test_macd_mae import TINY
