@@ -8,8 +8,14 @@ import torch
 from pyautoattack import checks
 from torch import nn
 
-from robobench.attacks.autoattack import AutoAttack, AutoAttackConfig, AutoAttackL2
-from robobench.attacks.pyautoattack import PyAutoAttack, PyAutoAttackConfig, fresh_checks
+from robobench.attacks.autoattack import (
+    AutoAttack,
+    AutoAttackConfig,
+    AutoAttackL2,
+    PyAutoAttack,
+    PyAutoAttackConfig,
+    fresh_checks,
+)
 from robobench.errors import RequestError
 from robobench.plugins import load_attack
 from robobench.randomness import Noise
