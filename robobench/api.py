@@ -294,6 +294,21 @@ class Defense(ABC):
     def stages(self, setup: Setup) -> list[Stage]:
         """Return the stages, in order; the last one leaves the trained network in `setup.model`."""
 
+    def pictures(
+        self, left: Callable[[str], Mapping[str, Tensor] | None], images: Tensor, seed: int
+    ) -> Mapping[str, Tensor]:
+        """Show what the method makes of a few test images, for the report. By default: nothing.
+
+        Args:
+            left: what a stage of this training left (a state dict), by the stage's name; None where it is gone.
+            images: (N, C, H, W) in [0, 1], of the size of the training images.
+            seed: of the training.
+
+        Returns:
+            Rows of pictures by name, each (N, C, H, W); what lies outside [0, 1] is cut off.
+        """
+        return {}
+
 
 @dataclass(frozen=True, kw_only=True)
 class NoConfig:

@@ -14,7 +14,7 @@ import importlib.util
 import sys
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoints, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +86,12 @@ def add_file(path: str | Path) -> None:
     _files[f"robobench_plugin_{file.stem}_{tag}"] = file
 
 
+@cache
+def _entry_points(group: str, path: tuple[str, ...]) -> EntryPoints:
+    """Read what installed packages bring; asked often, and slow where there are many of them."""
+    return entry_points(group=group)
+
+
 def found(kind: str) -> dict[str, Plugin]:
     """Return every plug-in of a kind that can be seen, by name, without importing any."""
     plugins: dict[str, Plugin] = {}
@@ -109,7 +115,7 @@ def found(kind: str) -> dict[str, Plugin]:
             for k, name, summary in registered:
                 if k == kind:
                     see(Plugin(kind, name, summary, module, "robobench"))
-    for entry in entry_points(group=f"robobench.{KINDS[kind]}"):
+    for entry in _entry_points(f"robobench.{KINDS[kind]}", tuple(sys.path)):
         origin = entry.dist.name if entry.dist else "an installed package"
         summary = str(entry.dist.metadata["Summary"] or "") if entry.dist else ""
         see(Plugin(kind, entry.name, summary, entry.module, origin))

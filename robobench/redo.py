@@ -12,7 +12,7 @@ from robobench import plugins, presets
 from robobench.errors import RequestError
 from robobench.radius import eps_text
 from robobench.request import RunValues
-from robobench.store import MANIFEST, Store
+from robobench.store import Store
 
 
 def spelled(value: Any) -> str:
@@ -49,17 +49,18 @@ def radius(eps: float) -> str:
 
 
 class Redo:
-    """Commands for the networks of one store."""
+    """Commands for the networks of one store; raises ArtifactError where one of them is damaged."""
 
     def __init__(self, root: Path) -> None:
         self.store = Store(root)
-        self.configs = {
-            folder.name: json.loads((folder / "config.json").read_text()) for folder in self.store.manifests("model")
-        }
+        self.configs = {}
+        for folder in self.store.manifests("model"):
+            self.store.verify(folder, "config.json", "timing.json")
+            self.configs[folder.name] = json.loads((folder / "config.json").read_text())
         self.cells: dict[str, list[dict[str, Any]]] = {}
         for folder in self.store.manifests("evaluations"):
             record = json.loads((folder / "record.json").read_text())
-            record["recipe"] = json.loads((folder / MANIFEST).read_text())["recipe"]
+            record["recipe"] = self.store.manifest(folder)["recipe"]
             self.cells.setdefault(record["training"], []).append(record)
 
     def command(self, name: str, *, examples: int) -> str:

@@ -91,13 +91,13 @@ def synchronize(path: Path) -> None:
         os.close(handle)
 
 
-def check_writable(root: Path) -> None:
-    """Raise RequestError where a store could not be made; creates nothing."""
+def check_writable(root: Path, flag: str = "--out") -> None:
+    """Raise RequestError where the folder of a flag could not be made or written; creates nothing."""
     existing = root
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise RequestError(f"--out '{root}' cannot be written ('{existing}'); choose another folder")
+        raise RequestError(f"{flag} '{root}' cannot be written ('{existing}'); choose another folder")
 
 
 class Store:
@@ -135,7 +135,8 @@ class Store:
                 owner.write_text(f"process {os.getpid()} on host {socket.gethostname()}")
             yield
         finally:
-            owner.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                owner.unlink()
             lock.release()
 
     @contextmanager
@@ -208,6 +209,18 @@ class Store:
         for folder in self.manifests("model"):
             manifest = json.loads((folder / MANIFEST).read_text())
             if manifest["recipe"].get("defense") == defense and digest in manifest["files"].values():
+                return folder
+        return None
+
+    def stage(self, training: dict[str, Any], name: str) -> Path | None:
+        """Return what the stage `name` left in the training of this recipe, or None where it is not in the store.
+
+        Trainings that differ only in values a stage does not depend on share it.
+        """
+        for folder in self.manifests("stages"):
+            made = self.manifest(folder)["recipe"]
+            config = {field: training["config"].get(field) for field in made["training"].get("config", {})}
+            if made["stage"] == name and canonical(made["training"]) == canonical({**training, "config": config}):
                 return folder
         return None
 

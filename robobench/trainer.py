@@ -31,7 +31,7 @@ from robobench.errors import ArtifactError, StorageError
 from robobench.plan import NO_THREAT, External, Plan, Training
 from robobench.probe import Selection, probe
 from robobench.progress import Reporter, duration
-from robobench.store import Store, key_of, storing
+from robobench.store import Store, file_digest, key_of, storing
 from robobench.timing import Stopwatch
 from robobench.training import Engine, Images, StageRecord, build_objective, run_produce, run_train
 
@@ -62,9 +62,10 @@ class Trainer:
     def train_all(self) -> None:
         """Train what is missing, prerequisites first; a failure stops only what needs that network."""
         for training in self.plan.order():
-            blocked = [t.name for t in training.requires.values() if t.key in self.broken]
+            blocked = [t for t in training.requires.values() if t.key in self.broken]
             if blocked:
-                self.broken[training.key] = f"required defense '{blocked[0]}' could not be trained"
+                why = self.broken[blocked[0].key]
+                self.broken[training.key] = f"required defense '{blocked[0].name}' could not be trained: {why}"
                 continue
             refusal = training.defense.refuses(training.threat) if training.threat else None
             if refusal:
@@ -169,6 +170,8 @@ class Trainer:
         model = models.build(training.spec).to(self.plan.device)
         if training.weights is not None:
             models.load_weights(model, training.weights)
+            if file_digest(training.weights) != training.recipe["external"]:
+                raise ArtifactError(f"'{training.weights}' has changed since this run began; start it again")
         self._save(training, model, [], [])
 
     @staticmethod

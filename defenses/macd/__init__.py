@@ -14,6 +14,10 @@ Algorithm 2.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
 from robobench.api import DEFENSES, Defense, Setup, Stage
 
 from . import distill, pretrain, static
@@ -30,7 +34,6 @@ class MACD(Defense):
     presets = PRESETS
     requires = {"standard": "standard"}
     protocol = ("features", "head")
-    reconstruct = staticmethod(pretrain.reconstruct)
 
     def stages(self, setup: Setup) -> list[Stage]:
         """Autoencoder (two stages), static attack, distillation, and the optional last touches.
@@ -47,6 +50,16 @@ class MACD(Defense):
         if cfg.attacked_images:
             stages.append(static.stage(setup))
         return stages + distill.stages(setup, mae)
+
+    def pictures(
+        self, left: Callable[[str], Mapping[str, Tensor] | None], images: Tensor, seed: int
+    ) -> dict[str, Tensor]:
+        """Show what the autoencoder sees of test images and what it makes of that, as in the paper's figure 2."""
+        state = left("mae-feature")
+        if state is None:
+            return {}
+        masked, filled = pretrain.reconstruct(self.config, state, images, seed)
+        return {"original": images, "masked": masked, "reconstructed": filled}
 
 
 def check_masks(config: MACDConfig, image_shape: tuple[int, int, int]) -> None:

@@ -10,12 +10,10 @@ L is the number of patches of an image, n the number of them that are kept, P th
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from robobench.randomness import Noise, key
@@ -74,11 +72,28 @@ def positions(grid: tuple[int, int], width: int) -> Tensor:
 # --- networks -----------------------------------------------------------------------------------
 
 
+class Block(nn.Module):
+    """A pre-norm ViT block: self-attention, then a perceptron four times as wide. Layers are named as timm's."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = nn.ModuleDict({"qkv": nn.Linear(width, 3 * width), "proj": nn.Linear(width, width)})
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, 4 * width), "fc2": nn.Linear(4 * width, width)})
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map tokens (B, n, D) to as many."""
+        qkv = self.attn["qkv"](self.norm1(tokens)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(*qkv.unbind(0)).transpose(1, 2).flatten(2)
+        tokens = tokens + self.attn["proj"](mixed)
+        return cast(Tensor, tokens + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(tokens)))))
+
+
 def _blocks(width: int, depth: int, heads: int) -> nn.Sequential:
-    """Pre-norm transformer blocks, then a LayerNorm."""
-    norm: Any = partial(nn.LayerNorm, eps=1e-6)
-    blocks = [Block(width, heads, mlp_ratio=4, qkv_bias=True, norm_layer=norm) for _ in range(depth)]
-    return nn.Sequential(*blocks, norm(width))
+    """Transformer blocks, then a LayerNorm."""
+    return nn.Sequential(*(Block(width, heads) for _ in range(depth)), nn.LayerNorm(width, eps=1e-6))
 
 
 def _initialize(net: Encoder | Decoder) -> None:

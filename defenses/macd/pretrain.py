@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -114,7 +114,9 @@ class FeatureObjective(nn.Module):
 
 
 @torch.no_grad()
-def reconstruct(config: MACDConfig, state: dict[str, Tensor], images: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
+def reconstruct(
+    config: MACDConfig, state: Mapping[str, Tensor], images: Tensor, seed: int = 0
+) -> tuple[Tensor, Tensor]:
     """Mask images and let a trained autoencoder fill them in, as in the paper's figure 2.
 
     Args:

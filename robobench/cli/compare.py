@@ -18,6 +18,8 @@ Examples:
 
   robobench compare
 
+  robobench compare at trades
+
   robobench compare --defenses standard,at,trades,macd --seeds 0,1,2
 
   robobench compare --defenses at,trades,macd --model resnet18 --dataset cifar10
@@ -27,6 +29,10 @@ Examples:
 
 
 def main(
+    named: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Defenses, as in --defenses; of two, the first is the baseline."),
+    ] = None,
     defenses: Annotated[str | None, typer.Option(help="Comma-separated names; all of them if left out.")] = None,
     baseline: Annotated[
         str | None, typer.Option(help="The defense the others are compared with, image by image; of two: the first.")
@@ -61,11 +67,16 @@ def main(
 ) -> int:
     """Run several defenses."""
     from robobench import plugins
+    from robobench.errors import RequestError
     from robobench.registry import unknown
 
+    if named and defenses:
+        raise RequestError(
+            f"'{named[0]}' stands beside --defenses {defenses}; name the defenses in one of the two ways"
+        )
     for file in plugin or ():
         plugins.add_file(file)
-    chosen = o.names(defenses) or tuple(plugins.found("defense"))
+    chosen = o.names(",".join(named) if named else defenses) or tuple(plugins.found("defense"))
     wanted = o.request(locals(), defenses=chosen)
     if baseline is not None and baseline not in chosen:
         raise unknown("baseline", baseline, chosen)

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from robobench import interface
 from robobench.errors import RequestError
 from robobench.paper import published
 from robobench.paper.beside import run
 from robobench.paper.reproduce import Scale, method_request
-from robobench.plan import Training
 from robobench.planner import make_plan
 from robobench.progress import Reporter
 from robobench.registry import unknown
+from robobench.report.figures import picture_rows
+from robobench.report.pictures import states
 from robobench.request import Request
-from robobench.store import Store, canonical
+from robobench.store import Store
 from robobench.threat import parse_eps
 
 IMAGES = 8
@@ -59,35 +58,16 @@ def reconstructions(plt: Any, scale: Scale, base: Request, reporter: Reporter) -
     interface.execute(request, reporter)
     plan = make_plan(request)
     training = plan.trainings[0]
-    state = load_file(stage_folder(Store(base.out), training, published.answers()["reconstruction"]["stage"]))
     images = plan.dataset.test.images(torch.arange(IMAGES)).cpu()
-    defense: Any = training.defense
-    masked, filled = defense.reconstruct(training.config, state, images, training.seed)
-    drawing, axes = plt.subplots(3, IMAGES, figsize=(IMAGES, 3.2))
-    for row, (label, pictures) in enumerate((("image", images), ("masked", masked), ("reconstructed", filled))):
-        for column in range(IMAGES):
-            axes[row, column].imshow(pictures[column].clamp(0, 1).permute(1, 2, 0))
-            axes[row, column].set(xticks=[], yticks=[])
-        axes[row, 0].set_ylabel(label)
-    drawing.suptitle(f"{training.dataset}, {training.name}'s autoencoder")
-    return drawing
-
-
-def stage_folder(store: Store, training: Training, stage: str) -> Path:
-    """Find what a stage of a training left; raises RequestError where the store lacks it."""
-    for folder in store.manifests("stages"):
-        recipe = json.loads((folder / "artifact.json").read_text())["recipe"]
-        fields = recipe["training"].get("config", {})
-        config = {name: training.recipe["config"].get(name) for name in fields}
-        if recipe["stage"] == stage and canonical(recipe["training"]) == canonical(
-            {**training.recipe, "config": config}
-        ):
-            store.verify(folder)
-            return folder / "state.safetensors"
-    raise RequestError(
-        f"'{store.root}' has the trained '{training.name}' but not its stage '{stage}'; "
-        f"remove '{training.folder}' there, and the next run makes it again"
-    )
+    left = states(Store(base.out), training.recipe)
+    shown = training.defense(training.config).pictures(left, images, training.seed)
+    if not shown:
+        raise RequestError(
+            f"'{base.out}' has the trained '{training.name}' but not the stages before; "
+            f"remove '{training.folder}' there, and the next run makes them again"
+        )
+    rows = {name: row.numpy() for name, row in shown.items()}
+    return picture_rows(rows, f"{training.dataset}, {training.name}'s autoencoder")
 
 
 def accuracy_against_eps(plt: Any, scale: Scale, base: Request, reporter: Reporter) -> Any:

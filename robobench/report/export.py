@@ -36,8 +36,9 @@ def write(
         raise RequestError(f"the rows in '{place}' are none; run 'robobench compare' first")
     target = html or (out_dir or place) / "report.html"
     figures = figures or (out_dir / "figures" if out_dir else None)
-    for folder in (target.parent, *filter(None, (figures, out_dir))):
-        check_writable(folder)
+    for folder, flag in ((target.parent, "--html"), (figures, "--figures"), (out_dir, "--out-dir")):
+        if folder is not None:
+            check_writable(folder, flag)
     parts = sections(rows, place, data_dir)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(target, page(parts, f"robobench: {place.resolve().name}"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ STYLE: Any = {
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
 }
 MOST = 12  # networks in one figure; the tables hold them all
+GAP = 4  # pixels between pictures
 
 
 @contextmanager
@@ -119,9 +120,11 @@ def cost_scatter(lines: pd.DataFrame) -> Figure:
         axes.errorbar(cost, gain, yerr=errors, fmt="o", color=COLORS[0], ecolor=COLORS[5], elinewidth=1, capsize=2)
         front = pareto(cost, gain)
         axes.step(cost[front], gain[front], where="post", color=COLORS[1], label="Pareto front")
-        for i in front if len(lines) > MOST else range(len(lines)):
+        named = front if len(lines) > MOST else range(len(lines))
+        for number, i in enumerate(sorted(named, key=lambda i: cost[i])):  # neighbors: one above, one below
+            place = (4, 4 if number % 2 == 0 else -10)
             axes.annotate(
-                str(lines["defense"].iloc[i]), (cost[i], gain[i]), xytext=(4, 4), textcoords="offset points", fontsize=8
+                str(lines["defense"].iloc[i]), (cost[i], gain[i]), xytext=place, textcoords="offset points", fontsize=8
             )
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -175,19 +178,31 @@ def worst_images(images: np.ndarray[Any, Any], adv: np.ndarray[Any, Any], notes:
     """
     delta = adv - images
     factor = 0.5 / max(float(np.abs(delta).max()), 1e-6)
-    rows = (("clean", images), ("attacked", adv), (f"difference x {factor:.2g}", 0.5 + factor * delta))
+    rows = {"clean": images, "attacked": adv, f"difference x {factor:.2g}": 0.5 + factor * delta}
+    return picture_rows(rows, title, notes)
+
+
+def picture_rows(rows: Mapping[str, np.ndarray[Any, Any]], title: str, notes: Sequence[str] = ()) -> Figure:
+    """Show named rows of pictures, (N, 3, H, W) each and of one size; values outside [0, 1] are cut off.
+
+    Args:
+        notes: words under each of the N columns.
+    """
+    grid = np.stack([[_pixels(picture) for picture in row] for row in rows.values()])
+    lines, columns, height, width, _ = grid.shape
+    sheet = np.zeros((lines, columns, height + GAP, width + GAP, 4), np.uint8)  # transparent between the pictures
+    sheet[:, :, :height, :width, :3], sheet[:, :, :height, :width, 3] = grid, 255
+    whole = sheet.transpose(0, 2, 1, 3, 4).reshape(lines * (height + GAP), columns * (width + GAP), 4)
+    middles = [(np.arange(count) + 0.5) * (side + GAP) - GAP for count, side in ((lines, height), (columns, width))]
     with style():
-        figure = blank(7.0, 4.0)
-        grid = figure.subplots(3, len(images), squeeze=False)
-        for line, (name, pictures) in zip(grid, rows, strict=True):
-            for axes, picture in zip(line, pictures, strict=True):
-                axes.imshow(_pixels(picture), interpolation="none")
-                axes.set(xticks=[], yticks=[])
-                axes.grid(False)
-                axes.spines[:].set_visible(False)
-            line[0].set_ylabel(name)
-        for axes, note in zip(grid[-1], notes, strict=True):
-            axes.set_xlabel(note, fontsize=8)
+        figure = blank(7.0, min(0.8 + 6.2 * lines * height / (columns * width), 6.0))
+        axes = figure.add_subplot()
+        axes.imshow(whole[:-GAP, :-GAP], interpolation="none")
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+        axes.set_yticks(middles[0], list(rows), rotation=90, va="center")
+        axes.set_xticks(middles[1] if notes else [], list(notes), fontsize=8)
         figure.suptitle(title, fontsize=10, x=0.01, ha="left")
         return figure
 

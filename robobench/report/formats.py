@@ -86,7 +86,7 @@ def terminal(lines: pd.DataFrame, columns: Sequence[str] | None, *, wide: bool, 
     """Draw boards as wide as the terminal, in colors there, plain in a pipe; at most MOST_LINES unless `everything`."""
     real = Console()
     buffer = io.StringIO()
-    width = max(real.width, 240) if wide and not real.is_terminal else real.width
+    width = 10_000 if wide and not real.is_terminal else real.width
     console = Console(file=buffer, width=width, force_terminal=real.is_terminal, no_color=real.no_color)
     parts = list(boards(lines))
     shown = parts if everything else few(parts, columns, console)
@@ -133,15 +133,19 @@ def few(parts: list[Part], columns: Sequence[str] | None, console: Console) -> l
 def draw(title: str, lines: pd.DataFrame, columns: Sequence[str] | None, console: Console) -> Group:
     """Draw one board with as many columns as the console has room for.
 
-    Where flags find no room they stand under the name of their network, and headings are shortened.
+    Where flags find no room they stand under the name of their network, and headings are shortened. Columns that
+    were asked for stand in as many tables as they need, one under the other.
     """
     several = lines["model"].nunique() > 1
     plain = tuple(c for c in DEFAULT if c != "model" or several)
     choices = [tuple(columns)] if columns else [(*plain[:-1], "own fwd", "whole fwd", "flags"), plain]
     for choice in choices:
-        table = _table(board_text(lines, choice, MARK), lines["best"])
-        if columns or _natural(table, console) <= console.width:
+        shown = board_text(lines, choice, MARK)
+        table = _table(shown, lines["best"])
+        if _natural(table, console) <= console.width:
             return Group(Text(title), table)
+    if columns:
+        return Group(Text(title), *_cut(shown, lines["best"], console))
     small = board_text(lines, [c for c in DEFAULT if c not in ("model", "flags")], MARK)
     under = [f"\n{m}" if several else "" for m in lines["model"]]
     flags = [f"\n{f}" if f else "" for f in lines["flags"]]
@@ -149,6 +153,18 @@ def draw(title: str, lines: pd.DataFrame, columns: Sequence[str] | None, console
     small["95 %"] = small["95 %"].str.strip("[]").str.replace(", ", "-")
     small = small.rename(columns={"rank": "#", "transfer": "trans-\nfer", "own s": "own\ns", "whole s": "whole\ns"})
     return Group(Text(title), _table(small, lines["best"]))
+
+
+def _cut(shown: pd.DataFrame, best: pd.Series, console: Console) -> list[Table]:
+    """Cut a board into tables that fit the console; rank and defense lead each."""
+    lead = [c for c in ("rank", "defense") if c in shown]
+    parts: list[list[str]] = [[]]
+    for column in (c for c in shown if c not in lead):
+        wider = [*lead, *parts[-1], column]
+        if parts[-1] and _natural(_table(shown[wider], best), console) > console.width:
+            parts.append([])
+        parts[-1].append(column)
+    return [_table(shown[[*lead, *part]], best) for part in parts]
 
 
 def _natural(table: Table, console: Console) -> int:

@@ -1,5 +1,5 @@
 "use strict";
-// A heading's button sorts its column: numbers by value, dashes always last, the first press best first.
+// A heading's button sorts its column: numbers by value, dashes always last, the first press largest first.
 const number = (text) => { const n = parseFloat(text.replace(/,/g, "").replace(/^\[/, "")); return Number.isNaN(n) ? null : n; };
 for (const button of document.querySelectorAll("thead button")) {
   button.addEventListener("click", () => {

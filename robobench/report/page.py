@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from dataclasses import dataclass, field
@@ -14,14 +15,15 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from robobench import __version__
+from robobench.errors import ArtifactError
 from robobench.redo import Redo
 from robobench.report import figures as draw
 from robobench.report.board import board, board_text, boards
 from robobench.report.matrix import PROTOCOLS, budgets, costs, matrix
-from robobench.report.pictures import Worst, lost_most
+from robobench.report.pictures import Worst, images_at_hand, lost_most, of_method
 from robobench.report.text import BOARD, cells, flags_of, groups, labelled, percent, point, points, text
 from robobench.results import TRANSFER_ONLY_IMAGES
-from robobench.store import MANIFEST, Store
+from robobench.store import Store
 
 HERE = Path(__file__).parent
 Folders = dict[tuple[Any, ...], str]  # (defense, seed, digest of the weights) -> folder in the store
@@ -91,7 +93,7 @@ def sections(rows: pd.DataFrame, place: Path, data_dir: Path | None = None) -> l
     redo = Redo(place)
     folders: Folders = {}
     for name, config in redo.configs.items():
-        files = json.loads((store.folder("model", name) / MANIFEST).read_text())["files"]
+        files = store.manifest(store.folder("model", name))["files"]
         folders[config["defense"], config["seed"], files.get("model.safetensors", "")[:16]] = name
     return [
         _section(part, number, store, redo, folders, data_dir) for number, part in enumerate(groups(rows, BOARD), 1)
@@ -135,23 +137,54 @@ def _section(
         for r in rows[rows["status"] != "ok"].itertuples()
     ]
     identity = ["defense", "seed", "weights_digest"]
-    named = [(name, part, folders.get(tuple(part.iloc[0][identity]))) for name, part in labelled(rows)]
+    named: Named = [(name, part, folders.get(tuple(part.iloc[0][identity]))) for name, part in labelled(rows)]
     stages = {name: _stage_seconds(store, folder) for name, _, folder in named if folder}
     if any(stages.values()):
         bars = draw.stage_bars({name: parts for name, parts in stages.items() if parts})
         words = "Every stage that had to run; 'from NAME' is another training that this one required."
         pictures.append(Picture(f"{prefix}-stages", bars, words))
-    worst = lost_most(store, str(first["data_digest"]), data_dir)
-    if isinstance(worst, Worst):
-        picture = draw.worst_images(worst.images, worst.adv, worst.notes, worst.title)
-        pictures.append(
-            Picture(f"{prefix}-images", picture, "Clean, attacked, and the difference magnified around gray.")
-        )
-    else:
-        notes.append(worst)
+    more, why = _images(prefix, named, store, str(first["data_digest"]), data_dir)
+    pictures += more
+    notes += why
     networks = [_network(name, part, store, redo, folder) for name, part, folder in named]
     title = f"{first['dataset']}, {', '.join(sorted(set(rows['model'])))}, {first['examples']} test images"
     return Section(title, tables, matrices, pictures, networks, notes)
+
+
+Named = list[tuple[str, pd.DataFrame, str | None]]  # a network's name in tables, its rows, its folder
+
+
+def _images(
+    prefix: str, named: Named, store: Store, data_digest: str, data_dir: Path | None
+) -> tuple[list[Picture], list[str]]:
+    """Draw the images most networks lose, and what each method shows of its own; say why where that cannot be."""
+    look = functools.cache(lambda: images_at_hand(store, data_digest, data_dir))
+    pictures: list[Picture] = []
+    notes: list[str] = []
+    try:
+        worst = lost_most(store, data_digest, look)
+    except ArtifactError as err:
+        worst = f"no pictures: {err}"
+    if isinstance(worst, Worst):
+        figure = draw.worst_images(worst.images, worst.adv, worst.notes, worst.title)
+        words = "Clean, attacked, and the difference magnified around gray."
+        pictures.append(Picture(f"{prefix}-images", figure, words))
+    else:
+        notes.append(worst)
+    done: set[str] = set()
+    for name, rows, folder in named:
+        defense = str(rows.iloc[0]["defense"])
+        if folder is None or defense in done:  # one network of a method is enough
+            continue
+        shown = of_method(store, folder, look)
+        if isinstance(shown, str):
+            notes.append(shown)
+        elif shown:
+            done.add(defense)
+            figure = draw.picture_rows(shown, f"What {name} makes of the first test images")
+            words = f"From what the stages of {name} left: {', '.join(shown)}."
+            pictures.append(Picture(f"{prefix}-method-{len(done)}", figure, words))
+    return pictures, list(dict.fromkeys(notes))
 
 
 def _one_board_a_radius(lines: pd.DataFrame) -> pd.DataFrame:

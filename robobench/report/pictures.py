@@ -1,19 +1,30 @@
-"""The images that most networks lose, from the transfer examples a store keeps. Nothing is trained or attacked here."""
+"""Pictures from what a store keeps: the images that most networks lose, and what a method shows of its own.
+
+Nothing is trained or attacked here.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from robobench.errors import RobobenchError
+from robobench import plugins
+from robobench.errors import RequestError, RobobenchError
 from robobench.report.text import point
-from robobench.store import MANIFEST, Store
+from robobench.store import Store
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from robobench.data import Split
 
 SHOWN = 8
+Look = Callable[[], "Split | str"]  # the test images, or why they are not at hand
 
 
 @dataclass(frozen=True)
@@ -26,19 +37,22 @@ class Worst:
     title: str
 
 
-def lost_most(store: Store, data_digest: str, data_dir: Path | None) -> Worst | str:
+def lost_most(store: Store, data_digest: str, look: Look) -> Worst | str:
     """Show the images that most networks lose under the strongest stored transfer attack.
 
     Only the first chunk of test images is looked at.
 
     Returns:
         The pictures, or in one line why there are none.
+
+    Raises:
+        ArtifactError: the examples are damaged.
     """
     records = [json.loads((folder / "record.json").read_text()) for folder in store.manifests("evaluations")]
     records = [r for r in records if (r["protocol"], r["status"], r["data_digest"]) == ("transfer", "ok", data_digest)]
     chunks = []
     for folder in store.manifests("transfer"):
-        recipe = json.loads((folder / MANIFEST).read_text())["recipe"]
+        recipe = store.manifest(folder)["recipe"]
         if recipe["data"] == data_digest and recipe["examples"][0] == 0:
             chunks.append((recipe["attack"]["eps"], recipe["attack"]["attack"], folder, recipe))
     if not chunks or not records:
@@ -58,10 +72,11 @@ def lost_most(store: Store, data_digest: str, data_dir: Path | None) -> Worst | 
         return "no pictures: no evaluation fits the transfer examples in the store"
     _, attack, folder, recipe, lost, networks = min(choices, key=lambda choice: (choice[0], choice[1]))
     index = np.sort(np.argsort(-lost, kind="stable")[:SHOWN])
-    clean = _test_images(store, data_digest, data_dir, index)
-    if isinstance(clean, str):
-        return clean
-    images, labels = clean
+    split = look()
+    if isinstance(split, str):
+        return split
+    images, labels = _of(split, index)
+    store.verify(folder)
     return Worst(
         images,
         _examples(folder, index),
@@ -77,12 +92,15 @@ def _examples(folder: Path, index: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]
     return np.asarray(load_file(folder / "examples.safetensors")["adv"][index])
 
 
-def _test_images(
-    store: Store, data_digest: str, data_dir: Path | None, index: np.ndarray[Any, Any]
-) -> tuple[np.ndarray[Any, Any], list[int]] | str:
-    """Load test images if the data set is at hand and is the one the store was made with."""
+def _of(split: Split, index: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], list[int]]:
     import torch
 
+    chosen = torch.from_numpy(index)
+    return split.images(chosen).numpy(), split.labels[chosen].tolist()
+
+
+def images_at_hand(store: Store, data_digest: str, data_dir: Path | None) -> Split | str:
+    """Load the test images a store was made with, if they are at hand; else say why not."""
     from robobench import data
 
     for folder in store.manifests("model"):
@@ -104,5 +122,55 @@ def _test_images(
         return f"no pictures: {err}"
     if found.test.digest != data_digest:
         return f"no pictures: '{config['dataset']}' here is not the data set the store was made with"
-    chosen = torch.from_numpy(index)
-    return found.test.images(chosen).numpy(), found.test.labels[chosen].tolist()
+    return found.test
+
+
+# --- what a method shows of its own -------------------------------------------------------------
+
+
+def states(store: Store, training: dict[str, Any]) -> Callable[[str], dict[str, Tensor] | None]:
+    """Return what gives the state that a stage left in the training of this recipe, or None where it is gone."""
+
+    def left(stage: str) -> dict[str, Tensor] | None:
+        from safetensors.torch import load_file
+
+        folder = store.stage(training, stage)
+        if folder is None:
+            return None
+        store.verify(folder)
+        return load_file(folder / "state.safetensors")
+
+    return left
+
+
+def of_method(store: Store, name: str, look: Look) -> dict[str, np.ndarray[Any, Any]] | str:
+    """Return the rows of pictures that the method of the network in folder `name` makes of the first test images.
+
+    Returns:
+        Row -> (N, 3, H, W), empty where the method shows nothing; or in one line why there are none.
+    """
+    import torch
+
+    from robobench.api import Defense
+
+    folder = store.folder("model", name)
+    config = json.loads((folder / "config.json").read_text())
+    try:
+        cls = plugins.load_defense(config["defense"])
+    except RequestError:  # a stranger's plug-in that is not here, or a network from elsewhere
+        return {}
+    if cls.pictures is Defense.pictures:
+        return {}
+    split = look()
+    if isinstance(split, str):
+        return split
+    left = states(store, store.manifest(folder)["recipe"])
+    images = split.images(torch.arange(min(SHOWN, len(split))))
+    try:
+        shown = cls(cls.Config(**config["config"])).pictures(left, images, config["seed"])
+        for row, pictures in shown.items():
+            if pictures.shape != images.shape:
+                raise ValueError(f"the row '{row}' is {tuple(pictures.shape)}, not {tuple(images.shape)}")
+        return {row: pictures.detach().numpy() for row, pictures in shown.items()}
+    except Exception as err:  # the plug-in's edge: the reason becomes a line of the page
+        return f"no pictures of {config['defense']}: {' '.join(str(err).split())}"

@@ -5,6 +5,7 @@ Use as `python tests/faults/kill.py`; everything is made in a temporary folder.
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -25,8 +26,12 @@ TINY = (
     *("--examples", "16", "--protocol", "white-box", "--attacks", "fgsm", "--eps", "0.1"),
 )
 MORE = {
-    "macd": ("--set", "macd.mae_epochs=2", "--set", "macd.feature_epochs=2", "--set", "macd.static_steps=4"),
+    **{name: ("--set", f"{name}.inner_steps=2") for name in ("at", "trades", "iad", "mtard", "adaad")},
     "rocl": ("--set", "rocl.head_epochs=2", "--set", "rocl.head_batch_size=16"),
+    "macd": (
+        *("--set", "macd.mae_epochs=2", "--set", "macd.feature_epochs=2", "--set", "macd.static_steps=4"),
+        *("--set", "macd.encoder_depth=2", "--set", "macd.decoder_depth=1"),
+    ),
 }
 
 
@@ -36,20 +41,23 @@ def command(defense: str) -> list[str]:
 
 
 def preload() -> None:
-    """Import everything a run needs, so that a child begins at once. No tensor is touched before the fork."""
+    """Import and read everything a run needs, so that a child begins at once. No tensor is touched before the fork."""
     import safetensors.torch
-    import sklearn.datasets
-    import torch
     import torch._dynamo  # the optimizers import it on first use
 
+    import robobench.cli
+    import robobench.comparison
+    import robobench.data
     import robobench.interface
     import robobench.plugins
-    import robobench.runner
+    import robobench.report.export
 
     for kind in ("defense", "attack"):
         for name in robobench.plugins.found(kind):
             robobench.plugins.load(kind, name)
-    assert safetensors.torch and sklearn.datasets and torch._dynamo
+    robobench.data._scans = functools.cache(robobench.data._scans)
+    robobench.data._scans()
+    assert safetensors.torch and torch._dynamo and robobench.comparison and robobench.report.export
 
 
 def start(arguments: list[str], out: Path, log: Path, before: Callable[[], None] = lambda: None) -> int:

@@ -55,8 +55,8 @@ def kill_often(kind: str, kills: int, place: Path, seed: int = 0) -> list[str]:
             break
     said = log.read_text()
     print(
-        f"{kind}: {done} kills over {runs} runs, {said.count('goes on from')} resumed inside a stage, "
-        f"{len(wrong)} differences",
+        f"{kind}: {done} kills over {runs} runs of {whole:.1f} s, {said.count('goes on from')} resumed inside a stage, "
+        f"{len(wrong)} differences; {time.monotonic() - begun:.0f} s",
         flush=True,
     )
     if "Traceback" in said:

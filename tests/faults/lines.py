@@ -57,6 +57,7 @@ LINES = st.one_of(
     flag("--out", st.sampled_from(["/dev/null/x", "/proc/x"])),
     WORD.map(lambda w: ["run", f"--defense={w}"]),
     WORD.map(lambda w: ["compare", f"--defenses=at,{w}"]),
+    WORD.map(lambda w: ["compare", "at", w]),
     WORD.map(lambda w: [w]),
     WORD.map(lambda w: [*RUN, w]),
     WORD.map(lambda w: [*RUN, f"--{w}"]),

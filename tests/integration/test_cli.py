@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -123,6 +124,17 @@ def test_a_second_call_reuses_everything_and_changes_no_row(store):
     assert main(["compare", "--defenses", "standard,at", *SMALL, *ATTACKS, "--out", str(store)]) == 0
     assert (store / "rows.csv").read_bytes() == before
     assert {p: p.stat().st_mtime_ns for p in store.rglob("*.safetensors")} == stamps
+
+
+def test_two_names_show_their_paired_difference_under_every_attack(store, capsys):
+    assert main(["compare", "standard", "at", *SMALL, *ATTACKS, "--out", str(store)]) == 0
+    said = capsys.readouterr().out
+    (line,) = [line for line in said.splitlines() if line.startswith("at - standard")][:1]
+    assert re.search(r"[+-]\d+\.\d \([\d.e-]+\)", line) and "exact McNemar on the same images" in said
+    assert max(map(len, said.splitlines())) <= 80 and "\x1b" not in said
+    assert main(["compare", "standard", "--defenses", "at", "--out", str(store)]) == 2
+    assert main(["compare", "standard", "att", "--out", str(store)]) == 2
+    assert "did you mean 'at'" in capsys.readouterr().err
 
 
 def test_the_same_seed_gives_the_same_weights_in_another_store(store, tmp_path):

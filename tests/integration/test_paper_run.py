@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -60,3 +62,35 @@ def test_figure_2_is_drawn_from_the_stored_autoencoder(killed, tmp_path):
     assert main(["paper", "figure", "2", *TINY, "--store", str(out), "--out", str(tmp_path / "2.png")]) == 0
     assert (tmp_path / "2.png").read_bytes()[:4] == b"\x89PNG"
     assert set(out.glob("macd-*")) == held
+
+
+def test_the_report_shows_reconstructions_while_the_store_holds_the_autoencoder(killed, tmp_path):
+    assert main(["paper", "run", "5", *FAST, "--out", str(killed[0])]) == 0
+    out = tmp_path / "runs"
+    shutil.copytree(killed[0], out)
+
+    def drawn() -> tuple[str, list[str]]:
+        assert main(["report", str(out), "--html", str(tmp_path / "page.html"), "--figures", str(tmp_path / "f")]) == 0
+        return (tmp_path / "page.html").read_text(), sorted(p.name for p in (tmp_path / "f").glob("*method*"))
+
+    page, files = drawn()
+    assert files == ["f1-method-1.png", "f1-method-1.svg"]  # one network of the method is enough
+    (figure,) = re.findall(r'<figure id="f1-method-1">(.*?)</figure>', page, re.DOTALL)
+    assert all(row in figure for row in ("original", "masked", "reconstructed", "first test images"))
+    assert len(page) < 2e6
+    stages = [p for p in (out / "artifacts" / "stages").iterdir() if stage_of(p) == "mae-feature"]
+    for stage in stages:
+        (stage / "state.safetensors").write_bytes(b"")
+    page, _ = drawn()
+    assert "f1-method-1" not in page and "has changed since it was written" in page
+    networks = set(out.glob("macd-*"))
+    for stage in stages:
+        shutil.rmtree(stage)
+    shutil.rmtree(tmp_path / "f")
+    page, files = drawn()
+    assert "f1-method-1" not in page and not files
+    assert set(out.glob("macd-*")) == networks and not any(s.exists() for s in stages)  # nothing is trained for it
+
+
+def stage_of(folder):
+    return json.loads((folder / "artifact.json").read_text())["recipe"]["stage"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from robobench.defenses.macd import pretrain
 from robobench.defenses.macd.config import MACDConfig
 from robobench.defenses.macd.mae import (
     MAE,
+    Block,
     FeatureLearning,
     count_kept,
     keep_tokens,
@@ -60,6 +62,23 @@ def stages_of(config: MACDConfig, mae: MAE) -> list[Train]:
     threat = ThreatModel("Linf", 8 / 255)
     setup = Setup(model=model, threat=threat, config=config, num_classes=3, image_shape=SHAPE, train_size=24)
     return pretrain.stages(setup, mae)  # type: ignore[return-value]
+
+
+# --- networks -----------------------------------------------------------------------------------
+
+
+def test_a_block_computes_what_timm_s_vit_block_computes_from_the_same_weights():
+    from timm.models.vision_transformer import Block as Reference
+
+    torch.manual_seed(5)
+    ours = Block(16, 2)
+    norm = partial(nn.LayerNorm, eps=1e-6)
+    torch.manual_seed(5)
+    theirs = Reference(16, 2, mlp_ratio=4, qkv_bias=True, norm_layer=norm)
+    drawn, reference = ours.state_dict(), theirs.state_dict()
+    assert list(drawn) == list(reference) and all(torch.equal(drawn[name], reference[name]) for name in drawn)
+    tokens = torch.randn(2, 5, 16)
+    assert torch.equal(ours(tokens), theirs(tokens))
 
 
 # --- patches, masks, positions ------------------------------------------------------------------

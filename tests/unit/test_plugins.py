@@ -100,7 +100,8 @@ def test_an_unknown_name_gets_a_suggestion():
 def test_an_entry_point_of_an_installed_package_is_listed(monkeypatch):
     package = SimpleNamespace(name="my-package", metadata={"Summary": "A stranger's attack"})
     entry = SimpleNamespace(name="far", module="my_package.far", dist=package)
-    monkeypatch.setattr(plugins, "entry_points", lambda group: [entry] if group == "robobench.attacks" else [])
+    entries = {"robobench.attacks": [entry], "robobench.defenses": []}
+    monkeypatch.setattr(plugins, "_entry_points", lambda group, path: entries[group])
     seen = plugins.found("attack")["far"]
     assert (seen.summary, seen.module, seen.origin) == ("A stranger's attack", "my_package.far", "my-package")
     with pytest.raises(PluginError, match=r"module 'my_package.far' fails to import"):

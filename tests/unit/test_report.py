@@ -6,6 +6,7 @@ import io
 import json
 import re
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,8 +15,8 @@ from rich.console import Console
 
 from robobench import report
 from robobench.errors import RequestError
-from robobench.report import figures
-from robobench.report.board import chosen
+from robobench.report import figures, formats
+from robobench.report.board import board, board_text, boards, chosen
 from robobench.report.export import write
 from robobench.report.matrix import blocks
 from robobench.results import COLUMNS, forwards, read
@@ -82,6 +83,29 @@ def test_leaderboard_and_matrices_fit_the_width(monkeypatch, width):
     assert "\x1b" not in text  # no colors in a pipe
     shown = buffer.getvalue()
     assert "83.2" in shown and "81.2 [79.2, 83.2]" in shown and "…" not in text + shown
+
+
+@pytest.mark.parametrize("width", [80, 200])
+@pytest.mark.parametrize(
+    "how", [{"wide": True}, {"columns": ("rank", "defense", "hardware", "95 %", "whole s", "flags")}]
+)
+def test_columns_that_find_no_room_stand_below_and_no_figure_is_cut(monkeypatch, width, how):
+    frame = rows({"trades": 0.8123, "a defense with a name of rather many letters": 0.2}, flags="transfer-only")
+    frame["hardware"] = "AMD EPYC 9R14 Processor of a rather long name, 2 cores, AVX2"
+    lines = board(frame)
+    console = Console(file=io.StringIO(), width=width)
+    (_, part), *_ = boards(lines)
+    names = formats.SHOWN if "wide" in how else how["columns"]
+    console.print(formats.draw("title", part, names, console))
+    text = console.file.getvalue()
+    assert all(len(line) <= width for line in text.splitlines()) and "…" not in text
+    words = text.split()
+    for name in names:
+        for value in board_text(part, [name], formats.MARK)[name]:
+            assert set(str(value).split()) <= set(words), (name, value)
+    piped = drawn(frame, **how)
+    if "wide" in how:  # a pipe has all the room there is
+        assert piped.count("hardware") == 2 and "95 %" in piped.splitlines()[1]
 
 
 def test_a_matrix_is_cut_at_radii_and_loses_no_column():
@@ -179,9 +203,58 @@ def test_the_difference_is_magnified_to_the_full_range_around_gray():
     images = np.full((2, 3, 8, 8), 0.5)
     adv = images.copy()
     adv[0, :, 0, 0] = 0.6
-    figure = figures.worst_images(images, adv, ["a", "b"], "t")
-    shown = figure.axes[4].images[0].get_array()  # third line, first picture
-    assert tuple(shown[0, 0]) == (255, 255, 255) and tuple(shown[-1, -1]) == (128, 128, 128)
+    (sheet,) = figures.worst_images(images, adv, ["a", "b"], "t").axes[0].images
+    shown = sheet.get_array()[-96:, :96]  # third row, first picture; 8 pixels are drawn as 96
+    assert tuple(shown[0, 0]) == (255, 255, 255, 255) and tuple(shown[-1, -1]) == (128, 128, 128, 255)
+
+
+def test_pictures_stand_in_their_rows_and_columns_with_nothing_between_them():
+    rows_ = {name: np.full((3, 3, 4, 6), value) for name, value in (("low", -1.0), ("half", 0.5), ("high", 2.0))}
+    (axes,) = figures.picture_rows(rows_, "t", ["a", "b", "c"]).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(rows_)
+    sheet = np.asarray(axes.images[0].get_array())
+    height, width = 4 * 16, 6 * 16
+    assert sheet.shape == (3 * height + 2 * figures.GAP, 3 * width + 2 * figures.GAP, 4)
+    for x in axes.get_xticks():
+        column = [tuple(sheet[round(y), round(x)]) for y in axes.get_yticks()]
+        assert column == [(0, 0, 0, 255), (128, 128, 128, 255), (255, 255, 255, 255)]
+    assert (sheet[height : height + figures.GAP] == 0).all()  # transparent, whatever color the page has
+
+
+def test_large_photographs_are_drawn_small():
+    assert max(figures._pixels(np.zeros((3, 224, 224))).shape) <= 112
+
+
+# --- colors -------------------------------------------------------------------------------------
+
+
+def contrast(one: str, other: str) -> float:
+    """Contrast ratio of two colors, #rgb or #rrggbb. Source: WCAG 2.1, relative luminance."""
+
+    def luminance(color: str) -> float:
+        digits = color[1:] if len(color) == 7 else "".join(2 * c for c in color[1:])
+        parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+        linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in parts]
+        return float(np.dot((0.2126, 0.7152, 0.0722), linear))
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_every_text_of_the_page_is_readable_in_light_in_the_dark_and_on_paper():
+    assert contrast("#000", "#ffffff") == pytest.approx(21) and contrast("#777777", "#fff") == pytest.approx(
+        4.478, 1e-3
+    )
+    css = (Path(report.__file__).parent / "page.css").read_text()
+    schemes = [dict(re.findall(r"--(\w+): (#\w+);", block)) for block in re.findall(r":root \{(.*?)\}", css)]
+    assert len(schemes) == 3 and len({tuple(scheme) for scheme in schemes}) == 1
+    for scheme in schemes:
+        for text in ("ink", "soft", "link"):
+            assert min(contrast(scheme[text], scheme[paper]) for paper in ("paper", "stripe")) >= 4.5
+        assert contrast(scheme["ink"], scheme["best"]) >= 4.5
+        assert contrast(scheme["link"], scheme["paper"]) >= 3  # the outline of what has the focus
+    assert not re.search(r"#[0-9a-fA-F]{3,6}\b", re.sub(r":root \{.*?\}", "", css))  # no color but the named ones
+    assert re.search(r":focus-visible \{ outline: 2px", css)
 
 
 EVIL = '<script>alert("x")</script>&$_^'

@@ -1,0 +1,196 @@
+"""What a run needs is taken away while it runs: its data, its teacher, the right to write. Given back, it goes on."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from robobench.cli import main
+from robobench.interface import work
+from robobench.models import ModelSpec, build
+from robobench.progress import Reporter
+from robobench.request import Request
+from robobench.trainer import save_tensors
+from tests.faults import harness
+
+TINY = (
+    *("--epochs", "2", "--batch-size", "16", "--examples", "8", "--attacks", "fgsm", "--eps", "0.1"),
+    *("--protocol", "white-box", "--threads", "1", "--set", "run.control=false"),
+)
+STANDARD = ("run", "--defense", "standard", "--set", "run.train_images=64", *TINY)
+
+
+def rows_of(out: Path) -> pd.DataFrame:
+    return pd.read_csv(out / "rows.csv")
+
+
+def at_call(monkeypatch: pytest.MonkeyPatch, module: str, name: str, number: int, act) -> None:
+    """Act just before the `number`-th call of a function that still does its work."""
+    home = importlib.import_module(f"robobench.{module}")
+    real, calls = getattr(home, name), []
+
+    def counted(*arguments, **named):
+        calls.append(1)
+        if len(calls) == number:
+            act()
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(home, name, counted)
+
+
+# --- the data -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def birds(tmp_path):
+    """An image folder of two classes, streamed from disk."""
+    draw = np.random.default_rng(0)
+    for part, count in (("train", 16), ("test", 4)):
+        for label, name in enumerate(("jay", "owl")):
+            (tmp_path / "birds" / part / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = draw.integers(0, 120, (32, 32, 3), np.uint8) + np.uint8(100 * label)
+                Image.fromarray(pixels).save(tmp_path / "birds" / part / name / f"{number}.png")
+    return tmp_path / "birds"
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "number"),
+    [("training", "one_step", 3), ("evaluation", "white_box_bits", 1)],
+    ids=["training", "evaluation"],
+)
+def test_data_removed_in_mid_run_leave_a_reason_and_no_figure(
+    birds, tmp_path, monkeypatch, capsys, module, name, number
+):
+    arguments = ["run", "--defense", "standard", "--dataset", f"imagefolder:{birds}", "--preset", "quick", *TINY]
+    assert main([*arguments, "--out", str(tmp_path / "whole")]) == 0
+    gone, out = birds.with_name("gone"), tmp_path / "runs"
+    at_call(monkeypatch, module, name, number, lambda: birds.rename(gone))
+    assert main([*arguments, "--out", str(out)]) == 1
+    rows = rows_of(out)
+    assert set(rows["status"]) == {"failed"} and rows["robust_accuracy"].isna().all()
+    assert rows["reason"].str.startswith(f"cannot read the image '{birds}").all()
+    assert "Traceback" not in capsys.readouterr().err
+    gone.rename(birds)
+    assert main([*arguments, "--out", str(out)]) == 0
+    assert harness.differences(out, harness.contents(tmp_path / "whole")) == []
+
+
+# --- the teacher --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["vanishes", "changes"])
+def test_a_teacher_file_that_is_another_one_when_it_is_used(tmp_path, how):
+    teacher, aside, out = tmp_path / "teacher.safetensors", tmp_path / "aside", tmp_path / "runs"
+    save_tensors(build(ModelSpec("cnn", 10, 32)).state_dict(), teacher)
+    request = Request(
+        defenses=("iad",), teachers=(f"robust={teacher}",), attacks=("fgsm",), eps=("0.1",), protocol="white-box",
+        sets=("run.train_images=16", "run.control=false", "iad.inner_steps=1"), epochs=1, threads=1, examples=8, out=out,
+    )  # fmt: skip
+
+    def take(plan: object) -> None:
+        teacher.rename(aside)
+        if how == "changes":
+            save_tensors(build(ModelSpec("cnn", 10, 32, seed=1)).state_dict(), teacher)
+
+    said = f"no weights file '{teacher}'" if how == "vanishes" else f"'{teacher}' has changed since this run began"
+    for record in work(request, Reporter(-1), check=take):
+        assert record["status"] == "failed" and record["robust_bits"] is None
+        assert said in record["reason"] and "external:teacher" in record["reason"]
+    assert not list(out.glob("*/model.safetensors"))  # nothing stands under the key of the other file
+    aside.replace(teacher)
+    assert {record["status"] for record in work(request, Reporter(-1))} == {"ok"}
+
+
+# --- the right to write -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A folder, and what makes it "ro" or "rw": for root, whom no permission binds, a file system of its own."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if os.geteuid() != 0:
+
+        def turn(how: str) -> None:
+            for folder in (place, *(path for path in place.rglob("*") if path.is_dir())):
+                folder.chmod(0o555 if how == "ro" else 0o755)
+
+        yield place, turn
+        turn("rw")
+        return
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("root may write anywhere, and nothing can be mounted here")
+    try:
+        yield place, lambda how: subprocess.run(["mount", "-o", f"remount,{how}", place], check=True)
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def test_a_read_only_store_is_read_and_never_written(disk, tmp_path, capsys):
+    place, turn = disk
+    out = place / "runs"
+    run = [*STANDARD, "--out", str(out)]
+    assert main(run) == 0
+
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+
+    before = files()
+    turn("ro")
+    capsys.readouterr()
+    page = tmp_path / "page.html"
+    for reads in (["leaderboard", "--out"], ["store", "list", "--out"], ["store", "check", "--out"]):
+        assert main([*reads, str(out)]) == 0, capsys.readouterr().err
+    assert main(["report", str(out), "--html", str(page)]) == 0 and page.stat().st_size > 10_000
+    capsys.readouterr()
+    for writes in (
+        run,
+        [*run, "--fresh"],
+        [*run, "--seed", "1"],
+        ["report", str(out)],
+        ["run", *run[1:-1], f"{out}/b"],
+    ):
+        assert main(writes) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and "cannot be written" in said, said
+    assert files() == before
+    turn("rw")
+    assert main(run) == 0
+
+
+def test_a_store_that_turns_read_only_in_mid_run_keeps_what_it_has_and_goes_on(tmp_path, monkeypatch, capsys):
+    """The system remounts a disk with errors read-only: from then on every write says EROFS."""
+    assert main([*STANDARD, "--out", str(tmp_path / "whole")]) == 0
+    out = tmp_path / "runs"
+    run = [*STANDARD, "--checkpoint-every", "0", "--out", str(out)]
+    with monkeypatch.context() as patch:
+
+        def remount() -> None:
+            for name in ("mkdir", "rename", "replace", "unlink", "rmdir", "open"):
+                patch.setattr(os, name, refusing(getattr(os, name)))
+
+        def refusing(real):
+            def call(path, *more, **named):
+                writes = real.__name__ != "open" or more[0] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+                if writes and str(path).startswith(str(out)):
+                    raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+                return real(path, *more, **named)
+
+            return call
+
+        at_call(patch, "training", "one_step", 3, remount)
+        assert main(run) == 1
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1].startswith("robobench: cannot write ") and "(Read-only file system)" in said
+    assert "Traceback" not in said and not (out / "rows.csv").exists()
+    assert main(run) == 0
+    assert harness.differences(out, harness.contents(tmp_path / "whole")) == []
