@@ -44,7 +44,18 @@ def plan(out: Path, data_dir: Path, epochs: int) -> list[Job]:
 
     def job(name: str, defenses: tuple[str, ...], *flags: str, after: tuple[str, ...] = ()) -> Job:
         words = ["-m", "robobench", "compare", "-q", "--defenses", ",".join(defenses), "--dataset", "cifar10"]
-        words += ["--model", "resnet18", "--preset", "cifar", "--epochs", str(epochs), "--device", "cuda"]
+        words += [
+            "--model",
+            "resnet18",
+            "--preset",
+            "cifar",
+            "--epochs",
+            str(epochs),
+            "--device",
+            "cuda",
+            "--threads",
+            "4",
+        ]
         words += ["--protocol", "both", "--data-dir", str(data_dir), "--out", str(out), "--checkpoint-every", "1"]
         return Job(name, (*words, *flags), after)
 
@@ -80,6 +91,8 @@ def time_epoch(defense: str, model: str, out: Path, device: str) -> None:
             break
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
+            if size < 4:  # BatchNorm needs two images
+                raise
             size //= 2
     lines = [("model", "defense", "stage", "images a batch", "minutes an epoch", "precision", "hardware", "torch")]
     for stage in zip(*rounds, strict=True):

@@ -118,7 +118,7 @@ class Verifier:
     def _source(self, record: Record) -> str | None:
         """Folder of the network a transfer cell's examples are made on; '' where it is not here."""
         key = self.recipes[record["key"]]["source"]
-        return key and next((f for f, config in self.redo.configs.items() if config["key"] == key), "")
+        return None if key is None else next((f for f, c in self.redo.configs.items() if c["key"] == key), "")
 
     def _at_hand(self, record: Record) -> bool:
         """Say whether the weights a cell needs are here."""

@@ -27,16 +27,8 @@ MOST_BYTES = 8 * 2**20  # of a file of weights; larger ones stay in the store, a
 SMALL = ("config.json", "timing.json", "metrics.csv")
 BLOCK = re.compile(r"(<!-- (board|details): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 CELL = [
-    "model",
-    "defense",
-    "seed",
-    "selection",
-    "attack",
-    "budget",
-    "threat_norm",
-    "threat_eps",
-    "protocol",
-    "examples",
+    *("model", "defense", "seed", "selection", "attack", "budget"),
+    *("threat_norm", "threat_eps", "protocol", "examples"),
 ]
 Record = dict[str, Any]
 

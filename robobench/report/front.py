@@ -33,15 +33,15 @@ def front(place: Path) -> str:
 
 def _table(rows: pd.DataFrame, records: list[dict[str, Any]]) -> str:
     """Write the table of networks that saw the same images, with its legend."""
-    nth = rows.drop_duplicates([*METHOD, "seed", "weights_digest"]).assign(
-        nth=lambda r: r.groupby([*METHOD, "seed"], dropna=False).cumcount()
-    )
-    rows = rows.merge(nth[["weights_digest", "seed", *METHOD, "nth"]], on=["weights_digest", "seed", *METHOD])
+    network = [*METHOD, "seed", "weights_digest"]
+    nth = rows.drop_duplicates(network)[network]
+    rows = rows.merge(nth.assign(nth=nth.groupby([*METHOD, "seed"], dropna=False).cumcount()), on=network)
     points = _points(rows)
     methods = [method for _, method in rows.groupby([*METHOD, "nth"], dropna=False, sort=False)]
     several = {name: rows[name].nunique() > 1 for name in METHOD}
-    methods.sort(key=lambda m: -(_mean(m, points[0], "white-box") or 0.0))
-    p = _p_values(records, methods, points[0]) if not any(several[c] for c in METHOD if c != "defense") else {}
+    methods.sort(key=lambda m: -(_mean(m, points[0]) or 0.0) if points else 0.0)
+    alike = not any(several[c] for c in METHOD if c != "defense")
+    p = _p_values(records, methods, points[0]) if alike and points else {}
     lines = []
     for method in methods:
         first = method.iloc[0]
@@ -80,7 +80,7 @@ def _table(rows: pd.DataFrame, records: list[dict[str, Any]]) -> str:
             "networks, not about the methods."
         )
     hardware = "; ".join(sorted({str(h) for h in rows["hardware"].dropna()}))
-    return "\n".join([table, "", *(f"* {line}" for line in legend), "", f"{note} {hardware}."])
+    return "\n".join([table, "", *(f"* {line}" for line in legend), "", f"{note} Hardware: {hardware}."])
 
 
 Point = tuple[int, str, float, str]  # images, norm, radius, attacks of the worst case
@@ -111,8 +111,8 @@ def _networks(method: pd.DataFrame, at: Point, protocol: str) -> pd.DataFrame:
     return method[keep].drop_duplicates("weights_digest")
 
 
-def _mean(method: pd.DataFrame, at: Point, protocol: str) -> float | None:
-    found = _networks(method, at, protocol)["worst_case_accuracy"]
+def _mean(method: pd.DataFrame, at: Point) -> float | None:
+    found = _networks(method, at, "white-box")["worst_case_accuracy"]
     return float(pd.to_numeric(found).mean()) if len(found) else None
 
 
