@@ -18,7 +18,7 @@ from typing import Any
 from robobench import plugins
 from robobench.registry import Registry
 
-COMMANDS = ("run", "compare", "evaluate", "leaderboard", "report", "list", "new", "check")
+COMMANDS = ("run", "compare", "evaluate", "leaderboard", "report", "verify", "list", "new", "check")
 MODULES = {
     "robobench": "What the command line does, as functions.",
     "robobench.api": "What a plug-in subclasses.",

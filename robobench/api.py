@@ -175,7 +175,9 @@ class Train:
     `measure` looks at up to 256 training images after the stage, outside the clock, and returns figures
     for the record and flags for the row. `whole_batch` says that an image's loss depends on the others in its
     batch, so that a batch is never cut where memory runs out. `fields` names the config's fields that this stage
-    and what it builds on depend on (None: all), so that trainings which differ in others share it.
+    and what it builds on depend on (None: all), so that trainings which differ in others share it. `watch` is given
+    each epoch's first batch once more when the epoch is over, outside the clock, and returns figures for the log and
+    whether the stage ends there; what it remembers belongs in buffers of `objective`.
     """
 
     name: str
@@ -187,6 +189,7 @@ class Train:
     augment: str = "none"
     passes: Passes | None = None
     measure: Callable[[Tensor], tuple[dict[str, float], list[str]]] | None = None
+    watch: Callable[[Batch], tuple[dict[str, float], bool]] | None = None
     whole_batch: bool = False
     fields: tuple[str, ...] | None = None
 

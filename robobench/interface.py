@@ -20,7 +20,7 @@ from robobench.progress import Reporter
 from robobench.randomness import Noise
 from robobench.request import Request, make
 from robobench.runner import Runner
-from robobench.store import Store
+from robobench.store import WEIGHT_FILES, Store
 from robobench.threat import ThreatModel, canonical_norm, check_unit_range, parse_eps
 
 if TYPE_CHECKING:
@@ -130,8 +130,10 @@ def load(store: str | Path, name: str, *, device: str = "cpu", factory: str | No
     return stored(store, name, factory)[0].to(device)
 
 
-def stored(store: str | Path, name: str, factory: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
-    """Load a trained network as `load` does, with its config beside it."""
+def stored(
+    store: str | Path, name: str, factory: str | None = None, selection: str = "last"
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Load a trained network as `load` does, with its config beside it; `selection` says which of its epochs."""
     from safetensors.torch import load_file
 
     from robobench import models
@@ -157,7 +159,10 @@ def stored(store: str | Path, name: str, factory: str | None = None) -> tuple[nn
             )
         spec = replace(spec, name=factory)
     model = models.build(spec)
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+    file = folder / WEIGHT_FILES[selection]
+    if not file.is_file():
+        raise RequestError(f"the weights of '{fitting[0]}' are not in '{store}'; train the network again")
+    model.load_state_dict(load_file(file))
     return model.eval(), configs[fitting[0]]
 
 

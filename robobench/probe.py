@@ -74,9 +74,9 @@ class Selection:
         self.seen: dict[int, Probe] = {}
         self.weights: dict[str, Tensor] = {}
 
-    def look(self, epoch: int) -> dict[str, float]:
-        """Measure the network after an epoch (counted from 0); return figures for the log."""
-        if epoch < self.epochs // 2:
+    def look(self, epoch: int, last: bool = False) -> dict[str, float]:
+        """Measure the network after an epoch (counted from 0), surely after the last; return figures for the log."""
+        if epoch < self.epochs // 2 and not last:
             return {}
         now = probe(self.engine, self.model, self.held_out, self.threat, len(self.held_out))
         if not self.seen or now > max(self.seen.values()):

@@ -65,6 +65,10 @@ class Redo:
 
     def command(self, name: str, *, examples: int) -> str:
         """Return the command that trains the network in folder `name` again and attacks it as its records say."""
+        return shlex.join(["robobench", *self.words(name, examples=examples)])
+
+    def words(self, name: str, *, examples: int) -> list[str]:
+        """Return the words of that command after the program's name."""
         config, cells = self.configs[name], [r for r in self.cells.get(name, []) if r["examples"] == examples]
         preset, model = config["preset"], config["spec"]["name"]
         if config["defense"].startswith("external:"):
@@ -81,7 +85,7 @@ class Redo:
         flags += self._attacks(cells, sets, preset, model, external=flags[0] == "evaluate")
         for text in dict.fromkeys(sets):
             flags += ["--set", text]
-        return shlex.join(["robobench", *flags])
+        return flags
 
     @staticmethod
     def _installed(kind: str, name: str) -> bool:

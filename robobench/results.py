@@ -31,9 +31,13 @@ COLUMNS = [
     # over all attacks on this network at this (norm, eps) and protocol, image by image:
     *("worst_case_accuracy", "worst_case_ci_low", "worst_case_ci_high", "worst_case_attacks"),
     *("own_forwards", "whole_forwards", "passes"),  # training cost in passes, where stages declare them
+    *("own_cpu_seconds", "whole_cpu_seconds"),  # beside seconds they show a crowded machine
 ]
 
-COSTS = ["own_seconds", "whole_seconds", "warmup_seconds", "peak_memory_bytes", "own_forwards", "whole_forwards"]
+COSTS = [
+    *("own_seconds", "whole_seconds", "warmup_seconds", "peak_memory_bytes", "own_forwards", "whole_forwards"),
+    *("own_cpu_seconds", "whole_cpu_seconds"),
+]
 DIGESTS = ["data_digest", "config_digest", "source_digest", "weights_digest", "commit"]  # text, also "1234"
 
 TRANSFER_ONLY_IMAGES = 200
@@ -67,9 +71,11 @@ def records(root: Path, mend: Store | None = None) -> list[dict[str, Any]]:
     @functools.cache
     def timing(name: str) -> dict[str, Any]:
         found = whole("model", name, "timing.json") or {}
-        parts = [forwards(found), *(forwards(timing(other)) for other in found.get("required", {}))]
-        total = None if None in parts else sum(part for part in parts if part is not None)
-        return {**found, "own_forwards": parts[0], "whole_forwards": total}
+        for what, sum_of in (("forwards", forwards), ("cpu_seconds", cpu_seconds)):
+            parts = [sum_of(found), *(sum_of(timing(other)) for other in found.get("required", {}))]
+            found[f"own_{what}"] = parts[0]
+            found[f"whole_{what}"] = None if None in parts else sum(part for part in parts if part is not None)
+        return found
 
     for folder in store.manifests("evaluations"):
         record = whole("evaluations", folder.name, "record.json")
@@ -91,6 +97,12 @@ def forwards(timing: dict[str, Any]) -> float | None:
         return None
     weights = {"weight_grad": 2.0}
     return float(sum(s["images"] * sum(weights.get(k, 1.0) * v for k, v in s["passes"].items()) for s in stages))
+
+
+def cpu_seconds(timing: dict[str, Any]) -> float | None:
+    """Add up the processor time of a training's stages; None where there is none (a network from elsewhere)."""
+    stages = timing.get("stages") or []
+    return float(sum(stage["cpu_seconds"] for stage in stages)) if stages else None
 
 
 def worst_case(group: list[dict[str, Any]], norm: str, eps: float, protocol: str) -> Bits | None:
@@ -214,3 +226,10 @@ def read(place: Path) -> pd.DataFrame:
     if missing:
         raise RequestError(f"'{file}' is not a table of rows: it lacks {', '.join(missing[:3])}")
     return rows
+
+
+def measured() -> list[Path]:
+    """Return the folders of the boards that robobench itself measured and brings along."""
+    from robobench import leaderboards
+
+    return sorted(file.parent for file in Path(str(leaderboards.__file__)).parent.glob("*/rows.csv"))

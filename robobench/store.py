@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from robobench.errors import ArtifactError, RequestError, StorageError
 
 MANIFEST = "artifact.json"
+WEIGHT_FILES = {"last": "model.safetensors", "best": "best.safetensors"}  # of a trained network, by selection
 SET_ASIDE = (".damaged-", ".replaced-")  # marks in a folder's name; such a folder is never read again
 
 

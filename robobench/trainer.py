@@ -31,12 +31,11 @@ from robobench.errors import ArtifactError, StorageError
 from robobench.plan import NO_THREAT, External, Plan, Training
 from robobench.probe import Selection, probe
 from robobench.progress import Reporter, duration
-from robobench.store import Store, file_digest, key_of, storing
+from robobench.store import WEIGHT_FILES, Store, file_digest, key_of, storing
 from robobench.timing import Stopwatch
 from robobench.training import Engine, Images, StageRecord, build_objective, run_produce, run_train
 
 Metrics = list[tuple[str, int, str, float]]  # stage, epoch, name, value
-WEIGHTS = {"last": "model.safetensors", "best": "best.safetensors"}
 TEACHER_IMAGES = 128  # training images every teacher is measured on before it is used
 
 
@@ -289,9 +288,9 @@ class Trainer:
             "key": training.key,
         }
         with self.store.building("model", training.folder, training.recipe) as work:
-            save_tensors(model.state_dict(), work / WEIGHTS["last"])
+            save_tensors(model.state_dict(), work / WEIGHT_FILES["last"])
             if selection:
-                save_tensors(selection.weights, work / WEIGHTS["best"])
+                save_tensors(selection.weights, work / WEIGHT_FILES["best"])
             (work / "config.json").write_text(json.dumps(config, indent=1))
             (work / "timing.json").write_text(json.dumps(timing, indent=1))
             table = io.StringIO()
@@ -310,7 +309,7 @@ class Trainer:
 
     def weights_digest(self, training: Training) -> str:
         """Return the first 16 digits of the SHA-256 of a stored network's weights."""
-        return self.store.digest("model", training.folder, WEIGHTS[training.selection])[:16]
+        return self.store.digest("model", training.folder, WEIGHT_FILES[training.selection])[:16]
 
     def network(self, training: Training) -> nn.Module:
         """Load a trained network from the store, in eval mode on the device."""
@@ -320,6 +319,6 @@ class Trainer:
             if folder is None:
                 raise ArtifactError(f"the trained '{training.name}' is not in '{self.plan.out}'; run it again")
             model = models.build(replace(training.spec, pretrained=False)).to(self.plan.device)
-            model.load_state_dict(load_file(folder / WEIGHTS[training.selection], device=self.plan.device))
+            model.load_state_dict(load_file(folder / WEIGHT_FILES[training.selection], device=self.plan.device))
             self._network = (wanted, model.eval())
         return self._network[1]

@@ -198,9 +198,9 @@ def run_train(
     stopwatch: Stopwatch,
     log: Callable[[str, int, dict[str, float]], None] = lambda stage, epoch, metrics: None,
     checkpoint: Checkpoint | None = None,
-    look: Callable[[int], dict[str, float]] | None = None,
+    look: Callable[[int, bool], dict[str, float]] | None = None,
 ) -> tuple[StageRecord, nn.Module]:
-    """Optimize a stage's objective over its epochs, or what is left of them.
+    """Optimize a stage's objective over its epochs, or what is left of them, until its `watch` ends it.
 
     Where memory runs out, batches are cut into pieces whose gradients are added up; the record is then flagged
     "batch-cut-N". The first step that fails so may have shown BatchNorm a part of its batch twice.
@@ -208,7 +208,8 @@ def run_train(
     Args:
         log: called after each epoch, outside the clock, with the stage, the epoch and mean metrics; a resumed
             stage repeats the calls of the epochs that were finished before.
-        look: called after each epoch, outside the clock; its figures join the epoch's metrics.
+        look: called after each epoch, outside the clock, with whether it is the last; its figures join the epoch's
+            metrics.
         checkpoint: where the stage is saved and brought back from; without one it begins anew each time.
 
     Returns:
@@ -269,12 +270,16 @@ def run_train(
                 if checkpoint and due and at.step < len(order):
                     checkpoint.save(objective, optimizer, at, stopwatch.accounts[stage.name])
             means = {name: value.item() / len(data) for name, value in at.sums.items()}
-            means |= look(epoch) if look else {}
+            watched, ends = watch(engine, stage, data, order[0], epoch)
+            means |= watched
+            means |= look(epoch, ends or epoch + 1 == stage.epochs) if look else {}
             log(stage.name, epoch, means)
             at.end_epoch(means)
+            if ends:  # unsaved: a run that is killed now finds the same end again
+                break
             if checkpoint and checkpoint.due():
                 checkpoint.save(objective, optimizer, at, stopwatch.accounts[stage.name])
-    done = record(stage, stopwatch.accounts[stage.name], at.warmup, stage.epochs, stage.epochs * len(data))
+    done = record(stage, stopwatch.accounts[stage.name], at.warmup, at.epoch, at.epoch * len(data))
     measure(engine, stage, data, objective, done)
     if at.parts > 1:
         done.flags = [*done.flags, f"batch-cut-{at.parts}"]
@@ -302,6 +307,14 @@ def _step(
             optimizer.zero_grad(set_to_none=True)
             at.parts = more_parts(stage, at.parts, len(index), err)
             engine.reporter.warn(f"stage '{stage.name}' ran out of memory; its batches are now cut in {at.parts}")
+
+
+def watch(engine: Engine, stage: Train, data: Images, index: Tensor, epoch: int) -> tuple[dict[str, float], bool]:
+    """Show a stage its epoch's first batch once more; return its figures and whether training ends here."""
+    if stage.watch is None:
+        return {}, False
+    with engine.autocast():
+        return stage.watch(engine.batch(data, index, stage.name, epoch, stage.augment))
 
 
 def measure(engine: Engine, stage: Train, data: Images, objective: nn.Module, done: StageRecord) -> None:

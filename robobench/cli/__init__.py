@@ -10,7 +10,20 @@ from typing import Annotated
 import typer
 
 from robobench import __version__
-from robobench.cli import check, compare, diagnose, evaluate, leaderboard, listing, new, paper, report, run, store
+from robobench.cli import (
+    check,
+    compare,
+    diagnose,
+    evaluate,
+    leaderboard,
+    listing,
+    new,
+    paper,
+    report,
+    run,
+    store,
+    verify,
+)
 
 EPILOG = """
 Examples:
@@ -57,6 +70,7 @@ app.command("leaderboard", help=leaderboard.HELP, epilog=leaderboard.EPILOG)(lea
 app.command("report", help=report.HELP, epilog=report.EPILOG)(report.main)
 app.command("evaluate", help=evaluate.HELP, epilog=evaluate.EPILOG)(evaluate.main)
 app.command("diagnose", help=diagnose.HELP, epilog=diagnose.EPILOG)(diagnose.main)
+app.command("verify", help=verify.HELP, epilog=verify.EPILOG)(verify.main)
 app.command("list", help=listing.HELP, epilog=listing.EPILOG)(listing.main)
 app.command("new", help=new.HELP, epilog=new.EPILOG)(new.main)
 app.command("check", help=check.HELP, epilog=check.EPILOG)(check.main)

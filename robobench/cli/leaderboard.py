@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from robobench.cli import options as o
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STORE = Path("runs")
 
 HELP = "Rank trained networks by their white-box worst case; boards of different settings stand apart."
 EPILOG = """
@@ -28,12 +33,15 @@ Examples:
 def main(
     place: Annotated[
         Path | None,
-        typer.Argument(help="A store or a folder of leaderboards/; default: --out. With --published, a board's name."),
+        typer.Argument(
+            help="A store or a folder of leaderboards/; default: --out, where there is none robobench's own boards. "
+            "With --published, a board's name."
+        ),
     ] = None,
     published: Annotated[
         bool, typer.Option("--published", help="Show RobustBench's published figures instead, which are not ours.")
     ] = False,
-    out: Annotated[Path, typer.Option(help="The store.")] = Path("runs"),
+    out: Annotated[Path, typer.Option(help="The store.")] = STORE,
     form: Annotated[
         str, typer.Option("--format", help="table, md, csv, latex, json, html or robustbench (their model_info).")
     ] = "table",
@@ -52,10 +60,10 @@ def main(
     """Print the leaderboard to stdout."""
     if published:
         return _published(str(place) if place else None)
-    from robobench import report, results
+    from robobench import report
 
     text = report.leaderboard(
-        results.read(place or out),
+        _rows(place, out),
         form,
         sort=sort,
         filters=filter_ or (),
@@ -65,6 +73,20 @@ def main(
     )
     print(text, end="")
     return 0
+
+
+def _rows(place: Path | None, out: Path) -> pd.DataFrame:
+    """Read the rows of a place; without one and without a store, those of the boards that robobench measured."""
+    import pandas as pd
+
+    from robobench import results
+
+    boards = results.measured()
+    if place is None and out == STORE and not out.exists() and boards:
+        names = ", ".join(board.name for board in boards)
+        typer.echo(f"note: no store in '{out}'; this is what robobench itself measured ({names})", err=True)
+        return pd.concat([results.read(board) for board in boards], ignore_index=True)
+    return results.read(place or out)
 
 
 def _published(board: str | None) -> int:

@@ -18,6 +18,10 @@ Examples:
   robobench report runs --html results.html --figures figures
 
   robobench report --out-dir paper
+
+  robobench report runs --board leaderboards/my-setting
+
+  robobench report --fill README.md
 """
 
 
@@ -32,9 +36,30 @@ def main(
     filter_: Annotated[
         list[str] | None, typer.Option("--filter", help="NAME=VALUE[,VALUE], as in leaderboard.")
     ] = None,
+    board: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead, write the store as a board to keep: tables, records, small weights, README.md, CHANGES.md."
+        ),
+    ] = None,
+    fill: Annotated[
+        Path | None,
+        typer.Option(help="Instead, rewrite the tables of a Markdown file between '<!-- board: FOLDER -->' and end."),
+    ] = None,
     data_dir: o.DataDir = None,
 ) -> int:
     """Write the files and print their names."""
+    if board or fill:
+        from robobench.report import folder
+
+        if board:
+            for left in folder.publish(place or out, board):
+                typer.echo(f"note: left out: {left}", err=True)
+            print(board)
+        if fill:
+            folder.fill_file(fill)
+            print(fill)
+        return 0
     from robobench import results
     from robobench.report.board import chosen
     from robobench.report.export import write

@@ -25,8 +25,8 @@ from robobench.report.text import (
 KEYS = [*BOARD, "threat_norm", "threat_eps", "attacks", "budgets"]  # lines that differ in one are not comparable
 LEADERBOARD = [
     *("defense", "model", "clean", "worst", "ci_low", "ci_high", "best", "transfer", "gap"),
-    *("own_seconds", "whole_seconds", "own_forwards", "whole_forwards", "flags"),
-    *("preset", "seed", "precision", "hardware", "weights_digest"),
+    *("own_seconds", "whole_seconds", "own_cpu_seconds", "whole_cpu_seconds", "own_forwards", "whole_forwards"),
+    *("flags", "preset", "seed", "precision", "hardware", "weights_digest"),
 ]
 # Ways to sort a board: column, and whether the smallest comes first.
 SORTS = {
@@ -155,7 +155,7 @@ def ordered(lines: pd.DataFrame, by: str) -> pd.DataFrame:
 # Columns as people read them: heading, and the text of a line.
 SHOWN = (
     *("rank", "defense", "model", "clean", "worst", "95 %", "transfer", "gap", "own s", "whole s"),
-    *("own fwd", "whole fwd", "flags", "preset", "seed", "precision", "hardware"),
+    *("own CPU s", "whole CPU s", "own fwd", "whole fwd", "flags", "preset", "seed", "precision", "hardware"),
 )
 DEFAULT = ("rank", "defense", "model", "clean", "worst", "95 %", "transfer", "gap", "own s", "whole s", "flags")
 
@@ -176,6 +176,8 @@ def board_text(lines: pd.DataFrame, columns: Sequence[str] = DEFAULT, mark: str 
         "gap": lines["gap"].map(percent),
         "own s": lines["own_seconds"].map(seconds),
         "whole s": lines["whole_seconds"].map(seconds),
+        "own CPU s": lines["own_cpu_seconds"].map(seconds),
+        "whole CPU s": lines["whole_cpu_seconds"].map(seconds),
         "own fwd": lines["own_forwards"].map(count),
         "whole fwd": lines["whole_forwards"].map(count),
         "flags": [text(flags).replace(",", ", ") for flags in lines["flags"]],

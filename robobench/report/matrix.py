@@ -74,7 +74,7 @@ def budgets(rows: pd.DataFrame) -> list[str]:
 
 
 def costs(rows: pd.DataFrame) -> pd.DataFrame:
-    """Lay out what each network cost: seconds of its own stages and of all it required, memory, flags."""
+    """Lay out what each network cost: seconds of its own stages and of all it required, own CPU s, memory, flags."""
     lines = {}
     for name, network in labelled(rows):
         first = network.iloc[0]
@@ -83,6 +83,7 @@ def costs(rows: pd.DataFrame) -> pd.DataFrame:
             "clean %": percent(network["clean_accuracy"].max()),
             "own s": seconds(first["own_seconds"]),
             "whole s": seconds(first["whole_seconds"]),
+            "CPU s": seconds(first["own_cpu_seconds"]),
             "warm-up s": seconds(first["warmup_seconds"]),
             "forwards": count(first["own_forwards"]),
             "peak GiB": MISSING if pd.isna(peak) else f"{peak / 2**30:.2f}",

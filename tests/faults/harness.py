@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 
-TIMES = ["own_seconds", "whole_seconds", "warmup_seconds", "peak_memory_bytes"]
+TIMES = ["own_seconds", "whole_seconds", "warmup_seconds", "peak_memory_bytes", "own_cpu_seconds", "whole_cpu_seconds"]
 DEFENSES = ("standard", "at", "trades", "iad", "mtard", "adaad", "rocl", "macd")
 TINY = (
     *("--threads", "1", "--device", "cpu", "--seed", "0", "--checkpoint-every", "0"),

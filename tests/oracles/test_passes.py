@@ -18,6 +18,7 @@ COUNT, EPS = 6, 0.05
 CASES = [
     ("standard", {}),
     ("at", {}),
+    ("fast-at", {}),
     ("trades", {}),
     ("iad", {}),
     ("iad", {"gate": 0.0}),

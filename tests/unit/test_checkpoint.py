@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,30 @@ def test_the_best_epoch_so_far_survives_a_death(tmp_path):
     again = trained(Objective(), saved_in(tmp_path / "killed"))
     assert sorted(whole.seen) == [0, 1] and again.seen == whole.seen and again.record() == whole.record()
     assert all(torch.equal(again.weights[name], value) for name, value in whole.weights.items())
+
+
+def test_a_stage_ends_where_its_watch_says_so_and_again_there_after_a_death(tmp_path):
+    def watched() -> tuple[Train, list[int]]:
+        seen: list[int] = []
+
+        def watch(batch: Batch) -> tuple[dict[str, float], bool]:
+            assert len(batch.index) == 16
+            seen.append(batch.epoch)
+            return {"seen": float(len(seen))}, batch.epoch == 0
+
+        return replace(stage(Objective()), watch=watch), seen
+
+    lasts, lines = [], []
+    made, seen = watched()
+    record, _ = run_train(
+        ENGINE, made, Blobs(), Stopwatch(), lambda name, epoch, means: lines.append(means), saved_in(tmp_path),
+        lambda epoch, last: lasts.append((epoch, last)) or {"looked": 1.0},
+    )  # fmt: skip
+    assert (record.epochs, record.images, seen, lasts) == (1, 48, [0], [(0, True)])
+    assert lines[0]["seen"] == 1 and lines[0]["looked"] == 1 and len(lines) == 1
+    made, seen = watched()  # the process died before the stage was kept
+    assert run_train(ENGINE, made, Blobs(), Stopwatch(), checkpoint=saved_in(tmp_path))[0].epochs == 1
+    assert seen == [0]
 
 
 def test_the_seconds_of_a_resumed_stage_leave_the_dead_time_out(tmp_path):

@@ -1,0 +1,215 @@
+"""The GPU board: eight defenses on CIFAR-10 photographs with resnet18, and the paper's minutes per epoch at 224 px.
+
+    python benchmarks/gpu_board.py --data-dir DIR --back DIR [--from DIR] [--minutes 8] [--epochs 4]
+    python benchmarks/gpu_board.py --join DIR          # writes leaderboards/cifar10-jpeg-resnet18 from what came back
+    python benchmarks/gpu_board.py --dry-run           # the jobs and their estimated times, without a GPU
+
+Made for a GPU lent for minutes at a time, on a machine that may be another one each time; run it in the repository's
+root. A piece stops after --minutes, between two attacks or training steps. Records, times and the transfer source come
+back in --back, in files of at most 15 MiB; given to the next piece as --from, nothing that is recorded is done again.
+Other weights are too large to come back: a new machine trains again what a job still needs. Status 75: work is left.
+All 10,000 test images meet PGD-40, FGSM and Jitter at Linf 8/255 and 16/255, the first 1,000 AutoAttack at Linf 8/255
+and L2 0.5.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+from cpu_board import DEFENSES as ALL
+from cpu_board import NEEDS, PGD_STEPS, SOURCE, belongs
+from pieces import STOPPED, Job, work
+
+DEFENSES = tuple(name for name in ALL if name != "fast-at")
+TIMED = tuple(name for name in DEFENSES if name != SOURCE)  # section 4.4
+NETWORKS = ("resnet50", "wrn50")
+IMAGES = 50_000  # of an epoch of the paper's
+PART = 15 * 2**20  # bytes of a file that comes back
+INTRO = """
+Measured by `python benchmarks/gpu_board.py`, in pieces; the `cifar` preset with fewer epochs. The images were stored as
+JPEG, which changes pixels: figures of other copies of CIFAR-10, and published ones, are not comparable. `times.csv` has
+the `paper` preset's minutes per epoch at 224 px, from some full batches of random images each.
+"""
+
+
+def plan(out: Path, data_dir: Path, epochs: int) -> list[Job]:
+    """Every job in the order of its worth."""
+
+    def job(name: str, defenses: tuple[str, ...], *flags: str, after: tuple[str, ...] = ()) -> Job:
+        words = ["-m", "robobench", "compare", "-q", "--defenses", ",".join(defenses), "--dataset", "cifar10"]
+        words += [
+            "--model",
+            "resnet18",
+            "--preset",
+            "cifar",
+            "--epochs",
+            str(epochs),
+            "--device",
+            "cuda",
+            "--threads",
+            "4",
+        ]
+        words += ["--protocol", "both", "--data-dir", str(data_dir), "--out", str(out), "--checkpoint-every", "1"]
+        return Job(name, (*words, *flags), after)
+
+    cheap = ("--attacks", "pgd,fgsm,jitter", "--eps", "8/255,16/255", f"--set=pgd.steps={PGD_STEPS}")
+    jobs = [job(d, (d,), *cheap, after=NEEDS.get(d, ())) for d in DEFENSES]
+    script = ("benchmarks/gpu_board.py", "--out", str(out), "--time")
+    jobs += [Job(f"times-{model}-{d}", (*script, d, model)) for model in NETWORKS for d in TIMED]
+    for attack, eps in (("autoattack", "8/255"), ("autoattack-l2", "L2:0.5")):
+        flags = ("--attacks", attack, "--eps", eps, "--examples", "1000", "--set=run.chunk=1000")
+        jobs += [job(f"{attack}-{d}", (d,), *flags, after=(d,)) for d in DEFENSES]
+    return jobs
+
+
+def time_epoch(defense: str, model: str, out: Path, device: str) -> None:
+    """Write what an epoch of each stage takes under the paper preset: the fastest of three full batches, scaled up."""
+    import torch
+
+    from robobench.estimate import rehearse
+    from robobench.planner import make_plan
+    from robobench.provenance import hardware
+    from robobench.request import Request
+
+    request = Request(
+        defenses=(defense,), dataset="cifar10", model=model, preset="paper", device=device, protocol="white-box",
+        out=out, sets=("run.pretrained=false",),
+    )  # fmt: skip
+    made = make_plan(request, dry=True)
+    (training,) = made.trainings
+    size = training.config.batch_size
+    while True:
+        try:
+            rounds = [rehearse(made, training, batch_size=size) for _ in range(3)]
+            break
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            if size < 4:  # BatchNorm needs two images
+                raise
+            size //= 2
+    lines = [("model", "defense", "stage", "images a batch", "minutes an epoch", "precision", "hardware", "torch")]
+    for stage in zip(*rounds, strict=True):
+        minutes = IMAGES * min(cost.seconds_per_image for cost in stage) / 60
+        where = (made.precision, hardware(device), torch.__version__)
+        lines.append((model, defense, stage[0].name, str(size), f"{minutes:.3f}", *where))
+    (out / "times").mkdir(parents=True, exist_ok=True)
+    with (out / "times" / f"{model}-{defense}.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(lines)
+
+
+# --- between two machines -----------------------------------------------------------------------
+
+
+def bring_back(out: Path, back: Path) -> None:
+    """Write what the next machine needs: records, marks and times in one file, the transfer source in parts."""
+    from robobench.errors import RequestError
+    from robobench.report.folder import publish
+
+    back.mkdir(parents=True, exist_ok=True)
+    here, whole = out / "brought" / "here", out / "brought" / "board"
+    try:
+        publish(out, here, keep=belongs)
+        shutil.copytree(here, whole, dirs_exist_ok=True)
+    except RequestError:
+        pass  # nothing is recorded yet
+    with tarfile.open(back / "state.tar.gz", "w:gz") as tar:
+        kept = [*out.glob("jobs/*.done"), *out.glob("times/*.csv"), *(p for p in whole.rglob("*") if p.is_file())]
+        for path in kept:
+            if path.suffix != ".safetensors":
+                tar.add(path, path.relative_to(out))
+    memory = io.BytesIO()
+    with tarfile.open(fileobj=memory, mode="w:gz") as tar:
+        for folder in out.glob(f"{SOURCE}-*-s0-*"):
+            tar.add(folder, folder.name)
+    packed = memory.getvalue()
+    for number, begin in enumerate(range(0, len(packed), PART)):
+        (back / f"source.tar.gz.{number:03d}").write_bytes(packed[begin : begin + PART])
+
+
+def unpack(place: Path, out: Path) -> None:
+    """Take up what an earlier piece brought back; what this machine has itself stays."""
+    out.mkdir(parents=True, exist_ok=True)
+    if (place / "state.tar.gz").is_file():
+        with tarfile.open(place / "state.tar.gz") as tar:
+            tar.extractall(out, filter="data")
+        for record in (out / "brought" / "board").glob("artifacts/evaluations/*"):
+            target = out / "artifacts" / "evaluations" / record.name
+            if not target.exists():
+                shutil.copytree(record, target)
+    parts = sorted(place.glob("source.tar.gz.*"))
+    if parts and not any(out.glob(f"{SOURCE}-*-s0-*")):
+        with tarfile.open(fileobj=io.BytesIO(b"".join(part.read_bytes() for part in parts))) as tar:
+            tar.extractall(out, filter="data")
+
+
+def join(place: Path, out: Path, board: Path) -> None:
+    """Write the board from what the last piece brought back."""
+    from robobench.report.folder import publish
+
+    unpack(place, out)
+    left = publish(out / "brought" / "board", board, intro=INTRO)
+    times = [path.read_text().splitlines() for path in sorted(out.glob("times/*.csv"))]
+    if times:
+        (board / "times.csv").write_text(
+            "\n".join([times[0][0], *(line for part in times for line in part[1:])]) + "\n"
+        )
+    print(f"board: {board}; without the weights of {len(left)} networks")
+
+
+def dry_run(jobs: list[Job]) -> int:
+    """Print every job, and what a CPU estimates for those that train."""
+    for job in jobs:
+        print(f"{job.name}: python {' '.join(job.words)}")
+        if job.name in DEFENSES:
+            words = [w if w != "cuda" else "cpu" for w in job.words if w != "-q"]
+            done = subprocess.run([sys.executable, *words, "--dry-run"], capture_output=True, text=True)
+            said = (done.stdout + done.stderr).strip().splitlines()
+            print("  " + next((line for line in said if line.startswith("estimated")), said[-1]), flush=True)
+            if done.returncode:
+                return 1
+    return 0
+
+
+def main() -> int:
+    """Do a piece."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, default=Path("data"))
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu-board"), help="the store on this machine")
+    parser.add_argument("--back", type=Path, help="folder for the small files that come back")
+    parser.add_argument("--from", dest="before", type=Path, help="what an earlier piece brought back")
+    parser.add_argument("--join", type=Path, help="write the board from what the last piece brought back")
+    parser.add_argument("--board", type=Path, default=Path("leaderboards/cifar10-jpeg-resnet18"))
+    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--time", nargs=2, metavar=("DEFENSE", "MODEL"), help="time a part of an epoch (one job)")
+    parser.add_argument("--device", default="cuda", help="of --time")
+    chosen = parser.parse_args()
+    jobs = plan(chosen.out, chosen.data_dir, chosen.epochs)
+    if chosen.dry_run:
+        return dry_run(jobs)
+    if chosen.time:
+        time_epoch(*chosen.time, chosen.out, chosen.device)
+        return 0
+    if chosen.join:
+        join(chosen.join, chosen.out, chosen.board)
+        return 0
+    if chosen.back is None:
+        parser.error("--back is needed: a folder for what comes back from this machine")
+    if chosen.before:
+        unpack(chosen.before, chosen.out)
+    failed, left = work(jobs, chosen.out / "jobs", workers=1, minutes=chosen.minutes)
+    bring_back(chosen.out, chosen.back)
+    print(f"{left} of {len(jobs)} jobs are left" + (f"; next: --from what lies in {chosen.back}" if left else ""))
+    return STOPPED if left else int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,206 @@
+"""A board made from a small store: what is in it, whether it can be checked, and what shows a false figure."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import robobench
+from robobench import results
+from robobench.cli import main
+from robobench.errors import RequestError
+from robobench.report import folder
+from robobench.report.front import front
+from robobench.store import MANIFEST, file_digest, key_of
+from robobench.verify import Found, Verifier
+
+ROOT = Path(__file__).parents[2]
+TINY = ("--dataset", "digits", "--model", "cnn", "--threads", "1", "--epochs", "2", "--examples", "24")
+ATTACKS = ("--attacks", "pgd,fgsm", "--eps", "0.1", "--set", "run.train_images=96", "--set", "run.chunk=16")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    place = tmp_path_factory.mktemp("store")
+    assert main(["compare", "-q", "--defenses", "standard,at", *TINY, *ATTACKS, "--out", str(place)]) == 0
+    return place
+
+
+@pytest.fixture
+def board(store, tmp_path):
+    assert folder.publish(store, tmp_path / "board", intro="Made by hand.") == []
+    return tmp_path / "board"
+
+
+def rewrite(artifact: Path, file: str, **changes: object) -> None:
+    """Change a stored file so that every digest still fits."""
+    data = json.loads((artifact / file).read_text())
+    (artifact / file).write_text(json.dumps({**data, **changes}))
+    made = json.loads((artifact / MANIFEST).read_text())
+    made["files"][file] = file_digest(artifact / file)
+    del made["digest"]
+    (artifact / MANIFEST).write_text(json.dumps({**made, "digest": key_of(made)}))
+
+
+def cell(board: Path, **wanted: object) -> Path:
+    (found,) = [r for r in results.records(board) if all(r[k] == v for k, v in wanted.items())]
+    return board / "artifacts" / "evaluations" / found["key"]
+
+
+AT = {"defense": "at", "attack": "pgd", "protocol": "white-box"}
+
+
+def test_a_board_holds_the_store_s_figures_and_only_what_they_need(store, board):
+    rows = results.read(board)
+    pd.testing.assert_frame_equal(rows, results.read(store))
+    assert rows["own_cpu_seconds"].gt(0).all() and rows["whole_cpu_seconds"].ge(rows["own_cpu_seconds"]).all()
+    assert not list(board.rglob("examples.safetensors")) and len(list(board.rglob("model.safetensors"))) == 3
+    lines = list(csv.DictReader(io.StringIO((board / "matrix.csv").read_text())))
+    assert {line["protocol"] for line in lines} == {"white-box", "transfer"}
+    (line,) = [line for line in lines if line["defense"] == "at" and line["protocol"] == "white-box"]
+    (row,) = [r for r in rows.to_dict("records") if all(r[k] == v for k, v in AT.items())]
+    assert line["pgd Linf 0.1"] == f"{100 * row['robust_accuracy']:.1f}" and float(line["CPU s"]) > 0
+    model, image = robobench.load(board, "at"), torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(model(image), robobench.load(store, "at")(image))
+
+
+def test_the_readme_says_where_figures_come_from_and_keeps_what_people_wrote(store, board):
+    text = (board / "README.md").read_text()
+    for said in ("Made by hand.", "| at | 1 |", "worst case over fgsm, pgd at Linf 0.1, 24 images of digits", "CPU s",
+                 "epochs=2 (200)", "robobench run --defense at --model cnn"):  # fmt: skip
+        assert said in text, said
+    (board / "README.md").write_text(text.replace("Made by hand.", "Mine."))
+    folder.publish(store, board)
+    assert (board / "README.md").read_text() == text.replace("Made by hand.", "Mine.")
+
+
+def test_the_front_table_leaves_the_source_s_own_transfer_out(board):
+    lines = [line.split(" | ") for line in front(board).splitlines() if line.startswith("|")]
+    head = [name.strip("| ") for name in lines[0]]
+    by_name = {line[0].strip("| "): dict(zip(head, line, strict=True)) for line in lines[2:]}
+    assert set(by_name) == {"at", "standard"} and by_name["standard"]["seeds"] == "2"
+    rows = results.read(board)
+    control = rows[(rows["seed"] == 1) & (rows["protocol"] == "transfer")].iloc[0]["worst_case_accuracy"]
+    assert by_name["standard"]["A transfer"].startswith(f"{100 * control:.1f} [")  # of the control alone
+    seeds = rows[(rows["defense"] == "standard") & (rows["protocol"] == "white-box")].drop_duplicates("seed")
+    assert by_name["standard"]["clean"].startswith(f"{100 * seeds['clean_accuracy'].mean():.1f} ± ")
+    assert by_name["at"]["p"] == "" or by_name["standard"]["p"] == ""  # the first line is what p compares with
+
+
+def test_every_figure_of_a_fresh_board_holds_image_by_image(board, capsys):
+    assert main(["verify", str(board), "--sample", "0"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 13 and said[-1] == "12 of 12 figures hold"  # 3 networks, 2 attacks, 2 protocols
+    assert all("24 of 24 images as recorded" in line for line in said[:-1])
+
+
+def test_a_false_figure_fails_and_the_rest_does_not(board, capsys):
+    rewrite(cell(board, **AT), "record.json", robust_bits="0" * 24, clean_bits="1" * 24)
+    rows = results.frame(results.records(board))
+    (board / "rows.csv").write_text(rows.to_csv(index=False))
+    assert main(["verify", str(board), "--sample", "0"]) == 1
+    said = capsys.readouterr().out
+    assert said.count("FAILS") == 2 and "FAILS: matrix.csv is not what the records give" in said
+    assert "FAILS: at (seed 0), pgd Linf 0.1, white-box, 24 images" in said and "11 of 12 figures hold" in said
+
+
+def test_edited_tables_weights_and_other_images_are_noticed(board, capsys):
+    rows = (board / "rows.csv").read_text()
+    (board / "rows.csv").write_text(rows.replace("at,1,", "at,2,", 1))
+    assert main(["verify", str(board), "--sample", "1"]) == 1
+    assert "rows.csv is not what the records give" in capsys.readouterr().out
+    (board / "rows.csv").write_text(rows)
+    (weights,) = board.glob("at-*/model.safetensors")
+    good = weights.read_bytes()
+    weights.write_bytes(good[:-4] + b"\0\0\0\1")
+    assert main(["verify", str(board), "--sample", "0"]) == 2
+    assert "has changed since it was written" in capsys.readouterr().err
+    weights.write_bytes(good)
+    for artifact in board.glob("artifacts/evaluations/*"):
+        rewrite(artifact, "record.json", data_digest="0123456789abcdef")
+    assert main(["verify", str(board), "--sample", "1"]) == 2
+    assert "not the images of the record: 'digits' has digest" in capsys.readouterr().err
+
+
+def test_large_weights_stay_behind_and_are_trained_again(store, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(folder, "MOST_BYTES", 10)
+    assert len(folder.publish(store, tmp_path / "board")) == 3
+    assert main(["verify", str(tmp_path / "board")]) == 2
+    assert "train them again with --retrain" in capsys.readouterr().err
+    chosen = Verifier(tmp_path / "board", sample=0, retrain=tmp_path / "again")
+    chosen.cells = [r for r in chosen.cells if r["defense"] == "standard" and r["protocol"] == "white-box"][:1]
+    (found,) = chosen
+    assert found.holds and found.robust[0] == found.robust[1]
+
+
+def test_a_cell_that_took_long_is_attacked_on_its_first_images(board):
+    chosen = Verifier(board, sample=1, minutes=5)
+    (record,) = chosen.cells
+    chosen.seconds[record["key"]] = 4 * 5 * 60.0  # four times its share
+    (found,) = chosen
+    assert len(found.robust[0].values) == 6 and found.robust[0] == found.robust[1]
+
+
+def test_what_moved_is_written_down(store, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(store, copy)
+    folder.publish(copy, tmp_path / "board")
+    assert "12 cells of 3 networks: the first figures" in (tmp_path / "board" / "CHANGES.md").read_text()
+    was = json.loads((cell(copy, **AT) / "record.json").read_text())["robust_bits"].count("1")
+    rewrite(cell(copy, **AT), "record.json", robust_bits="1" * 24, clean_bits="1" * 24)
+    folder.publish(copy, tmp_path / "board", keep=lambda r: r["attack"] == "pgd")
+    said = (tmp_path / "board" / "CHANGES.md").read_text()
+    assert f"pgd steps=20, relative_step=0.25, restarts=1 Linf 0.1 white-box 24: {100 * was / 24:.1f} -> 100.0" in said
+    assert "0 cells came, 6 went" in said and said.index("6 went") < said.index("the first figures")
+
+
+def test_a_figure_holds_exactly_inside_the_recorded_interval():
+    from robobench.statistics import Bits, wilson
+
+    def bits(count):
+        return Bits(tuple(i < count for i in range(100)))
+
+    low, high = wilson(30, 100)  # 21.9 and 39.6 %
+    assert (
+        [Found({}, (bits(60), bits(60)), (bits(30), bits(n))).holds for n in (21, 22, 39, 40)]
+        == [low <= n / 100 <= high for n in (21, 22, 39, 40)]
+        == [False, True, True, False]
+    )
+
+
+def test_a_markdown_file_s_tables_are_filled_and_others_refused(board, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- board: board -->\nold\n<!-- end -->\nb\n<!-- board: none -->\n<!-- end -->\n")
+    assert main(["report", "--fill", str(page)]) == 0
+    text = page.read_text()
+    assert front(board) in text and "old" not in text and "No board is in `none` yet." in text
+    assert text.startswith("a\n") and "\nb\n" in text and folder.fill(text, tmp_path) == text
+    page.write_text("no comments")
+    with pytest.raises(RequestError, match="has no table to fill"):
+        folder.fill_file(page)
+
+
+def test_a_leaderboard_without_a_store_shows_the_boards_that_come_along(board, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(results, "measured", lambda: [board])
+    assert main(["leaderboard", "--format", "md"]) == 0
+    said = capsys.readouterr()
+    assert "| at | cnn |" in said.out and "this is what robobench itself measured (board)" in said.err
+    assert main(["leaderboard", "--out", "nowhere"]) == 2
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *ROOT.glob("leaderboards/*/README.md")], ids=str)
+def test_the_tables_of_the_repository_are_what_the_rows_give(page):
+    text = page.read_text()
+    blocks = [match for match in folder.BLOCK.finditer(text) if match[2] == "board"]
+    assert blocks
+    for match in blocks:
+        assert folder.fill(match[0], page.parent) == match[0], f"run 'robobench report --fill {page.name}'"
