@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from robobench.api import DEFENSES, Batch, Defense, Frozen, Loss, Passes, Setup, Stage, lr_schedule
 from robobench.inner import AttackedRecipe
+from robobench.processes import mean
 from robobench.threat import ThreatModel
 
 
@@ -86,7 +87,7 @@ class MTARDObjective(nn.Module):
         adv_loss = distillation(adv_target, self.model(adv))
         clean_loss = distillation(clean_target, self.model(batch.images))
         losses = torch.stack((adv_loss, clean_loss))
-        self.balance(losses.detach(), batch.epoch)
+        self.balance(mean(losses, len(batch.index)), batch.epoch)  # of the whole batch, on several devices too
         metrics = {"adv_loss": adv_loss.detach(), "clean_loss": clean_loss.detach()}
         # A copy: the buffer moves in place, and accumulated micro-batches share it.
         weights = self.weights.clone()

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from robobench.api import DEFENSES, Batch, Defense, Loss, Passes, Recipe, Setup, Stage, lr_schedule, sgd
 from robobench.augment import flip
 from robobench.inner import AttackedRecipe, ascend, eval_mode
+from robobench.processes import gather
 from robobench.randomness import Noise
 from robobench.threat import ThreatModel
 
@@ -191,20 +192,23 @@ class RoCLObjective(nn.Module):
 
 
 def nt_xent(embeddings: Tensor, views: int, temperature: float) -> Tensor:
-    """Contrast each embedding with all others: (V B, D), view by view -> (V B,).
+    """Contrast each embedding with all others: (V b, D), view by view -> (V b,).
 
     An anchor's loss sums over its V - 1 positives (the other views of its image); its denominator runs
-    over all other V B - 1 embeddings. Only the anchor's side of a similarity carries gradient.
+    over all other V B - 1 embeddings. Only the anchor's side of a similarity carries gradient. Alone, b is B; one of
+    several processes has the anchors of its b images, against the embeddings of the whole batch.
     """
-    count = len(embeddings)
-    row = torch.arange(count, device=embeddings.device)
+    count = len(embeddings) // views
     with torch.autocast(embeddings.device.type, enabled=False):  # bf16 has 3 digits; the exponent needs more
         unit = F.normalize(embeddings.float())
-        weights = (unit @ unit.detach().T / temperature).exp()
-    weights = weights.masked_fill(row[:, None] == row, 0.0)
+        keys, begin = gather(unit.detach().unflatten(0, (views, count)).transpose(0, 1))  # (B, V, D)
+        weights = (unit @ keys.transpose(0, 1).flatten(0, 1).T / temperature).exp()  # (V b, V B)
+    columns = torch.arange(weights.shape[1], device=unit.device)
+    own = columns.view(views, -1)[:, begin : begin + count].flatten()  # where the anchors stand among the keys
+    weights = weights.masked_fill(own[:, None] == columns, 0.0)
     shares = weights / (weights.sum(1, keepdim=True) + 1e-8)
-    shift = count // views * torch.arange(1, views, device=embeddings.device)
-    positives = shares.gather(1, (row[:, None] + shift) % count)  # (V B, V - 1)
+    shift = len(keys) * torch.arange(1, views, device=unit.device)
+    positives = shares.gather(1, (own[:, None] + shift) % len(columns))  # (V b, V - 1)
     return -(positives + 1e-8).log().sum(1)
 
 

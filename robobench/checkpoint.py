@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from robobench import interrupts
+from robobench import interrupts, processes
 from robobench.store import Store
 from robobench.timing import Account
 
@@ -119,9 +119,10 @@ class Checkpoint:
         self.saved, self.cost = clock(), 0.0
 
     def due(self) -> bool:
-        """Say whether it is time to save: the interval is over, or a signal asks to stop."""
+        """Say whether it is time to save: the first process's interval is over, or a signal asks to stop."""
         wait = max(self.every, self.cost / SHARE)
-        return interrupts.asked() or self.clock() - self.saved >= wait
+        over = processes.first() and self.clock() - self.saved >= wait
+        return bool(processes.highest(interrupts.asked() or over))
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -138,35 +139,54 @@ class Checkpoint:
     ) -> None:
         """Write everything the rest of the stage depends on; raises Interrupted after it if a signal came.
 
+        Of several processes the first one's state is written; all wait for it.
+
         Raises:
             StorageError: it cannot be written; the earlier state is as it was.
         """
         with self._timed():
-            tensors = {f"objective/{k}": v for k, v in objective.state_dict().items()}
-            tensors |= {f"sums/{name}": value for name, value in position.sums.items()}
-            if self.selection:
-                tensors |= {f"best/{name}": value for name, value in self.selection.weights.items()}
-            plain: dict[str, dict[str, Any]] = {}
-            for index, state in optimizer.state_dict()["state"].items():
-                for name, value in state.items():
-                    if isinstance(value, Tensor):
-                        tensors[f"optimizer/{index}/{name}"] = value
-                    else:
-                        plain.setdefault(str(index), {})[name] = value
-            place = {**vars(position), "sums": list(position.sums)}
-            try:
-                text = json.dumps({"position": place, "account": asdict(account), "optimizer": plain})
-                save = {name: value.detach() for name, value in tensors.items()}
-            except (TypeError, AttributeError) as err:  # somebody's own optimizer or extra state
-                self.every = math.inf
-                self.states.store.tell(f"this stage cannot be saved before its end: its state is not plain ({err})")
-                return
-            with self.states.saving(self.states.last + 1) as work:
-                save_tensors(save, work / "state.safetensors")
-                (work / "state.json").write_text(text)
+            processes.from_first(lambda: self._write(objective, optimizer, position, account))
+
+    def _write(
+        self, objective: nn.Module, optimizer: torch.optim.Optimizer, position: Position, account: Account
+    ) -> None:
+        tensors = {f"objective/{k}": v for k, v in objective.state_dict().items()}
+        tensors |= {f"sums/{name}": value for name, value in position.sums.items()}
+        if self.selection:
+            tensors |= {f"best/{name}": value for name, value in self.selection.weights.items()}
+        plain: dict[str, dict[str, Any]] = {}
+        for index, state in optimizer.state_dict()["state"].items():
+            for name, value in state.items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer/{index}/{name}"] = value
+                else:
+                    plain.setdefault(str(index), {})[name] = value
+        place = {**vars(position), "sums": list(position.sums)}
+        try:
+            text = json.dumps({"position": place, "account": asdict(account), "optimizer": plain})
+            save = {name: value.detach() for name, value in tensors.items()}
+        except (TypeError, AttributeError) as err:  # somebody's own optimizer or extra state
+            self.every = math.inf
+            self.states.store.tell(f"this stage cannot be saved before its end: its state is not plain ({err})")
+            return
+        with self.states.saving(self.states.last + 1) as work:
+            save_tensors(save, work / "state.safetensors")
+            (work / "state.json").write_text(text)
 
     def restore(self, objective: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Position, Account] | None:
-        """Bring a stage back to where it was saved; None where there is nothing whole and fitting to go on from."""
+        """Bring a stage back to where it was saved; None where there is nothing whole and fitting to go on from.
+
+        However many processes saved it, any number can go on: the first one reads, for all.
+        """
+        restored, state = processes.from_first(lambda: (self._read(objective, optimizer), optimizer.state_dict()))
+        if restored and not processes.first():
+            optimizer.load_state_dict(state)
+            position, account = restored
+            position.sums = {name: value.to(_device(objective)) for name, value in position.sums.items()}
+            account.cpu_seconds = 0.0  # the first process's account counts them
+        return restored
+
+    def _read(self, objective: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Position, Account] | None:
         folder = self.states.newest()
         if folder is None:
             return None
@@ -194,12 +214,23 @@ class Checkpoint:
 
     def save_part(self, begin: int, array: np.ndarray[Any, Any], account: Account) -> None:
         """Write the entries from image `begin` on, beside those already written; raises as `save`."""
-        with self._timed(), self.states.saving(begin, keep=True) as work:
-            np.save(work / "array.npy", array, allow_pickle=False)
-            (work / "state.json").write_text(json.dumps(asdict(account)))
+
+        def write() -> None:
+            with self.states.saving(begin, keep=True) as work:
+                np.save(work / "array.npy", array, allow_pickle=False)
+                (work / "state.json").write_text(json.dumps(asdict(account)))
+
+        with self._timed():
+            processes.from_first(write)
 
     def restore_parts(self) -> tuple[list[np.ndarray[Any, Any]], Account | None]:
         """Return the parts that follow each other without a hole, and the account when the last was written."""
+        parts, account = processes.from_first(self._read_parts)
+        if account and not processes.first():
+            account.cpu_seconds = 0.0
+        return parts, account
+
+    def _read_parts(self) -> tuple[list[np.ndarray[Any, Any]], Account | None]:
         parts: list[np.ndarray[Any, Any]] = []
         account, begin = None, 0
         while (folder := self.states.find(begin)) is not None:

@@ -31,3 +31,7 @@ class OutOfMemoryError(RobobenchError):
 
 class PluginError(RequestError):
     """A defense or attack could not be imported."""
+
+
+class ProcessError(RobobenchError):
+    """One of the processes that worked in step is gone; the others were ended."""

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from robobench import plugins, results
+from robobench import launch, plugins, processes, results
 from robobench.errors import RequestError
 from robobench.inner import frozen
 from robobench.interrupts import Interrupted
 from robobench.planner import Planner, make_plan
-from robobench.progress import Reporter
+from robobench.progress import Reporter, Silent
+from robobench.provenance import resolve_device
 from robobench.randomness import Noise
 from robobench.request import Request, make
 from robobench.runner import Runner
@@ -38,10 +40,19 @@ def work(request: Request, reporter: Reporter, check: Callable[[Plan], None] | N
 
     `check` may refuse the plan before anything is made.
 
+    Over several devices, this process starts one for each and waits; under torchrun it is one of them, and only the
+    first one returns records.
+
     Raises:
         RequestError: the request is wrong; nothing was created.
         StorageError: the store cannot be written; what is finished stays, and the same request goes on from it.
+        ProcessError: one of several processes died.
     """
+    alone = processes.count() == 1
+    if alone and launch.outside() > 1:
+        device = resolve_device(request.device)
+        launch.devices(request.devices, device)
+        return launch.join(device, partial(_in_step, request, reporter.verbosity, check))  # type: ignore[no-any-return]
     plan = make_plan(request)
     if check is not None:
         check(plan)
@@ -49,17 +60,31 @@ def work(request: Request, reporter: Reporter, check: Callable[[Plan], None] | N
         plan.out.mkdir(parents=True, exist_ok=True)
     except OSError as err:
         raise RequestError(f"--out '{plan.out}' cannot be written ({err.strerror}); choose another folder") from None
+    runner = Runner(plan, reporter)
+    if alone and plan.devices > 1:
+        settled = replace(request, threads=plan.threads)
+        launch.spawn(plan.device, plan.devices, partial(_in_step, settled, reporter.verbosity, None))
+        wanted = {runner.key(*item) for item in plan.work()}
+        return [r for r in results.records(plan.out, mend=runner.store) if r["key"] in wanted]
     for note in plan.notes:
         reporter.note(f"note: {note}")
-    runner = Runner(plan, reporter)
     runner.announce()
     try:
         runner.train_all()
         wanted = runner.evaluate_all()
     except (KeyboardInterrupt, Interrupted):
-        results.rewrite(runner.store)
+        processes.from_first(partial(results.rewrite, runner.store))
         raise
+    if not processes.first():
+        return []
     return [record for record in results.rewrite(runner.store) if record["key"] in wanted]
+
+
+def _in_step(
+    request: Request, verbosity: int, check: Callable[[Plan], None] | None, device: str
+) -> list[dict[str, Any]]:
+    """Carry out a request as one of several processes, on its own device."""
+    return work(replace(request, device=device), Reporter(verbosity) if processes.first() else Silent(), check)
 
 
 def execute(request: Request, reporter: Reporter | None = None) -> pd.DataFrame:

@@ -1,7 +1,11 @@
-"""SIGINT and SIGTERM: the first one lets a training step end and saves, a second one leaves at once."""
+"""SIGINT and SIGTERM: the first one lets a training step end and saves, a second one leaves at once.
+
+Processes that work in step leave at the same step, whichever of them the signal reached.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -13,6 +17,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _asked: int | None = None  # the signal that came
 _deferring = False
+_speaks = True
 
 
 class Interrupted(BaseException):
@@ -33,17 +38,18 @@ def _handle(signum: int, frame: FrameType | None) -> None:
         signal.signal(each, signal.SIG_DFL)
     if not _deferring:
         raise Interrupted(signum)
-    os.write(2, b"\nfinishing this step and saving; once more leaves at once\n")
+    if _speaks:
+        os.write(2, b"\nfinishing this step and saving; once more leaves at once\n")
 
 
 @contextmanager
-def handled() -> Iterator[None]:
+def handled(speaks: bool = True) -> Iterator[None]:
     """Answer signals as above inside the block; only a process's main thread can."""
-    global _asked
+    global _asked, _speaks
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _asked = None
+    _asked, _speaks = None, speaks
     before = {each: signal.signal(each, _handle) for each in SIGNALS}
     try:
         yield
@@ -51,6 +57,25 @@ def handled() -> Iterator[None]:
         for each, handler in before.items():
             signal.signal(each, handler)
         _asked = None
+
+
+@contextmanager
+def passed_on() -> Iterator[list[int]]:
+    """Pass signals on to the child processes inside the block, as SIGTERM; yields the list of those that came."""
+    came: list[int] = []
+
+    def pass_on(signum: int, frame: FrameType | None) -> None:
+        came.append(signum)
+        for child in multiprocessing.active_children():
+            child.terminate()
+
+    here = SIGNALS if threading.current_thread() is threading.main_thread() else ()
+    before = {each: signal.signal(each, pass_on) for each in here}
+    try:
+        yield came
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 @contextmanager
@@ -65,11 +90,14 @@ def deferred() -> Iterator[None]:
 
 
 def asked() -> bool:
-    """Say whether a signal has come."""
+    """Say whether a signal has come to this process."""
     return _asked is not None
 
 
 def leave_if_asked() -> None:
-    """Raise Interrupted if a signal has come."""
-    if _asked is not None:
-        raise Interrupted(_asked)
+    """Raise Interrupted if a signal has come; to one of the processes in step is to all."""
+    from robobench import processes
+
+    signum = int(processes.highest(_asked or 0))
+    if signum:
+        raise Interrupted(signum)

@@ -116,8 +116,9 @@ class Plan:
     examples: int
     device: str
     precision: str
-    threads: int
+    threads: int  # of each process
     out: Path
+    devices: int = 1  # processes that share every batch and every evaluation, a device each
     checkpoint_every: float = 5.0  # minutes
     fresh: bool = False
     notes: list[str] = field(default_factory=list)

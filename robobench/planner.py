@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from robobench import data as datasets
-from robobench import models, plugins, presets
+from robobench import launch, models, plugins, presets
 from robobench.api import Attack, Defense, Recipe
 from robobench.errors import PluginError, RequestError
 from robobench.evaluation import check_logits
@@ -70,7 +70,13 @@ class Planner:
         self.cells = self._cells()
         self.device = resolve_device(request.device)
         self.precision = resolve_precision(request.precision, self.device)
-        self.threads = request.threads or torch.get_num_threads()
+        self.devices = launch.devices(request.devices, self.device)
+        if self.devices > 1 and dry:
+            self._note(f"times and memory are estimated for one device; {self.devices} share every batch")
+        share = 1 if launch.outside() else self.devices
+        self.threads = request.threads or max(1, torch.get_num_threads() // share)
+        if self.run.sync_batchnorm and self.device == "cpu":
+            raise RequestError("run.sync_batchnorm=true works on GPUs only; leave it out, or choose --device cuda")
         models.check_name(request.model)
         self.defenses = {name: plugins.load_defense(name) for name in request.defenses}
         check_writable(request.out)
@@ -85,6 +91,7 @@ class Planner:
         self._made: dict[tuple[str, int], Training] = {}
         self.teachers = Teachers(request.teachers)
         self._stranger: Any = None  # a network that is not ours, built to look at it
+        self._normalizes: bool | None = None  # whether the network has BatchNorm, once that was asked
         self.train_threat = self._train_threat()
 
     def _dataset(self, dry: bool) -> Any:
@@ -253,10 +260,20 @@ class Planner:
             "torch": torch.__version__,
             "store": STORE_VERSION,
             "requires": {role: other.key for role, other in requires.items()},
+            **self._split(spec),
         }
         made = Training(cls, config, seed, spec, threat, requires, recipe, self.request.dataset)
         self._made[name, seed] = made
         return made
+
+    def _split(self, spec: models.ModelSpec) -> dict[str, int]:
+        """Return the number of devices where weights depend on it beyond rounding: BatchNorm sees shares."""
+        if self.devices == 1 or self.run.sync_batchnorm:
+            return {}
+        if self._normalizes is None:
+            network = models.build(replace(spec, pretrained=False))
+            self._normalizes = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in network.modules())
+        return {"devices": self.devices} if self._normalizes else {}
 
     def teacher(self, role: str, student: str) -> Training:
         """Return the network that --teacher names for a role, tried on two images; raises RequestError."""
@@ -402,6 +419,7 @@ class Planner:
             device=self.device,
             precision=self.precision,
             threads=self.threads,
+            devices=self.devices,
             out=request.out,
             checkpoint_every=request.checkpoint_every,
             fresh=request.fresh,

@@ -97,6 +97,19 @@ class Reporter:
         return advance
 
 
+class Silent(Reporter):
+    """Says and writes nothing: of several processes only the first one speaks."""
+
+    def __init__(self) -> None:
+        super().__init__(-1)
+
+    def _write(self, text: str, style: str | None = None) -> None:
+        pass
+
+    def log(self, text: str) -> None:
+        """Drop the line."""
+
+
 def duration(seconds: float) -> str:
     """Spell a duration for people: '4.2 s', '3 min 05 s', '2 h 10 min', '3.4 days'."""
     if seconds < 59.95:

@@ -14,17 +14,19 @@ from robobench.errors import RequestError
 
 
 @functools.cache
-def hardware(device: str) -> str:
-    """Name the processor that did the work: a GPU's name, or the CPU's with its core count."""
+def hardware(device: str, devices: int = 1) -> str:
+    """Name what did the work: a GPU's name, or the CPU's with its core count; before it how many GPUs or processes."""
     if device.startswith("cuda"):
-        return torch.cuda.get_device_name(torch.device(device))
+        several = f"{devices} x " if devices > 1 else ""
+        return several + torch.cuda.get_device_name(torch.device(device))
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         model = names[0].split(":", 1)[1].strip() if names else model
     isa = torch.backends.cpu.get_cpu_capability()
-    return f"{model}, {os.cpu_count()} cores, {isa}"
+    several = f"{devices} processes on " if devices > 1 else ""
+    return f"{several}{model}, {os.cpu_count()} cores, {isa}"
 
 
 @functools.cache

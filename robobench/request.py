@@ -37,6 +37,7 @@ class RunValues:
     source: str = "standard"  # whose seed-0 network the transfer examples are made on
     control: bool = True  # evaluate the source's defense of another seed beside the rest
     chunk: int = CHUNK  # images evaluated together
+    sync_batchnorm: bool = False  # BatchNorm over the images of all GPUs, not of each
 
     def __post_init__(self) -> None:
         if self.held_out and self.held_out < MIN_HELD_OUT:
@@ -61,6 +62,7 @@ class Request:
     device: str = "auto"
     precision: str = "auto"
     threads: int | None = None
+    devices: int = 1
     attacks: tuple[str, ...] | None = None
     norm: str = "Linf"
     eps: tuple[str, ...] = ()

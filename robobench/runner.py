@@ -1,6 +1,7 @@
 """From plan to rows: trains what is missing, then fills every attacked cell; each step asks the store first.
 
-A cell that fails becomes a row with its reason; the rest goes on.
+A cell that fails becomes a row with its reason; the rest goes on. Several processes take a cell's chunks in turns: the
+same chunks as one alone, so the same bits.
 """
 
 from __future__ import annotations
@@ -8,13 +9,15 @@ from __future__ import annotations
 import json
 import time
 import traceback
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from robobench import evaluation, interrupts, provenance
+from robobench import evaluation, interrupts, processes, provenance
 from robobench.checkpoint import Unfinished, evaluated, save_evaluated, save_tensors
 from robobench.errors import StorageError
 from robobench.plan import Cell, Plan, Training
@@ -25,7 +28,7 @@ from robobench.trainer import Trainer
 
 
 class Runner(Trainer):
-    """Carries out a plan in one process."""
+    """Carries out a plan."""
 
     def __init__(self, plan: Plan, reporter: Reporter) -> None:
         super().__init__(plan, reporter)
@@ -37,6 +40,7 @@ class Runner(Trainer):
         self.reporter.note(
             f"{plan.dataset.name} (data {plan.data_digest}), preset {plan.preset}, {plan.device}, "
             f"{plan.precision}, {plan.threads} threads"
+            + (f" in each of {plan.devices} processes" if plan.devices > 1 else "")
         )
         for name, used, have in (
             ("training", plan.run.train_images, len(plan.dataset.train or ())),
@@ -67,13 +71,13 @@ class Runner(Trainer):
     def _evaluate(self, training: Training, cell: Cell, protocol: str, recipe: dict[str, Any]) -> dict[str, Any]:
         source = self.plan.source if protocol == "transfer" else None
         name = key_of(recipe)
-        found = self.store.find("evaluations", name)
+        found = self.find("evaluations", name)
         if found:
             record: dict[str, Any] = json.loads((found / "record.json").read_text())
             if record["status"] == "ok":
                 return record
         for other in (t for t in (training, source) if t is not None and t.key not in self.broken):
-            if self.store.find("model", other.folder) is None:
+            if self.find("model", other.folder) is None:
                 self.broken[other.key] = f"the trained '{other.name}' vanished from the store; run it again"
         record = {"key": name, **self._blank_record(training, cell, protocol, source)}
         needed = [t for t in (training, source) if t is not None and t.key in self.broken]
@@ -94,11 +98,19 @@ class Runner(Trainer):
             self.reporter.warn(
                 f"{training.name} under {cell.attack.name} {cell.threat} ({protocol}): {record['reason']}"
             )
-        with self.store.building("evaluations", name, recipe) as work:
-            (work / "record.json").write_text(json.dumps(record, indent=1))
+
+        def keep() -> None:
+            with self.store.building("evaluations", name, recipe) as work:
+                (work / "record.json").write_text(json.dumps(record, indent=1))
+
+        processes.from_first(keep)
         if record["status"] == "ok":
             self.store.discard(f"partial/{name}")
         return record
+
+    def key(self, training: Training, cell: Cell, protocol: str) -> str:
+        """Return the key of a cell's record."""
+        return key_of(self._recipe(training, cell, protocol))
 
     def _recipe(self, training: Training, cell: Cell, protocol: str) -> dict[str, Any]:
         source = self.plan.source if protocol == "transfer" else None
@@ -148,7 +160,7 @@ class Runner(Trainer):
             "examples": self.plan.examples,
             "precision": self.plan.precision,
             "threads": self.plan.threads,
-            "hardware": provenance.hardware(self.plan.device),
+            "hardware": provenance.hardware(self.plan.device, self.plan.devices),
             "torch_version": torch.__version__,
             "commit": provenance.commit(),
             "control": training.key in {t.key for t in self.plan.controls},
@@ -163,14 +175,16 @@ class Runner(Trainer):
         """Return which of the test images a network gets right when clean; measured once."""
         digest = self.weights_digest(training)
         if digest not in self._clean:
-            model = self.network(training)
-            self._clean[digest] = torch.cat(
-                [
-                    evaluation.clean_bits(model, self.plan.dataset.test, index, self.plan.device)
-                    for index in evaluation.chunks(self.plan.examples, self.plan.run.chunk)
-                ]
-            )
+            model, plan = self.network(training), self.plan
+
+            def bits(index: Tensor) -> Tensor:
+                return evaluation.clean_bits(model, plan.dataset.test, index, plan.device)
+
+            self._clean[digest] = torch.cat(list(processes.each(self._chunks(), bits)))
         return self._clean[digest]
+
+    def _chunks(self) -> list[Tensor]:
+        return list(evaluation.chunks(self.plan.examples, self.plan.run.chunk))
 
     def _bits(self, training: Training, cell: Cell, protocol: str, name: str) -> tuple[Tensor, Tensor, float]:
         """Attack chunk by chunk; each finished chunk is on disk before the next begins.
@@ -180,43 +194,58 @@ class Runner(Trainer):
         """
         plan, data = self.plan, self.plan.dataset.test
         states = Unfinished(self.store, f"partial/{name}")
-        done, before = evaluated(states)
+        done, before = processes.from_first(lambda: evaluated(states))
         begun = time.perf_counter() - before
-        clean = self.clean(training)
+        clean, chunks = self.clean(training), self._chunks()
+        examples = self.examples(cell) if protocol == "transfer" else []
+        model = self.network(training)
+
+        def bits(number: int) -> Tensor:
+            index, right = chunks[number], clean[chunks[number]]
+            if protocol == "white-box":
+                return evaluation.white_box_bits(model, cell.attack, data, index, right, plan.device)
+            adv = load_file(examples[number] / "examples.safetensors", device=plan.device)["adv"]
+            return evaluation.transfer_bits(model, adv, data.labels[index], right)
+
+        def save() -> None:
+            save_evaluated(states, done, time.perf_counter() - begun)
+
+        left = range(len(done), len(chunks))
         with self.reporter.bar(f"{training.name}: {cell.attack.name} {cell.threat} {protocol}", plan.examples) as bar:
-            for number, index in enumerate(evaluation.chunks(plan.examples, plan.run.chunk)):
-                if number >= len(done):
-                    right = clean[index]
-                    if protocol == "white-box":
-                        bits = evaluation.white_box_bits(
-                            self.network(training), cell.attack, data, index, right, plan.device
-                        )
-                    else:
-                        adv = self.transfer_chunk(cell, index, number)
-                        bits = evaluation.transfer_bits(self.network(training), adv, data.labels[index], right)
-                    done.append(pack(bits))
-                    save_evaluated(states, done, time.perf_counter() - begun)
-                    interrupts.leave_if_asked()
-                bar(len(index))
+            bar(sum(map(len, chunks[: left.start])))
+            for number, found in zip(left, processes.each(left, bits), strict=True):
+                done.append(pack(found))
+                processes.from_first(save)
+                interrupts.leave_if_asked()
+                bar(len(chunks[number]))
         return clean, torch.tensor(Bits.read("".join(done)).values), time.perf_counter() - begun
 
-    def transfer_chunk(self, cell: Cell, index: Tensor, number: int) -> Tensor:
-        """Return a chunk of transfer examples, made once on the source and kept as float32."""
+    def examples(self, cell: Cell) -> list[Path]:
+        """Return where the transfer examples of each chunk are: made once on the source, kept as float32."""
         assert self.plan.source is not None
-        recipe = {
+        attack, data, device = cell.attack, self.plan.dataset.test, self.plan.device
+        common = {
             "source": self.plan.source.key,
             "attack": cell.recipe(),
             "data": self.plan.data_digest,
-            "examples": [int(index[0]), int(index[-1])],
             **self.plan.environment(),
         }
-        name = key_of(recipe)
-        with self.store.lock("transfer", name):
-            folder = self.store.find("transfer", name)
-            if folder is None:
+        chunks = self._chunks()
+        recipes = [{**common, "examples": [int(index[0]), int(index[-1])]} for index in chunks]
+        with self.store.lock("transfer", key_of(common)):
+            found = [self.find("transfer", key_of(recipe)) for recipe in recipes]
+            missing = [number for number, folder in enumerate(found) if folder is None]
+            if missing:
                 source = self.network(self.plan.source)
-                adv = evaluation.transfer_examples(source, cell.attack, self.plan.dataset.test, index, self.plan.device)
-                with self.store.building("transfer", name, recipe) as work:
-                    save_tensors({"adv": adv}, work / "examples.safetensors")
-                return adv
-        return load_file(folder / "examples.safetensors", device=self.plan.device)["adv"]
+
+                def make(number: int) -> Tensor:
+                    return evaluation.transfer_examples(source, attack, data, chunks[number], device).cpu()
+
+                for number, adv in zip(missing, processes.each(missing, make), strict=True):
+                    processes.from_first(partial(self._keep_examples, recipes[number], adv))
+                    interrupts.leave_if_asked()
+        return [self.store.folder("transfer", key_of(recipe)) for recipe in recipes]
+
+    def _keep_examples(self, recipe: dict[str, Any], adv: Tensor) -> None:
+        with self.store.building("transfer", key_of(recipe), recipe) as work:
+            save_tensors({"adv": adv}, work / "examples.safetensors")

@@ -1,6 +1,7 @@
 """From the trainings of a plan to networks in the store, prerequisites first; the store is asked first.
 
-A training that fails leaves its reason; only what needs that network stops.
+A training that fails leaves its reason; only what needs that network stops. Of several processes all do the same in
+step; the first one looks into the store for all and alone writes to it.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import shutil
 import time
 import traceback
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -23,7 +25,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from robobench import interrupts, models, plugins, provenance
+from robobench import interrupts, models, plugins, processes, provenance
 from robobench.allocator import keep_freed_memory
 from robobench.api import Frozen, Produce, Produced, Setup, Stage, Train
 from robobench.checkpoint import Checkpoint, Unfinished, save_tensors
@@ -47,16 +49,38 @@ def state_digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
+class SharedStore(Store):
+    """The store as processes in step hold it: only the first one locks, begins and removes."""
+
+    def lock(self, kind: str, name: str) -> AbstractContextManager[None]:
+        """Hold the right to build an artefact, for all processes."""
+        return super().lock(kind, name) if processes.first() else nullcontext()
+
+    def begin(self, kind: str) -> None:
+        """Set the unfinished work of a kind aside where everything is to be made anew."""
+        if processes.first():
+            super().begin(kind)
+
+    def discard(self, kind: str) -> None:
+        """Remove unfinished work that is no longer needed."""
+        if processes.first():
+            super().discard(kind)
+
+
 class Trainer:
-    """Carries out the trainings of a plan in one process."""
+    """Carries out the trainings of a plan."""
 
     def __init__(self, plan: Plan, reporter: Reporter) -> None:
         self.plan, self.reporter = plan, reporter
-        self.store = Store(plan.out, fresh=plan.fresh, tell=reporter.warn)
+        self.store = SharedStore(plan.out, fresh=plan.fresh, tell=reporter.warn)
         self.broken: dict[str, str] = {}  # training key -> why there is no such network
         self._network: tuple[str, nn.Module] | None = None  # the last one used stays in memory
         torch.set_num_threads(plan.threads)
         keep_freed_memory()
+
+    def find(self, kind: str, name: str) -> Path | None:
+        """Return an artefact's folder if the first process finds it whole."""
+        return processes.from_first(lambda: self.store.find(kind, name))
 
     def train_all(self) -> None:
         """Train what is missing, prerequisites first; a failure stops only what needs that network."""
@@ -85,7 +109,7 @@ class Trainer:
     def train(self, training: Training) -> None:
         """Train one network and store it, unless the store has it; one process at a time."""
         with self.store.lock("model", training.folder):
-            if self.store.find("model", training.folder):
+            if self.find("model", training.folder):
                 name = f"{training.name} (seed {training.seed})"
                 self.reporter.note(f"{name}: reused from {self.plan.out / training.folder}")
             else:
@@ -106,6 +130,8 @@ class Trainer:
         data = self.plan.dataset.train.first(self.plan.train_images)
         engine = Engine(self.plan.device, self.plan.precision, training.seed, self.reporter)
         model = models.build(training.spec).to(self.plan.device)
+        if self.plan.run.sync_batchnorm and processes.count() > 1:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         setup = Setup(
             model=model,
             threat=training.threat or NO_THREAT,
@@ -137,7 +163,7 @@ class Trainer:
             for flag in record.flags:
                 self.reporter.warn(f"{label}: stage '{stage.name}' raises '{flag}'")
         self._network = None
-        self._save(training, model, records, metrics, teachers, selection)
+        processes.from_first(lambda: self._save(training, model, records, metrics, teachers, selection))
 
     def _measured(
         self, training: Training, engine: Engine, required: Mapping[str, Frozen], data: Images
@@ -171,7 +197,7 @@ class Trainer:
             models.load_weights(model, training.weights)
             if file_digest(training.weights) != training.recipe["external"]:
                 raise ArtifactError(f"'{training.weights}' has changed since this run began; start it again")
-        self._save(training, model, [], [])
+        processes.from_first(lambda: self._save(training, model, [], []))
 
     @staticmethod
     def _told(record: StageRecord) -> str:
@@ -203,7 +229,7 @@ class Trainer:
             shown = ", ".join(f"{k} {v:.4g}" for k, v in values.items())
             self.reporter.detail(f"  {stage_name} epoch {epoch + 1}: {shown}")
 
-        found = None if last else self.store.find("stages", name)
+        found = None if last else self.find("stages", name)
         if found:
             stored = json.loads((found / "record.json").read_text())
             if isinstance(stage, Produce):
@@ -223,7 +249,8 @@ class Trainer:
             record, objective = run_train(
                 engine, stage, data, watch, log, checkpoint, selection.look if selection else None
             )
-        if not last:
+
+        def keep() -> None:
             with self.store.building("stages", name, recipe) as work:
                 if isinstance(stage, Produce):
                     np.save(work / "array.npy", array, allow_pickle=False)
@@ -231,6 +258,9 @@ class Trainer:
                     save_tensors(objective.state_dict(), work / "state.safetensors")
                 text = json.dumps({"record": asdict(record), "metrics": metrics})
                 (work / "record.json").write_text(text)
+
+        if not last:
+            processes.from_first(keep)
             states.clear()
         interrupts.leave_if_asked()
         return record, metrics
@@ -265,7 +295,8 @@ class Trainer:
             "teachers": dict(teachers),
             "selection": selection.record() if selection else None,
             "flags": [flag for r in records for flag in r.flags],
-            "hardware": provenance.hardware(self.plan.device),
+            "hardware": provenance.hardware(self.plan.device, self.plan.devices),
+            "devices": self.plan.devices,
             "commit": provenance.commit(),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
@@ -284,6 +315,8 @@ class Trainer:
             "seed": training.seed,
             "precision": self.plan.precision,
             "threads": self.plan.threads,
+            "devices": self.plan.devices,
+            "sync_batchnorm": self.plan.run.sync_batchnorm,
             "torch": torch.__version__,
             "key": training.key,
         }
@@ -315,7 +348,7 @@ class Trainer:
         """Load a trained network from the store, in eval mode on the device."""
         wanted = f"{training.key} {training.selection}"
         if self._network is None or self._network[0] != wanted:
-            folder = self.store.find("model", training.folder)
+            folder = self.find("model", training.folder)
             if folder is None:
                 raise ArtifactError(f"the trained '{training.name}' is not in '{self.plan.out}'; run it again")
             model = models.build(replace(training.spec, pretrained=False)).to(self.plan.device)

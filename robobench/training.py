@@ -10,13 +10,14 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robobench import interrupts
+from robobench import interrupts, processes
 from robobench.api import Batch, Loss, Produce, Stage, Train
 from robobench.augment import augment
 from robobench.checkpoint import Checkpoint, Position
@@ -112,12 +113,18 @@ def build_objective(stage: Train, device: str) -> nn.Module:
 
 
 def one_step(
-    engine: Engine, objective: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, parts: int = 1
+    engine: Engine,
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    parts: int = 1,
+    weight: float = 1.0,
 ) -> Loss:
     """Forward, backward and step: the whole of what training repeats.
 
     Args:
         parts: pieces the batch is cut into, their gradients added up, where the whole does not fit in memory.
+        weight: of this batch's gradient, where it is one process's share of a larger batch.
     """
     pieces, whole = cut(batch, parts), len(batch.index)
     total, metrics = torch.zeros(()), dict[str, Tensor]()
@@ -127,7 +134,8 @@ def one_step(
         share = len(piece.index) / whole
         moves = loss.total.requires_grad
         if moves:
-            torch.autograd.backward(loss.total if share == 1 else loss.total * share)
+            scale = weight * share
+            torch.autograd.backward(loss.total if scale == 1 else loss.total * scale)
         if len(pieces) > 1:
             total = total.to(loss.total.device) + share * loss.total.detach()
             metrics |= {name: metrics.get(name, 0) + share * value.detach() for name, value in loss.metrics.items()}
@@ -155,10 +163,14 @@ def more_parts(stage: Train, parts: int, batch_size: int, err: Exception) -> int
 
     Raises:
         OutOfMemoryError: nothing smaller is left, or the stage's loss depends on the whole batch.
+        Lost: memory ran out in one of several processes, which cannot cut a batch alone.
         Exception: `err` itself, where it is about something else.
     """
     if not out_of_memory(err):
         raise err
+    if processes.count() > 1:
+        why = f"stage '{stage.name}' ran out of memory; use more devices or lower --batch-size"
+        raise processes.Lost(why, own=True) from err
     if stage.whole_batch:
         raise OutOfMemoryError(
             f"stage '{stage.name}' ran out of memory with batches of {batch_size}; its loss depends on the whole "
@@ -185,7 +197,8 @@ def warm_up(engine: Engine, stage: Train, objective: nn.Module, data: Images, pa
     watch = Stopwatch(engine.device)
     with watch.account("warm-up") as account, torch.random.fork_rng():
         spare = copy.deepcopy(objective).train()
-        real = engine.batch(data, torch.arange(min(len(data), stage.batch_size)), "warm-up", 0)
+        index = processes.share(torch.arange(min(len(data), stage.batch_size)))
+        real = engine.batch(data, index, "warm-up", 0)
         batch = Batch(real.noise.uniform_like(real.images), real.labels, real.index, stage.epochs, real.noise)
         one_step(engine, spare, stage.optimizer(spare), batch, parts)
     return account.seconds
@@ -205,6 +218,9 @@ def run_train(
     Where memory runs out, batches are cut into pieces whose gradients are added up; the record is then flagged
     "batch-cut-N". The first step that fails so may have shown BatchNorm a part of its batch twice.
 
+    Several processes take their shares of the same batches in the same order. Gradients and metrics are averaged over
+    the images of the whole batch; buffers, such as BatchNorm's statistics, are those of the first process.
+
     Args:
         log: called after each epoch, outside the clock, with the stage, the epoch and mean metrics; a resumed
             stage repeats the calls of the epochs that were finished before.
@@ -219,12 +235,16 @@ def run_train(
         NonFiniteLossError: the loss became NaN or infinite; training stopped there.
         OutOfMemoryError: memory ran out and the batch cannot be cut.
         Interrupted: a signal came; the step was finished and saved.
+        ValueError: there are more processes than images in a batch.
     """
     objective = build_objective(stage, engine.device)
     optimizer = stage.optimizer(objective)
     rates = [group["lr"] for group in optimizer.param_groups]
     sizes = splits(len(data), stage.batch_size)
+    if sizes[-1] < processes.count():
+        raise ValueError(f"stage '{stage.name}' has batches of {sizes[-1]} images for {processes.count()} processes")
     restored = checkpoint.restore(objective, optimizer) if checkpoint else None
+    processes.spread(objective)
     at, stopwatch.accounts[stage.name] = restored or (Position(), Account())
     if restored:
         engine.reporter.note(f"  {stage.name}: goes on from epoch {at.epoch + 1}, step {at.step + 1}")
@@ -238,6 +258,7 @@ def run_train(
         except (MemoryError, RuntimeError) as err:
             at.parts = more_parts(stage, at.parts, sizes[0], err)
     objective.train()
+    stepped = processes.wrap(objective)
     left = (stage.epochs - at.epoch) * len(sizes) - at.step
     with (
         engine.reporter.bar(stage.name, left) as advance,
@@ -252,13 +273,13 @@ def run_train(
                     for step in range(at.step, len(order)):
                         for group, rate in zip(optimizer.param_groups, rates, strict=True):
                             group["lr"] = rate * stage.schedule(epoch + step / len(sizes))
-                        loss = _step(engine, stage, objective, optimizer, data, order[step], epoch, step, at)
-                        for name, value in {"loss": loss.total, **loss.metrics}.items():
-                            at.sums[name] = at.sums.get(name, 0) + value.detach() * len(order[step])
+                        _step(engine, stage, stepped, optimizer, data, order[step], epoch, step, at)
                         at.step = step + 1
-                        due = checkpoint is not None and checkpoint.due()
-                        visible = engine.device == "cpu" or step % CHECK_EVERY == 0 or at.step == len(sizes) or due
-                        if visible and not math.isfinite(at.sums["loss"].item()):
+                        visible = engine.device == "cpu" or step % CHECK_EVERY == 0 or at.step == len(sizes)
+                        # Several processes ask each other, which waits for the device.
+                        asked = visible or processes.count() == 1
+                        due = checkpoint is not None and asked and checkpoint.due()
+                        if (visible or due) and not math.isfinite(at.sums["loss"].item()):
                             raise NonFiniteLossError(
                                 f"the loss of stage '{stage.name}' became {at.sums['loss'].item()} in epoch "
                                 f"{epoch + 1}, step {step + 1}; lower the learning rate "
@@ -267,18 +288,20 @@ def run_train(
                         advance(1)
                         if due:
                             break
+                _pool(stopwatch.accounts[stage.name])
                 if checkpoint and due and at.step < len(order):
                     checkpoint.save(objective, optimizer, at, stopwatch.accounts[stage.name])
             means = {name: value.item() / len(data) for name, value in at.sums.items()}
-            watched, ends = watch(engine, stage, data, order[0], epoch)
+            watched, ends = watch(engine, stage, objective, data, order[0], epoch)
             means |= watched
-            means |= look(epoch, ends or epoch + 1 == stage.epochs) if look else {}
+            means |= processes.from_first(partial(look, epoch, ends or epoch + 1 == stage.epochs)) if look else {}
             log(stage.name, epoch, means)
             at.end_epoch(means)
             if ends:  # unsaved: a run that is killed now finds the same end again
                 break
             if checkpoint and checkpoint.due():
                 checkpoint.save(objective, optimizer, at, stopwatch.accounts[stage.name])
+    processes.spread(objective)
     done = record(stage, stopwatch.accounts[stage.name], at.warmup, at.epoch, at.epoch * len(data))
     measure(engine, stage, data, objective, done)
     if at.parts > 1:
@@ -296,25 +319,46 @@ def _step(
     epoch: int,
     step: int,
     at: Position,
-) -> Loss:
-    """Take one step, in more pieces where memory runs out."""
+) -> None:
+    """Take one step on this process's share of a batch, in more pieces where memory runs out; add up its metrics."""
+    mine = processes.share(index)
+    own = (processes.rank(),) if processes.rank() else ()  # dropout and the like differ between processes
     while True:
-        torch.manual_seed(key(engine.seed, stage.name, epoch, step))  # dropout and the like
-        batch = engine.batch(data, index, stage.name, epoch, stage.augment)
+        torch.manual_seed(key(engine.seed, stage.name, epoch, step, *own))
         try:
-            return one_step(engine, objective, optimizer, batch, at.parts)
-        except (MemoryError, RuntimeError) as err:
+            batch = engine.batch(data, mine, stage.name, epoch, stage.augment)
+            loss = one_step(engine, objective, optimizer, batch, at.parts, processes.weight(len(mine), len(index)))
+            break
+        except Exception as err:
+            if processes.count() > 1:  # the others are in the middle of this step
+                raise processes.Lost(err, own=not isinstance(err, RuntimeError) or out_of_memory(err)) from err
             optimizer.zero_grad(set_to_none=True)
             at.parts = more_parts(stage, at.parts, len(index), err)
             engine.reporter.warn(f"stage '{stage.name}' ran out of memory; its batches are now cut in {at.parts}")
+    values = {"loss": loss.total, **loss.metrics}
+    weighed = [value.detach() * len(mine) for value in values.values()]
+    for name, value in zip(values, processes.totals(weighed), strict=True):
+        at.sums[name] = at.sums.get(name, 0) + value
 
 
-def watch(engine: Engine, stage: Train, data: Images, index: Tensor, epoch: int) -> tuple[dict[str, float], bool]:
+def _pool(account: Account) -> None:
+    """Put the CPU seconds of all processes into the first one's account, and the highest peak of memory."""
+    cpu_seconds = processes.total(account.cpu_seconds)
+    account.cpu_seconds = cpu_seconds if processes.first() else 0.0
+    account.peak_memory_bytes = int(processes.highest(account.peak_memory_bytes))
+
+
+def watch(
+    engine: Engine, stage: Train, objective: nn.Module, data: Images, index: Tensor, epoch: int
+) -> tuple[dict[str, float], bool]:
     """Show a stage its epoch's first batch once more; return its figures and whether training ends here."""
     if stage.watch is None:
         return {}, False
+    processes.spread(objective)
     with engine.autocast():
-        return stage.watch(engine.batch(data, index, stage.name, epoch, stage.augment))
+        seen = stage.watch(engine.batch(data, index, stage.name, epoch, stage.augment))
+    processes.spread(objective)
+    return processes.from_first(lambda: seen)
 
 
 def measure(engine: Engine, stage: Train, data: Images, objective: nn.Module, done: StageRecord) -> None:
@@ -331,6 +375,8 @@ def run_produce(
 ) -> tuple[StageRecord, np.ndarray[Any, Any]]:
     """Compute a Produce stage's array over the training images, in their order; parts saved before are kept.
 
+    Several processes take the batches in turns, and each gets the whole array.
+
     Returns:
         The stage's record and the array (N, ...), uint8 or float32.
     """
@@ -345,17 +391,23 @@ def run_produce(
         torch.random.fork_rng(),
         interrupts.deferred() if checkpoint else nullcontext(),
     ):
-        for index in torch.split(torch.arange(len(data)), stage.batch_size):
-            if int(index[0]) < saved:
-                continue
+
+        def compute(index: Tensor) -> np.ndarray[Any, Any]:
+            torch.manual_seed(key(engine.seed, stage.name, int(index[0])))
+            return stage.function(engine.batch(data, index, stage.name, 0)).cpu().numpy()
+
+        left = [index for index in torch.split(torch.arange(len(data)), stage.batch_size) if int(index[0]) >= saved]
+        computed = processes.each(left, compute)
+        for index in left:
             with stopwatch.account(stage.name):
-                torch.manual_seed(key(engine.seed, stage.name, int(index[0])))
-                fresh.append(stage.function(engine.batch(data, index, stage.name, 0)).cpu().numpy())
+                fresh.append(next(computed))
             advance(len(index))
             if checkpoint and checkpoint.due():
                 parts.append(np.concatenate(fresh))
                 fresh = []
+                _pool(stopwatch.accounts[stage.name])
                 checkpoint.save_part(saved, parts[-1], stopwatch.accounts[stage.name])
                 saved += len(parts[-1])
+    _pool(stopwatch.accounts[stage.name])
     array = np.concatenate([*parts, *fresh])
     return record(stage, stopwatch.accounts[stage.name], 0.0, 1, len(data)), array

@@ -84,8 +84,9 @@ def main(arguments: list[str] | None = None) -> int:
     0: done. 1: some cell failed, its reason stands in the row, or the store could not be written. 2: the
     request is wrong; one line on stderr says why, and nothing was created. 130 or 143: stopped by a signal.
     """
-    from robobench.errors import ArtifactError, RequestError, StorageError
+    from robobench.errors import ArtifactError, ProcessError, RequestError, StorageError
     from robobench.interrupts import Interrupted
+    from robobench.launch import follower
 
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # third parties' deprecations; ours go through the reporter
@@ -96,7 +97,11 @@ def main(arguments: list[str] | None = None) -> int:
         return _refuse(str(err))
     except StorageError as err:
         return _refuse(str(err), 1)
+    except ProcessError as err:
+        return _refuse(str(err), 1, everywhere=True)
     except Interrupted as err:
+        if follower():
+            return 128 + err.signum
         words = [word for word in (arguments or sys.argv[1:]) if word != "--fresh"]
         print(f"stopped; to go on from here: {shlex.join(['robobench', *words])}", file=sys.stderr)
         return 128 + err.signum
@@ -111,9 +116,12 @@ def main(arguments: list[str] | None = None) -> int:
         raise
 
 
-def _refuse(message: str, status: int = 2) -> int:
-    """Print the one line of a refused request."""
-    print(f"robobench: {' '.join(message.split())}", file=sys.stderr)
+def _refuse(message: str, status: int = 2, everywhere: bool = False) -> int:
+    """Print the one line of a refused request, once where torchrun started several processes."""
+    from robobench.launch import follower
+
+    if everywhere or not follower():
+        print(f"robobench: {' '.join(message.split())}", file=sys.stderr)
     return status
 
 

@@ -45,6 +45,7 @@ def main(
     device: o.Device = "auto",
     precision: o.Precision = "auto",
     threads: o.Threads = None,
+    devices: o.Devices = 1,
     attacks: o.Attacks = None,
     norm: o.Norm = "Linf",
     eps: o.Eps = None,

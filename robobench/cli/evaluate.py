@@ -46,6 +46,7 @@ def main(
     ] = None,
     device: o.Device = "auto",
     threads: o.Threads = None,
+    devices: o.Devices = 1,
     attacks: o.Attacks = None,
     norm: o.Norm = "Linf",
     eps: o.Eps = None,

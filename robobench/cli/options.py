@@ -29,7 +29,8 @@ Seed = Annotated[int, typer.Option(help="Seed of the training.")]
 Seeds = Annotated[str | None, typer.Option(help="Several seeds: 0,1,2.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[str, typer.Option(help="Of training: auto, fp32 or bf16.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads of each process.")]
+Devices = Annotated[int, typer.Option(help="GPUs of this machine (or CPU processes) that share the work.")]
 Attacks = Annotated[str | None, typer.Option(help="Comma-separated names; the preset brings its own.")]
 Norm = Annotated[str, typer.Option(help="Linf or L2.")]
 Eps = Annotated[
@@ -112,12 +113,15 @@ def execute(
     """
     from rich.console import Console
 
+    from robobench import launch
     from robobench.interface import work
     from robobench.progress import Reporter
 
     reporter = Reporter(-1 if quiet else int(verbose))
     console = Console()  # as wide as the terminal or COLUMNS says, else 80
     if dry_run:
+        if launch.follower():
+            return 0
         from robobench.estimate import print_plan
         from robobench.planner import make_plan
 
@@ -128,6 +132,8 @@ def execute(
 
     with interrupts.handled():
         records = work(wanted, reporter, check)
+    if launch.follower():
+        return 0
     from robobench import report, results
 
     rows = results.frame(records)

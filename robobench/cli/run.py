@@ -33,6 +33,7 @@ def main(
     device: o.Device = "auto",
     precision: o.Precision = "auto",
     threads: o.Threads = None,
+    devices: o.Devices = 1,
     attacks: o.Attacks = None,
     norm: o.Norm = "Linf",
     eps: o.Eps = None,

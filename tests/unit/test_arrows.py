@@ -9,7 +9,7 @@ import pytest
 
 from robobench import plugins
 
-SURFACE = {"api", "inner", "losses", "threat", "augment", "search", "randomness", "errors", "ensemble"}
+SURFACE = {"api", "inner", "losses", "threat", "augment", "search", "randomness", "errors", "ensemble", "processes"}
 ROOT = Path(plugins.__file__).parent
 FILES = [(kind, path) for kind in plugins.KINDS for path in sorted(plugins.folder(kind).rglob("*.py"))]
 

@@ -1,0 +1,176 @@
+"""Starts the processes of one run over several devices through Lightning Fabric, and ends them together.
+
+`--devices N` spawns N processes on this machine; under torchrun the processes are there already, on any number of
+machines that see the same store. NCCL connects GPUs, gloo CPUs. Precision stays ours: Fabric's would round the images
+that attacks see to bfloat16.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, NoReturn
+
+from robobench import errors
+from robobench.errors import ProcessError, RequestError, RobobenchError
+
+PATIENCE = timedelta(
+    days=7
+)  # one process may wait for another: for a lock, for a slow attack; who died is noticed sooner
+LET_OTHERS_SPEAK = 3.0  # seconds that a process waits before it says that it lost another, which may say why
+
+
+def outside() -> int:
+    """Return the number of processes that torchrun started this one among; 0 without it."""
+    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 0
+
+
+def follower() -> bool:
+    """Say whether torchrun started this process to follow another, which alone speaks."""
+    return outside() > 1 and os.environ["RANK"] != "0"
+
+
+def devices(asked: int, device: str) -> int:
+    """Return how many processes share the work: those that torchrun started, or as many as `asked` for.
+
+    Raises:
+        RequestError: they cannot be had.
+    """
+    import torch
+
+    from robobench import processes
+
+    if processes.count() > 1:  # this is one of them
+        return processes.count()
+    if asked < 1:
+        raise RequestError(f"--devices must be at least 1, got {asked}")
+    if outside() and asked not in (1, outside()):
+        raise RequestError(f"--devices {asked}: torchrun started {outside()} processes; leave the flag out")
+    wanted = max(asked, outside())
+    if wanted == 1:
+        return 1
+    if importlib.util.find_spec("lightning_fabric") is None:
+        raise RequestError(f"{wanted} devices need lightning-fabric: pip install 'robobench[distributed]'")
+    if hasattr(sys, "ps1"):
+        raise RequestError(f"devices={wanted} starts processes, which an interactive session cannot; write a script")
+    if ":" in device:
+        raise RequestError(f"--device {device} is one GPU; for {wanted} of them write --device cuda")
+    here = torch.cuda.device_count()
+    if device == "cuda" and not outside() and wanted > here:
+        raise RequestError(f"--devices {wanted}: there are {here} CUDA devices here")
+    return wanted
+
+
+def _fabric(device: str, devices: int, machines: int, started: bool) -> Any:
+    if sys.platform == "linux" and machines == 1:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a machine's own name need not lead back to it
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP remarks that all parameters were used
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+    from lightning_fabric.strategies import DDPStrategy
+
+    _hush()
+    # A method may leave parameters out of a step, as somebody's frozen part.
+    method = "popen" if started else "spawn"
+    strategy = DDPStrategy(start_method=method, find_unused_parameters=True, timeout=PATIENCE)
+    return Fabric(
+        accelerator=device.partition(":")[0],
+        devices=devices,
+        num_nodes=machines,
+        strategy=strategy,
+        plugins=[TorchElasticEnvironment() if started else LightningEnvironment()],
+    )
+
+
+def _hush() -> None:
+    """Leave out what the libraries say of starting and ending processes."""
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
+
+
+def join(device: str, work: Callable[[str], Any]) -> Any:
+    """Do `work` as one of the processes that torchrun started; it is given this process's device.
+
+    Raises:
+        ProcessError: this process cannot keep step with the others.
+    """
+    from robobench import interrupts, processes
+
+    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    fabric = _fabric(device, here, outside() // here, started=True)
+    fabric.launch()
+    try:
+        with processes.together(fabric), interrupts.deferred():
+            return work(str(fabric.device))
+    except processes.Lost as err:
+        raise ProcessError(str(err)) from None
+
+
+def spawn(device: str, devices: int, work: Callable[[str], Any]) -> None:
+    """Do `work`, which must be picklable, in so many new processes, each given its device; wait for all.
+
+    Raises:
+        ProcessError: one of them died; the others were ended.
+        Interrupted: a signal came and was passed on to them; they saved and left.
+        RobobenchError: as raised in them.
+    """
+    from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
+
+    from robobench import interrupts
+
+    fabric = _fabric(device, devices, 1, started=False)
+    with interrupts.passed_on() as came:
+        try:
+            signum = fabric.launch(functools.partial(_in_process, work))
+        except ProcessExitedException as err:
+            signum = 0
+            if not came:
+                how = err.signal_name or f"exit status {err.exit_code}"
+                raise ProcessError(
+                    f"process {err.error_index} of {devices} died ({how}) and the others were ended; "
+                    "the same command goes on from the last save"
+                ) from None
+        except ProcessRaisedException as err:
+            signum = 0
+            if not came:
+                _raise_as_said(err)
+    if signum or came:
+        raise interrupts.Interrupted(came[0] if came else signum)
+
+
+def _raise_as_said(err: Exception) -> NoReturn:
+    """Raise one of our own errors again as a process raised it; anything else with its traceback."""
+    name, _, text = str(err).strip().splitlines()[-1].partition(": ")
+    cls = getattr(errors, name.rpartition(".")[2], None)
+    if cls is None:
+        raise err
+    raise cls(text) from None
+
+
+def _in_process(work: Callable[[str], Any], fabric: Any) -> int:
+    """Be one of the spawned processes; returns the signal that made all of them leave, or 0."""
+    from robobench import interrupts, processes
+
+    _hush()
+    os.setpgrp()  # a Ctrl-C reaches the parent alone, which passes it on once; SIGINT then means that the parent died
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    try:
+        with interrupts.handled(speaks=fabric.global_rank == 0), interrupts.deferred(), processes.together(fabric):
+            work(str(fabric.device))
+        return 0
+    except interrupts.Interrupted as err:
+        return err.signum
+    except processes.Lost as err:
+        if not err.own:
+            time.sleep(LET_OTHERS_SPEAK)
+        raise ProcessError(str(err)) from None
+    except RobobenchError as err:
+        raise type(err)(" ".join(str(err).split())) from None

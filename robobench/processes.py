@@ -1,0 +1,216 @@
+"""The processes of one run that train or evaluate one network in step, and what they tell each other.
+
+Alone, everything here is the identity. A method needs `gather` and `mean` only where its loss is no mean over the
+images of the batch: each process sees its own share of every batch, and the core weighs gradients by the shares.
+"""
+
+from __future__ import annotations
+
+import functools
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from robobench.errors import RobobenchError
+
+A, B = TypeVar("A"), TypeVar("B")
+
+_group: Any = None  # the Fabric object that joined this process to others; None alone
+
+
+class Lost(BaseException):
+    """This process can no longer keep step with the others. No Exception, which would become a row.
+
+    `own` says that the reason lies here, not in another process that is gone.
+    """
+
+    def __init__(self, why: object, own: bool) -> None:
+        where = f"process {rank()} of {count()}"
+        said = " ".join(str(why).split())
+        super().__init__(f"{where} stopped: {said}" if own else f"{where} lost another one: {said}")
+        self.own = own
+
+
+@contextmanager
+def together(group: Any) -> Iterator[None]:
+    """Be one of the processes that a Fabric object has joined, inside the block."""
+    global _group
+    _group = group
+    try:
+        yield
+        with _talking():
+            dist.barrier()
+        dist.destroy_process_group()
+    finally:
+        _group = None
+
+
+def count() -> int:
+    """Return the number of processes that work in step: 1 alone."""
+    return int(_group.world_size) if _group is not None else 1
+
+
+def rank() -> int:
+    """Return the number of this process, counted from 0."""
+    return int(_group.global_rank) if _group is not None else 0
+
+
+def first() -> bool:
+    """Say whether this is the process that writes and speaks."""
+    return rank() == 0
+
+
+# --- what a method may need ---------------------------------------------------------------------
+
+
+def gather(values: Tensor) -> tuple[Tensor, int]:
+    """Put together what the processes hold for the images of a batch.
+
+    Args:
+        values: (b, ...), a row an image of this process's share; shares may differ in size.
+
+    Returns:
+        (B, ...) for the whole batch, with a gradient back to every process's own rows, and where this process's rows
+        begin in it.
+    """
+    if count() == 1:
+        return values, 0
+    from torch.distributed.nn.functional import all_reduce
+
+    sizes = torch.zeros(count(), dtype=torch.int64, device=values.device)
+    sizes[rank()] = len(values)
+    with _talking():
+        dist.all_reduce(sizes)
+        before, after = int(sizes[: rank()].sum()), int(sizes[rank() + 1 :].sum())
+        rows = [values.new_zeros(n, *values.shape[1:]) for n in (before, after)]
+        return all_reduce(torch.cat((rows[0], values, rows[1]))), before
+
+
+def mean(values: Tensor, images: int) -> Tensor:
+    """Average over the whole batch what is a mean over each process's share; without gradient.
+
+    Args:
+        values: of any shape, a mean over the `images` of this process's share.
+    """
+    values = values.detach()
+    if count() == 1:
+        return values
+    weighed = totals([*(values.reshape(-1) * images), values.new_tensor(images)])
+    return torch.stack(weighed[:-1]).view_as(values) / weighed[-1]
+
+
+# --- what the core needs ------------------------------------------------------------------------
+
+
+@contextmanager
+def _talking() -> Iterator[None]:
+    """Turn what goes wrong between processes into Lost."""
+    try:
+        yield
+    except RuntimeError as err:
+        raise Lost(err, own=False) from err
+
+
+def share(index: Tensor) -> Tensor:
+    """Return this process's part of a batch: (B,) -> (b,), sizes that differ by one at most."""
+    return index if count() == 1 else torch.tensor_split(index, count())[rank()]
+
+
+def weight(mine: int, whole: int) -> float:
+    """Return the factor that makes the processes' plain average one over images, for a share of `mine` of `whole`."""
+    return mine * count() / whole
+
+
+def wrap(objective: nn.Module) -> nn.Module:
+    """Return the objective as DistributedDataParallel: its backward leaves the average gradient on every process."""
+    trained = any(p.requires_grad for p in objective.parameters())
+    return _group.strategy.setup_module(objective) if count() > 1 and trained else objective
+
+
+def spread(module: nn.Module) -> None:
+    """Copy the first process's parameters and buffers to all."""
+    if count() > 1:
+        with torch.no_grad(), _talking():
+            for value in (*module.parameters(), *module.buffers()):
+                dist.broadcast(value, 0)
+
+
+def totals(values: Sequence[Tensor]) -> list[Tensor]:
+    """Add up scalar tensors over the processes."""
+    if count() == 1:
+        return list(values)
+    added = torch.stack([value.detach().to(_group.device) for value in values])
+    with _talking():
+        dist.all_reduce(added)
+    return list(added.unbind())
+
+
+def total(value: float) -> float:
+    """Add up a number over the processes."""
+    return _reduced(value, dist.ReduceOp.SUM)
+
+
+def highest(value: float) -> float:
+    """Return the largest of the processes' numbers."""
+    return _reduced(value, dist.ReduceOp.MAX)
+
+
+def _reduced(value: float, how: dist.ReduceOp.RedOpType) -> float:
+    if count() == 1:
+        return value
+    found = torch.tensor(float(value), dtype=torch.float64, device=_group.device)
+    with _talking():
+        dist.all_reduce(found, how)
+    return found.item()
+
+
+def from_first(make: Callable[[], B]) -> B:
+    """Let the first process do something for all; its result, or its error, is everybody's."""
+    if count() == 1:
+        return make()
+    said: list[Any] = [_attempt(make) if first() else None]
+    with _talking():
+        dist.broadcast_object_list(said, 0)
+    return _settled(said)[0]  # type: ignore[no-any-return]
+
+
+def each(items: Sequence[A], work: Callable[[A], B]) -> Iterator[B]:
+    """Work on every item, one at a time in each process; all processes get all results, in the items' order.
+
+    An error in one process is raised in all.
+    """
+    for begin in range(0, len(items), count()):
+        some = items[begin : begin + count()]
+        if count() == 1:
+            yield work(some[0])
+            continue
+        mine = _attempt(functools.partial(work, some[rank()])) if rank() < len(some) else (None, None)
+        said: list[Any] = [None] * count()
+        with _talking():
+            dist.all_gather_object(said, mine)
+        yield from _settled(said)[: len(some)]
+
+
+def _attempt(make: Callable[[], B]) -> tuple[B | None, Exception | None]:
+    """Return what comes of it, or an error that can be sent."""
+    try:
+        return make(), None
+    except Exception as err:
+        try:
+            pickle.loads(pickle.dumps(err))
+            return None, err
+        except Exception:
+            return None, RobobenchError(f"{type(err).__name__}: {err}")
+
+
+def _settled(said: list[tuple[Any, Exception | None]]) -> list[Any]:
+    """Return the results; raise the first error."""
+    for _, err in said:
+        if err is not None:
+            raise err
+    return [value for value, _ in said]
