@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,25 +42,43 @@ def work(request: Request, reporter: Reporter, check: Callable[[Plan], None] | N
     Raises:
         RequestError: the request is wrong; nothing was created.
         StorageError: the store cannot be written; what is finished stays, and the same request goes on from it.
+        ExecutorError: a cluster cannot go on; likewise.
     """
     plan = make_plan(request)
     if check is not None:
         check(plan)
-    try:
-        plan.out.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise RequestError(f"--out '{plan.out}' cannot be written ({err.strerror}); choose another folder") from None
-    for note in plan.notes:
-        reporter.note(f"note: {note}")
-    runner = Runner(plan, reporter)
-    runner.announce()
-    try:
-        runner.train_all()
-        wanted = runner.evaluate_all()
-    except (KeyboardInterrupt, Interrupted):
-        results.rewrite(runner.store)
-        raise
-    return [record for record in results.rewrite(runner.store) if record["key"] in wanted]
+    with _pool(request, plan, reporter) as spread:
+        try:
+            plan.out.mkdir(parents=True, exist_ok=True)
+        except OSError as err:
+            raise RequestError(
+                f"--out '{plan.out}' cannot be written ({err.strerror}); choose another folder"
+            ) from None
+        for note in plan.notes:
+            reporter.note(f"note: {note}")
+        runner = Runner(plan, reporter)
+        runner.announce()
+        try:
+            if spread is None:
+                runner.train_all()
+                wanted = runner.evaluate_all()
+            else:
+                wanted = spread(runner)
+        except (KeyboardInterrupt, Interrupted):
+            results.rewrite(runner.store)
+            raise
+        return [record for record in results.rewrite(runner.store) if record["key"] in wanted]
+
+
+def _pool(
+    request: Request, plan: Plan, reporter: Reporter
+) -> AbstractContextManager[Callable[[Runner], set[str]] | None]:
+    """Return what carries the work out elsewhere, held open while it does; None: this process does it."""
+    if request.executor == "serial":
+        return nullcontext()
+    from robobench import cluster
+
+    return cluster.connected(request, plan, reporter)
 
 
 def execute(request: Request, reporter: Reporter | None = None) -> pd.DataFrame:

@@ -58,7 +58,7 @@ class Runner(Trainer):
 
         Another process that works on the same cell is waited for.
         """
-        recipe = self._recipe(training, cell, protocol)
+        recipe = self.recipe(training, cell, protocol)
         with self.store.lock("evaluations", key_of(recipe)):
             record = self._evaluate(training, cell, protocol, recipe)
         interrupts.leave_if_asked()
@@ -67,18 +67,16 @@ class Runner(Trainer):
     def _evaluate(self, training: Training, cell: Cell, protocol: str, recipe: dict[str, Any]) -> dict[str, Any]:
         source = self.plan.source if protocol == "transfer" else None
         name = key_of(recipe)
-        found = self.store.find("evaluations", name)
-        if found:
-            record: dict[str, Any] = json.loads((found / "record.json").read_text())
-            if record["status"] == "ok":
-                return record
+        finished = self._finished(name)
+        if finished is not None:
+            return finished
         for other in (t for t in (training, source) if t is not None and t.key not in self.broken):
             if self.store.find("model", other.folder) is None:
                 self.broken[other.key] = f"the trained '{other.name}' vanished from the store; run it again"
         record = {"key": name, **self._blank_record(training, cell, protocol, source)}
-        needed = [t for t in (training, source) if t is not None and t.key in self.broken]
+        needed = [key for key in (training.key, *([source.key] if source else []), name) if key in self.broken]
         if needed:
-            record["reason"] = self.broken[needed[0].key]
+            record["reason"] = self.broken[needed[0]]
             record["status"] = "refused" if record["reason"].startswith("refused") else "failed"
         else:
             try:
@@ -100,7 +98,14 @@ class Runner(Trainer):
             self.store.discard(f"partial/{name}")
         return record
 
-    def _recipe(self, training: Training, cell: Cell, protocol: str) -> dict[str, Any]:
+    def _finished(self, name: str) -> dict[str, Any] | None:
+        """Return the record of an evaluation that is done."""
+        found = self.store.find("evaluations", name)
+        record: dict[str, Any] = json.loads((found / "record.json").read_text()) if found else {}
+        return record if record.get("status") == "ok" else None
+
+    def recipe(self, training: Training, cell: Cell, protocol: str) -> dict[str, Any]:
+        """Return everything that determines the record of one cell."""
         source = self.plan.source if protocol == "transfer" else None
         return {
             "model": training.key,
@@ -192,7 +197,7 @@ class Runner(Trainer):
                             self.network(training), cell.attack, data, index, right, plan.device
                         )
                     else:
-                        adv = self.transfer_chunk(cell, index, number)
+                        adv = self.transfer_chunk(cell, index)
                         bits = evaluation.transfer_bits(self.network(training), adv, data.labels[index], right)
                     done.append(pack(bits))
                     save_evaluated(states, done, time.perf_counter() - begun)
@@ -200,16 +205,41 @@ class Runner(Trainer):
                 bar(len(index))
         return clean, torch.tensor(Bits.read("".join(done)).values), time.perf_counter() - begun
 
-    def transfer_chunk(self, cell: Cell, index: Tensor, number: int) -> Tensor:
-        """Return a chunk of transfer examples, made once on the source and kept as float32."""
+    def _transfer_recipe(self, cell: Cell) -> dict[str, Any]:
         assert self.plan.source is not None
-        recipe = {
+        return {
             "source": self.plan.source.key,
             "attack": cell.recipe(),
             "data": self.plan.data_digest,
-            "examples": [int(index[0]), int(index[-1])],
             **self.plan.environment(),
         }
+
+    def transfer_key(self, cell: Cell) -> str:
+        """Return the key of a cell's transfer examples, all chunks together."""
+        return key_of({**self._transfer_recipe(cell), "examples": self.plan.examples, "chunk": self.plan.run.chunk})
+
+    def make_transfer(self, cell: Cell) -> None:
+        """Make a cell's transfer examples ahead of the evaluations that need them.
+
+        What fails here fails there again, and is written down there.
+        """
+        source = self.plan.source
+        needed = [key_of(self.recipe(*item)) for item in self.plan.work() if item[1:] == (cell, "transfer")]
+        if source is None or source.key in self.broken or all(map(self._finished, needed)):
+            return
+        try:
+            with self.store.lock("transfer", self.transfer_key(cell)):
+                for index in evaluation.chunks(self.plan.examples, self.plan.run.chunk):
+                    self.transfer_chunk(cell, index)
+                    interrupts.leave_if_asked()
+        except StorageError:  # nothing else could be kept either
+            raise
+        except Exception:
+            self.reporter.log(traceback.format_exc())
+
+    def transfer_chunk(self, cell: Cell, index: Tensor) -> Tensor:
+        """Return a chunk of transfer examples, made once on the source and kept as float32."""
+        recipe = {**self._transfer_recipe(cell), "examples": [int(index[0]), int(index[-1])]}
         name = key_of(recipe)
         with self.store.lock("transfer", name):
             folder = self.store.find("transfer", name)
