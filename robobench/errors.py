@@ -25,6 +25,10 @@ class StorageError(RobobenchError):
     """The store cannot be written (a full disk, a read-only folder); what is finished stays as it is."""
 
 
+class ExecutorError(RobobenchError):
+    """The work cannot be carried out where it was sent; what is finished stays as it is."""
+
+
 class OutOfMemoryError(RobobenchError):
     """Training ran out of memory and its batches cannot be cut further."""
 

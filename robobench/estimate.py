@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import nn
 
 from robobench import models
-from robobench.api import Frozen, Produce, Produced, Setup, Train
+from robobench.api import Frozen, Produce, Produced, Setup, Stage, Train
 from robobench.plan import NO_THREAT, Plan, Training
 from robobench.progress import duration, size
 from robobench.store import Store, key_of
@@ -73,6 +73,37 @@ def forward_seconds(model: nn.Module, images: torch.Tensor, device: str) -> floa
     return account.seconds / len(images)
 
 
+def blank(plan: Plan, training: Training, device: str) -> Setup:
+    """Return what a training starts from, its networks and those it requires untrained."""
+    resolution = plan.run.attack_resolution
+    return Setup(
+        model=models.build(replace(training.spec, pretrained=False)).to(device),
+        threat=training.threat or NO_THREAT,
+        config=training.config,
+        num_classes=training.spec.num_classes,
+        image_shape=(3, resolution, resolution),
+        train_size=plan.train_images,
+        seed=training.seed,
+        required={
+            role: Frozen(models.build(replace(t.spec, pretrained=False)).to(device))
+            for role, t in training.requires.items()
+        },
+    )
+
+
+def units_of(stage: Stage) -> float | None:
+    """Forward-equivalents a training image and epoch, of the stage's network and its teachers, as declared."""
+    return None if stage.passes is None else stage.passes.student_units + stage.passes.teacher_units
+
+
+def forwards(plan: Plan, training: Training) -> float:
+    """Forward-equivalents of a whole training, nothing run; a stage that declares none counts one an image."""
+    with torch.device("meta"):  # networks without values: sizes are all that counts here
+        stages = training.defense(training.config).stages(blank(plan, training, "meta"))
+    epochs = [1 if isinstance(stage, Produce) else stage.epochs for stage in stages]
+    return sum(n * plan.train_images * (units_of(stage) or 1.0) for n, stage in zip(epochs, stages, strict=True))
+
+
 def rehearse(plan: Plan, training: Training, batch_size: int | None = None) -> list[StageCost]:
     """Run one step of every stage of a training on random images, required networks untrained.
 
@@ -83,34 +114,18 @@ def rehearse(plan: Plan, training: Training, batch_size: int | None = None) -> l
     batch_size = batch_size or max(2, REHEARSAL_PIXELS // resolution**2)
     images = RandomImages(batch_size, resolution, training.spec.num_classes, plan.device)
     engine = Engine(plan.device, plan.precision, training.seed)
-    blank = replace(training.spec, pretrained=False)
-    model = models.build(blank).to(plan.device)
-    shape = (3, resolution, resolution)
-    setup = Setup(
-        model=model,
-        threat=training.threat or NO_THREAT,
-        config=training.config,
-        num_classes=training.spec.num_classes,
-        image_shape=shape,
-        train_size=plan.train_images,
-        seed=training.seed,
-        required={
-            role: Frozen(models.build(replace(t.spec, pretrained=False)).to(plan.device))
-            for role, t in training.requires.items()
-        },
-    )
+    setup = blank(plan, training, plan.device)
     index = torch.arange(batch_size)
-    one_forward = forward_seconds(model.eval(), images.images(index), plan.device)
+    one_forward = forward_seconds(setup.model.eval(), images.images(index), plan.device)
     costs = []
     for stage in training.defense(training.config).stages(setup):
-        units = None
-        if stage.passes is not None:
-            units = stage.passes.student_units + stage.passes.teacher_units
+        units = units_of(stage)
         if isinstance(stage, Produce):
             count, epochs = plan.train_images, 1
             per_image = (units or 1) * one_forward
             memory, measured = 0.0, 0
-            setup.produced[stage.name] = Produced(np.zeros((batch_size, *shape), np.float32), plan.device)
+            zeros = np.zeros((batch_size, *setup.image_shape), np.float32)
+            setup.produced[stage.name] = Produced(zeros, plan.device)
         else:
             count, epochs = stage.epochs * plan.train_images, stage.epochs
             seconds, fixed, measured = _rehearse_step(engine, stage, images, index)

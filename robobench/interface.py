@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -47,6 +48,7 @@ def work(request: Request, reporter: Reporter, check: Callable[[Plan], None] | N
         RequestError: the request is wrong; nothing was created.
         StorageError: the store cannot be written; what is finished stays, and the same request goes on from it.
         ProcessError: one of several processes died.
+        ExecutorError: a cluster cannot go on; likewise.
     """
     alone = processes.count() == 1
     if alone and launch.outside() > 1:
@@ -56,28 +58,45 @@ def work(request: Request, reporter: Reporter, check: Callable[[Plan], None] | N
     plan = make_plan(request)
     if check is not None:
         check(plan)
-    try:
-        plan.out.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise RequestError(f"--out '{plan.out}' cannot be written ({err.strerror}); choose another folder") from None
-    runner = Runner(plan, reporter)
-    if alone and plan.devices > 1:
-        settled = replace(request, threads=plan.threads)
-        launch.spawn(plan.device, plan.devices, partial(_in_step, settled, reporter.verbosity, None))
-        wanted = {runner.key(*item) for item in plan.work()}
-        return [r for r in results.records(plan.out, mend=runner.store) if r["key"] in wanted]
-    for note in plan.notes:
-        reporter.note(f"note: {note}")
-    runner.announce()
-    try:
-        runner.train_all()
-        wanted = runner.evaluate_all()
-    except (KeyboardInterrupt, Interrupted):
-        processes.from_first(partial(results.rewrite, runner.store))
-        raise
-    if not processes.first():
-        return []
-    return [record for record in results.rewrite(runner.store) if record["key"] in wanted]
+    with _pool(request, plan, reporter) as spread:
+        try:
+            plan.out.mkdir(parents=True, exist_ok=True)
+        except OSError as err:
+            raise RequestError(
+                f"--out '{plan.out}' cannot be written ({err.strerror}); choose another folder"
+            ) from None
+        runner = Runner(plan, reporter)
+        if alone and plan.devices > 1:
+            settled = replace(request, threads=plan.threads)
+            launch.spawn(plan.device, plan.devices, partial(_in_step, settled, reporter.verbosity, None))
+            wanted = {runner.key(*item) for item in plan.work()}
+            return [r for r in results.records(plan.out, mend=runner.store) if r["key"] in wanted]
+        for note in plan.notes:
+            reporter.note(f"note: {note}")
+        runner.announce()
+        try:
+            if spread is None:
+                runner.train_all()
+                wanted = runner.evaluate_all()
+            else:
+                wanted = spread(runner)
+        except (KeyboardInterrupt, Interrupted):
+            processes.from_first(partial(results.rewrite, runner.store))
+            raise
+        if not processes.first():
+            return []
+        return [record for record in results.rewrite(runner.store) if record["key"] in wanted]
+
+
+def _pool(
+    request: Request, plan: Plan, reporter: Reporter
+) -> AbstractContextManager[Callable[[Runner], set[str]] | None]:
+    """Return what carries the work out elsewhere, held open while it does; None: this process does it."""
+    if request.executor == "serial":
+        return nullcontext()
+    from robobench import cluster
+
+    return cluster.connected(request, plan, reporter)
 
 
 def _in_step(

@@ -18,7 +18,7 @@ from robobench.evaluation import check_logits
 from robobench.plan import STORE_VERSION, Cell, External, Plan, Training
 from robobench.provenance import resolve_device, resolve_precision
 from robobench.registry import unknown
-from robobench.request import Request, RunValues, make, parse_sets, parse_value, typed
+from robobench.request import Request, RunValues, check_executor, make, parse_sets, parse_value, typed
 from robobench.store import Store, check_writable, file_digest
 from robobench.teachers import Teacher, Teachers
 from robobench.threat import ThreatModel, canonical_norm, check_unit_range, parse_eps
@@ -69,6 +69,7 @@ class Planner:
         self.norm = canonical_norm(request.norm)
         self.cells = self._cells()
         self.device = resolve_device(request.device)
+        check_executor(request, self.device)
         self.precision = resolve_precision(request.precision, self.device)
         self.devices = launch.devices(request.devices, self.device)
         if self.devices > 1 and dry:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from robobench.errors import RequestError
 from robobench.registry import unknown
 
 MIN_HELD_OUT = 1000  # fewer images tell epochs apart by chance alone
+EXECUTORS = ("serial", "ray")
 SELECTIONS = ("last", "best", "both")
 CHUNK = 256  # images evaluated together, where a preset does not say: the unit of work, resume and sharding
 
@@ -79,12 +82,39 @@ class Request:
     out: Path = Path("runs")
     checkpoint_every: float = 5.0  # minutes between two saves of a training
     fresh: bool = False  # what the store has of this request is set aside, not used
+    executor: str = "serial"  # or ray: every artefact a task, over cores, GPUs and machines
+    address: str | None = None  # of a running Ray, auto or HOST:PORT; None: a local one is started
+    gpus_per_task: float | None = None  # None: 1 where the device is a GPU
     # of `evaluate`: a network that somebody else trained
     external: bool = False
     weights: Path | None = None
     source: str | None = None  # MODEL or MODEL=WEIGHTS
     mean: str | None = None
     std: str | None = None
+
+
+def check_executor(request: Request, device: str) -> None:
+    """Raise RequestError where the work of a request cannot be sent where it says."""
+    if request.executor not in EXECUTORS:
+        raise unknown("executor", request.executor, EXECUTORS)
+    share, place = request.gpus_per_task, request.address
+    if request.executor == "serial":
+        for flag, value in (("address", place), ("gpus-per-task", share)):
+            if value is not None:
+                raise RequestError(f"--{flag} {value} belongs to --executor ray; add that, or leave it out")
+        return
+    if getattr(find_spec("ray"), "origin", None) is None:
+        raise RequestError("--executor ray needs Ray; install it with: pip install 'robobench[ray]'")
+    if request.fresh:
+        raise RequestError("--fresh does not go with --executor ray; start over with a new folder: --out DIR")
+    if request.devices > 1:
+        raise RequestError(f"--devices {request.devices} does not go with --executor ray, whose tasks take a device each")
+    if place is not None and place != "auto" and not re.fullmatch(r"[^\s/]+:\d{1,5}", place):
+        raise RequestError(f"--address '{place}' is neither auto nor HOST:PORT; leave it out to start a local Ray")
+    if share is not None and not device.startswith("cuda"):
+        raise RequestError(f"--gpus-per-task {share:g} needs --device cuda, and this run is on {device}; leave it out")
+    if share is not None and not 0 < share <= 1:
+        raise RequestError(f"--gpus-per-task must be above 0 and at most 1 (0.5: two tasks a GPU), got {share:g}")
 
 
 # --- values -------------------------------------------------------------------------------------

@@ -71,18 +71,16 @@ class Runner(Trainer):
     def _evaluate(self, training: Training, cell: Cell, protocol: str, recipe: dict[str, Any]) -> dict[str, Any]:
         source = self.plan.source if protocol == "transfer" else None
         name = key_of(recipe)
-        found = self.find("evaluations", name)
-        if found:
-            record: dict[str, Any] = json.loads((found / "record.json").read_text())
-            if record["status"] == "ok":
-                return record
+        finished = self._finished(name)
+        if finished is not None:
+            return finished
         for other in (t for t in (training, source) if t is not None and t.key not in self.broken):
             if self.find("model", other.folder) is None:
                 self.broken[other.key] = f"the trained '{other.name}' vanished from the store; run it again"
         record = {"key": name, **self._blank_record(training, cell, protocol, source)}
-        needed = [t for t in (training, source) if t is not None and t.key in self.broken]
+        needed = [key for key in (training.key, *([source.key] if source else []), name) if key in self.broken]
         if needed:
-            record["reason"] = self.broken[needed[0].key]
+            record["reason"] = self.broken[needed[0]]
             record["status"] = "refused" if record["reason"].startswith("refused") else "failed"
         else:
             try:
@@ -107,6 +105,12 @@ class Runner(Trainer):
         if record["status"] == "ok":
             self.store.discard(f"partial/{name}")
         return record
+
+    def _finished(self, name: str) -> dict[str, Any] | None:
+        """Return the record of an evaluation that is done."""
+        found = self.find("evaluations", name)
+        record: dict[str, Any] = json.loads((found / "record.json").read_text()) if found else {}
+        return record if record.get("status") == "ok" else None
 
     def key(self, training: Training, cell: Cell, protocol: str) -> str:
         """Return the key of a cell's record."""
@@ -220,17 +224,40 @@ class Runner(Trainer):
                 bar(len(chunks[number]))
         return clean, torch.tensor(Bits.read("".join(done)).values), time.perf_counter() - begun
 
-    def examples(self, cell: Cell) -> list[Path]:
-        """Return where the transfer examples of each chunk are: made once on the source, kept as float32."""
+    def _transfer_recipe(self, cell: Cell) -> dict[str, Any]:
         assert self.plan.source is not None
-        attack, data, device = cell.attack, self.plan.dataset.test, self.plan.device
-        common = {
+        return {
             "source": self.plan.source.key,
             "attack": cell.recipe(),
             "data": self.plan.data_digest,
             **self.plan.environment(),
         }
-        chunks = self._chunks()
+
+    def transfer_key(self, cell: Cell) -> str:
+        """Return the key under which a cell's transfer examples, all chunks together, are locked."""
+        return key_of(self._transfer_recipe(cell))
+
+    def make_transfer(self, cell: Cell) -> None:
+        """Make a cell's transfer examples ahead of the evaluations that need them.
+
+        What fails here fails there again, and is written down there.
+        """
+        source = self.plan.source
+        needed = [self.key(*item) for item in self.plan.work() if item[1:] == (cell, "transfer")]
+        if source is None or source.key in self.broken or all(map(self._finished, needed)):
+            return
+        try:
+            self.examples(cell)
+        except StorageError:  # nothing else could be kept either
+            raise
+        except Exception:
+            self.reporter.log(traceback.format_exc())
+
+    def examples(self, cell: Cell) -> list[Path]:
+        """Return where the transfer examples of each chunk are: made once on the source, kept as float32."""
+        assert self.plan.source is not None
+        attack, data, device = cell.attack, self.plan.dataset.test, self.plan.device
+        common, chunks = self._transfer_recipe(cell), self._chunks()
         recipes = [{**common, "examples": [int(index[0]), int(index[-1])]} for index in chunks]
         with self.store.lock("transfer", key_of(common)):
             found = [self.find("transfer", key_of(recipe)) for recipe in recipes]

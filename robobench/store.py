@@ -117,10 +117,17 @@ class Store:
         """Return where an artefact lives. Trained models stand at the top, the rest under artifacts/."""
         return self.root / name if kind == "model" else self.root / "artifacts" / kind / name
 
+    def _lock(self, kind: str, name: str) -> Path:
+        return self.root / "artifacts" / "locks" / f"{kind}-{name}.lock"
+
+    def busy(self, kind: str, name: str) -> bool:
+        """Say whether somebody is at work on an artefact, or was killed at it; for people only."""
+        return self._lock(kind, name).with_suffix(".owner").exists()
+
     @contextmanager
     def lock(self, kind: str, name: str) -> Iterator[None]:
         """Hold the right to build an artefact; wait for another process that has it, and say for which."""
-        path = self.root / "artifacts" / "locks" / f"{kind}-{name}.lock"
+        path = self._lock(kind, name)
         owner = path.with_suffix(".owner")
         with storing(path):
             path.parent.mkdir(parents=True, exist_ok=True)

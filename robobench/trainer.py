@@ -73,7 +73,7 @@ class Trainer:
     def __init__(self, plan: Plan, reporter: Reporter) -> None:
         self.plan, self.reporter = plan, reporter
         self.store = SharedStore(plan.out, fresh=plan.fresh, tell=reporter.warn)
-        self.broken: dict[str, str] = {}  # training key -> why there is no such network
+        self.broken: dict[str, str] = {}  # key of a training or an evaluation -> why there is no such result
         self._network: tuple[str, nn.Module] | None = None  # the last one used stays in memory
         torch.set_num_threads(plan.threads)
         keep_freed_memory()
@@ -85,26 +85,30 @@ class Trainer:
     def train_all(self) -> None:
         """Train what is missing, prerequisites first; a failure stops only what needs that network."""
         for training in self.plan.order():
-            blocked = [t for t in training.requires.values() if t.key in self.broken]
-            if blocked:
-                why = self.broken[blocked[0].key]
-                self.broken[training.key] = f"required defense '{blocked[0].name}' could not be trained: {why}"
-                continue
-            refusal = training.defense.refuses(training.threat) if training.threat else None
-            if refusal:
-                self.broken[training.key] = f"refused: {refusal}"
-                self.reporter.warn(f"{training.name}: {refusal}")
-                continue
-            try:
-                self.train(training)
-            except StorageError:  # nothing else could be kept either
-                raise
-            except Exception as err:  # the runner's edge: the reason becomes the row's
-                self.broken[training.key] = " ".join(str(err).split())
-                self.reporter.warn(f"training '{training.name}' failed: {self.broken[training.key]}")
-                self.reporter.log(traceback.format_exc())
-            finally:
-                self.reporter.log_file = None
+            self.attempt(training)
+
+    def attempt(self, training: Training) -> None:
+        """Train one network, or write down why there is none; what it requires was attempted before."""
+        blocked = [t for t in training.requires.values() if t.key in self.broken]
+        if blocked:
+            why = self.broken[blocked[0].key]
+            self.broken[training.key] = f"required defense '{blocked[0].name}' could not be trained: {why}"
+            return
+        refusal = training.defense.refuses(training.threat) if training.threat else None
+        if refusal:
+            self.broken[training.key] = f"refused: {refusal}"
+            self.reporter.warn(f"{training.name}: {refusal}")
+            return
+        try:
+            self.train(training)
+        except StorageError:  # nothing else could be kept either
+            raise
+        except Exception as err:  # the runner's edge: the reason becomes the row's
+            self.broken[training.key] = " ".join(str(err).split())
+            self.reporter.warn(f"training '{training.name}' failed: {self.broken[training.key]}")
+            self.reporter.log(traceback.format_exc())
+        finally:
+            self.reporter.log_file = None
 
     def train(self, training: Training) -> None:
         """Train one network and store it, unless the store has it; one process at a time."""

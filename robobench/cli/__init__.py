@@ -81,10 +81,11 @@ app.add_typer(paper.app, name="paper")
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status.
 
-    0: done. 1: some cell failed, its reason stands in the row, or the store could not be written. 2: the
-    request is wrong; one line on stderr says why, and nothing was created. 130 or 143: stopped by a signal.
+    0: done. 1: some cell failed, its reason stands in the row, or the store could not be written, or a cluster
+    could not go on. 2: the request is wrong; one line on stderr says why, and nothing was created. 130 or 143:
+    stopped by a signal.
     """
-    from robobench.errors import ArtifactError, ProcessError, RequestError, StorageError
+    from robobench.errors import ArtifactError, ExecutorError, ProcessError, RequestError, StorageError
     from robobench.interrupts import Interrupted
     from robobench.launch import follower
 
@@ -95,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
         return result if isinstance(result, int) else 0
     except (RequestError, ArtifactError) as err:
         return _refuse(str(err))
-    except StorageError as err:
+    except (StorageError, ExecutorError) as err:
         return _refuse(str(err), 1)
     except ProcessError as err:
         return _refuse(str(err), 1, everywhere=True)

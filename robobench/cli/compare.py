@@ -25,6 +25,8 @@ Examples:
   robobench compare --defenses at,trades,macd --model resnet18 --dataset cifar10
 
   robobench compare --defenses at,trades,macd --baseline at
+
+  robobench compare --executor ray --threads 1
 """
 
 
@@ -62,6 +64,9 @@ def main(
     out: o.Out = Path("runs"),
     checkpoint_every: o.CheckpointEvery = 5.0,
     fresh: o.Fresh = False,
+    executor: o.Executor = "serial",
+    address: o.Address = None,
+    gpus_per_task: o.GpusPerTask = None,
     dry_run: o.DryRun = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,

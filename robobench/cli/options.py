@@ -60,6 +60,13 @@ DataDir = Annotated[Path | None, typer.Option(help="Where data sets are; else $R
 Out = Annotated[Path, typer.Option(help="The store.")]
 CheckpointEvery = Annotated[float, typer.Option(help="Minutes of training a crash may cost.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over: set aside what the store has of this.")]
+Executor = Annotated[
+    str, typer.Option(help="serial, or ray: trainings and evaluations side by side on cores, GPUs and machines.")
+]
+Address = Annotated[
+    str | None, typer.Option(help="Of a running Ray: auto or HOST:PORT; if left out, a local one is started.")
+]
+GpusPerTask = Annotated[float | None, typer.Option(help="Of a GPU, for --executor ray: 0.5 puts two tasks on each.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan with estimated time and memory; run nothing.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Warnings only on stderr.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More on stderr.")]

@@ -107,7 +107,7 @@ def test_the_command_beside_a_row_plans_exactly_the_same_training_and_cells(page
     stored = {p.name for p in (store / "artifacts" / "evaluations").iterdir()}
     for plan in plans:
         runner = Runner(plan, Reporter(-1))
-        keys = {key_of(runner._recipe(*work)) for work in plan.work() if work[0].key == plan.trainings[0].key}
+        keys = {key_of(runner.recipe(*work)) for work in plan.work() if work[0].key == plan.trainings[0].key}
         assert keys and keys <= stored
 
 
