@@ -108,7 +108,7 @@ def rehearse(plan: Plan, training: Training, batch_size: int | None = None) -> l
     """Run one step of every stage of a training on random images, required networks untrained.
 
     Args:
-        batch_size: images in the step, 2 or more where None; time and memory are scaled from it to the stage's own batch.
+        batch_size: images in the step, chosen where None; time and memory are scaled to the stage's own batch.
     """
     resolution = plan.run.attack_resolution
     batch_size = batch_size or max(2, REHEARSAL_PIXELS // resolution**2)

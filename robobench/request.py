@@ -108,7 +108,9 @@ def check_executor(request: Request, device: str) -> None:
     if request.fresh:
         raise RequestError("--fresh does not go with --executor ray; start over with a new folder: --out DIR")
     if request.devices > 1:
-        raise RequestError(f"--devices {request.devices} does not go with --executor ray, whose tasks take a device each")
+        raise RequestError(
+            f"--devices {request.devices} does not go with --executor ray, whose tasks take a device each"
+        )
     if place is not None and place != "auto" and not re.fullmatch(r"[^\s/]+:\d{1,5}", place):
         raise RequestError(f"--address '{place}' is neither auto nor HOST:PORT; leave it out to start a local Ray")
     if share is not None and not device.startswith("cuda"):
