@@ -18,7 +18,6 @@ from typing import Any
 from robobench import plugins
 from robobench.registry import Registry
 
-COMMANDS = ("run", "compare", "evaluate", "leaderboard", "report", "verify", "list", "new", "check")
 MODULES = {
     "robobench": "What the command line does, as functions.",
     "robobench.api": "What a plug-in subclasses.",
@@ -83,17 +82,29 @@ def methods() -> str:
     return "\n".join(parts)
 
 
+def commands() -> list[str]:
+    """List every command, those of a group behind it."""
+    from robobench.cli import app
+
+    names = [str(command.name) for command in app.registered_commands]
+    for group in app.registered_groups:
+        names.append(str(group.name))
+        names += [f"{group.name} {command.name}" for command in group.typer_instance.registered_commands]
+    return names
+
+
 def cli() -> str:
     """Write the help of every command."""
     from robobench.cli import main
 
     status = "Exit status: 0 done, 1 a cell failed (its reason stands in the row), 2 the request is wrong."
     parts = [f"# Command line\n\n{status}\n"]
-    for command in ("", *COMMANDS):
+    for command in ("", *commands()):
         said = io.StringIO()
         with contextlib.redirect_stdout(said):
-            main([*filter(None, [command]), "--help"])
-        text = re.sub(r"^Usage: .*?robobench", "Usage: robobench", said.getvalue().strip(), flags=re.MULTILINE)
+            main([*command.split(), "--help"])
+        usage = f"Usage: robobench {command}".strip()  # whatever this process is called
+        text = re.sub(r"^Usage: .*?(?= \[)", usage, said.getvalue().strip(), flags=re.MULTILINE)
         parts.append(f"## robobench {command}".rstrip() + f"\n\n```text\n{text}\n```\n")
     return "\n".join(parts)
 

@@ -126,6 +126,7 @@ def cost_scatter(lines: pd.DataFrame) -> Figure:
             axes.annotate(
                 str(lines["defense"].iloc[i]), (cost[i], gain[i]), xytext=place, textcoords="offset points", fontsize=8
             )
+        axes.margins(y=0.12)
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -202,7 +203,7 @@ def picture_rows(rows: Mapping[str, np.ndarray[Any, Any]], title: str, notes: Se
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
         axes.set_yticks(middles[0], list(rows), rotation=90, va="center")
-        axes.set_xticks(middles[1] if notes else [], list(notes), fontsize=8)
+        axes.set_xticks(middles[1] if notes else [], list(notes), fontsize=7)
         figure.suptitle(title, fontsize=10, x=0.01, ha="left")
         return figure
 

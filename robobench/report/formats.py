@@ -159,7 +159,7 @@ def _cut(shown: pd.DataFrame, best: pd.Series, console: Console) -> list[Table]:
     """Cut a board into tables that fit the console; rank and defense lead each."""
     lead = [c for c in ("rank", "defense") if c in shown]
     parts: list[list[str]] = [[]]
-    for column in (c for c in shown if c not in lead):
+    for column in (str(c) for c in shown.columns if c not in lead):
         wider = [*lead, *parts[-1], column]
         if parts[-1] and _natural(_table(shown[wider], best), console) > console.width:
             parts.append([])

@@ -93,8 +93,8 @@ def test_a_teacher_file_that_is_another_one_when_it_is_used(tmp_path, how):
     save_tensors(build(ModelSpec("cnn", 10, 32)).state_dict(), teacher)
     request = Request(
         defenses=("iad",), teachers=(f"robust={teacher}",), attacks=("fgsm",), eps=("0.1",), protocol="white-box",
-        sets=("run.train_images=16", "run.control=false", "iad.inner_steps=1"), epochs=1, threads=1, examples=8,
-        out=out,
+        sets=("run.train_images=16", "run.control=false", "iad.inner_steps=1"),
+        epochs=1, threads=1, examples=8, out=out,
     )  # fmt: skip
 
     def take(plan: object) -> None:
