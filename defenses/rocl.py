@@ -201,7 +201,7 @@ def nt_xent(embeddings: Tensor, views: int, temperature: float) -> Tensor:
     count = len(embeddings) // views
     with torch.autocast(embeddings.device.type, enabled=False):  # bf16 has 3 digits; the exponent needs more
         unit = F.normalize(embeddings.float())
-        keys, begin = gather(unit.detach().unflatten(0, (views, count)).transpose(0, 1))  # (B, V, D)
+        keys, begin = gather(unit.detach().view(views, count, -1).transpose(0, 1))  # (B, V, D)
         weights = (unit @ keys.transpose(0, 1).flatten(0, 1).T / temperature).exp()  # (V b, V B)
     columns = torch.arange(weights.shape[1], device=unit.device)
     own = columns.view(views, -1)[:, begin : begin + count].flatten()  # where the anchors stand among the keys

@@ -24,6 +24,7 @@ MODULES = {
     "robobench.inner": "Inner maximization.",
     "robobench.threat": "What an adversary may do.",
     "robobench.losses": "Losses that several methods share.",
+    "robobench.processes": "What a loss may need on several devices.",
     "robobench.report": "Rows as tables, pages and figures.",
     "robobench.testing": "The contract of a plug-in.",
     "robobench.errors": "What a caller may want to catch.",

@@ -1,29 +1,23 @@
 """Starts the processes of one run over several devices through Lightning Fabric, and ends them together.
 
 `--devices N` spawns N processes on this machine; under torchrun the processes are there already, on any number of
-machines that see the same store. NCCL connects GPUs, gloo CPUs. Precision stays ours: Fabric's would round the images
-that attacks see to bfloat16.
+machines that see the same store. No torch is imported here before it is needed.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
-import logging
 import os
 import sys
 import time
 import warnings
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any, NoReturn
 
 from robobench import errors
 from robobench.errors import ProcessError, RequestError, RobobenchError
 
-PATIENCE = timedelta(
-    days=7
-)  # one process may wait for another: for a lock, for a slow attack; who died is noticed sooner
 LET_OTHERS_SPEAK = 3.0  # seconds that a process waits before it says that it lost another, which may say why
 
 
@@ -68,43 +62,17 @@ def devices(asked: int, device: str) -> int:
     return wanted
 
 
-def _fabric(device: str, devices: int, machines: int, started: bool) -> Any:
-    if sys.platform == "linux" and machines == 1:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a machine's own name need not lead back to it
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP remarks that all parameters were used
-    from lightning_fabric import Fabric
-    from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
-    from lightning_fabric.strategies import DDPStrategy
-
-    _hush()
-    # A method may leave parameters out of a step, as somebody's frozen part.
-    method = "popen" if started else "spawn"
-    strategy = DDPStrategy(start_method=method, find_unused_parameters=True, timeout=PATIENCE)
-    return Fabric(
-        accelerator=device.partition(":")[0],
-        devices=devices,
-        num_nodes=machines,
-        strategy=strategy,
-        plugins=[TorchElasticEnvironment() if started else LightningEnvironment()],
-    )
-
-
-def _hush() -> None:
-    """Leave out what the libraries say of starting and ending processes."""
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
-
-
 def join(device: str, work: Callable[[str], Any]) -> Any:
     """Do `work` as one of the processes that torchrun started; it is given this process's device.
 
     Raises:
         ProcessError: this process cannot keep step with the others.
     """
+    from robobench import fabric as layer
     from robobench import interrupts, processes
 
     here = int(os.environ["LOCAL_WORLD_SIZE"])
-    fabric = _fabric(device, here, outside() // here, started=True)
+    fabric = layer.make(device, here, outside() // here, started=True)
     fabric.launch()
     try:
         with processes.together(fabric), interrupts.deferred():
@@ -123,9 +91,10 @@ def spawn(device: str, devices: int, work: Callable[[str], Any]) -> None:
     """
     from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
+    from robobench import fabric as layer
     from robobench import interrupts
 
-    fabric = _fabric(device, devices, 1, started=False)
+    fabric = layer.make(device, devices)
     with interrupts.passed_on() as came:
         try:
             signum = fabric.launch(functools.partial(_in_process, work))
@@ -158,7 +127,6 @@ def _in_process(work: Callable[[str], Any], fabric: Any) -> int:
     """Be one of the spawned processes; returns the signal that made all of them leave, or 0."""
     from robobench import interrupts, processes
 
-    _hush()
     os.setpgrp()  # a Ctrl-C reaches the parent alone, which passes it on once; SIGINT then means that the parent died
     if not sys.warnoptions:
         warnings.simplefilter("ignore")

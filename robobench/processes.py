@@ -10,6 +10,7 @@ import functools
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 
 from robobench.errors import RobobenchError
 
-A, B = TypeVar("A"), TypeVar("B")
+A = TypeVar("A")
+B = TypeVar("B")
 
 _group: Any = None  # the Fabric object that joined this process to others; None alone
 
@@ -88,7 +90,8 @@ def gather(values: Tensor) -> tuple[Tensor, int]:
         dist.all_reduce(sizes)
         before, after = int(sizes[: rank()].sum()), int(sizes[rank() + 1 :].sum())
         rows = [values.new_zeros(n, *values.shape[1:]) for n in (before, after)]
-        return all_reduce(torch.cat((rows[0], values, rows[1]))), before
+        whole: Tensor = all_reduce(torch.cat((rows[0], values, rows[1])))  # type: ignore[no-untyped-call]
+        return whole, before
 
 
 def mean(values: Tensor, images: int) -> Tensor:
@@ -126,10 +129,24 @@ def weight(mine: int, whole: int) -> float:
     return mine * count() / whole
 
 
+class _Plain(nn.Module):
+    """An objective whose metrics carry no gradient: DistributedDataParallel expects one through all it returns."""
+
+    def __init__(self, objective: nn.Module) -> None:
+        super().__init__()
+        self.objective = objective
+
+    def forward(self, batch: Any) -> Any:
+        loss = self.objective(batch)
+        return replace(loss, metrics={name: value.detach() for name, value in loss.metrics.items()})
+
+
 def wrap(objective: nn.Module) -> nn.Module:
     """Return the objective as DistributedDataParallel: its backward leaves the average gradient on every process."""
-    trained = any(p.requires_grad for p in objective.parameters())
-    return _group.strategy.setup_module(objective) if count() > 1 and trained else objective
+    if count() == 1 or not any(p.requires_grad for p in objective.parameters()):
+        return objective
+    wrapped: nn.Module = _group.strategy.setup_module(_Plain(objective))
+    return wrapped
 
 
 def spread(module: nn.Module) -> None:

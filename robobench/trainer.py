@@ -13,8 +13,8 @@ import json
 import shutil
 import time
 import traceback
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -52,9 +52,11 @@ def state_digest(module: nn.Module) -> str:
 class SharedStore(Store):
     """The store as processes in step hold it: only the first one locks, begins and removes."""
 
-    def lock(self, kind: str, name: str) -> AbstractContextManager[None]:
+    @contextmanager
+    def lock(self, kind: str, name: str) -> Iterator[None]:
         """Hold the right to build an artefact, for all processes."""
-        return super().lock(kind, name) if processes.first() else nullcontext()
+        with super().lock(kind, name) if processes.first() else nullcontext():
+            yield
 
     def begin(self, kind: str) -> None:
         """Set the unfinished work of a kind aside where everything is to be made anew."""
@@ -135,7 +137,7 @@ class Trainer:
         engine = Engine(self.plan.device, self.plan.precision, training.seed, self.reporter)
         model = models.build(training.spec).to(self.plan.device)
         if self.plan.run.sync_batchnorm and processes.count() > 1:
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         setup = Setup(
             model=model,
             threat=training.threat or NO_THREAT,

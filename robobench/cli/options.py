@@ -137,7 +137,7 @@ def execute(
         return 0
     from robobench import interrupts
 
-    with interrupts.handled():
+    with interrupts.handled(speaks=not launch.follower()):
         records = work(wanted, reporter, check)
     if launch.follower():
         return 0

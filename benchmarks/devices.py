@@ -1,0 +1,92 @@
+"""Two processes against one on the embedded digits: final accuracies in float32 with BatchNorm, and what it costs.
+
+    python benchmarks/devices.py [--out DIR] [--seeds 3] [--defenses standard,at] [--examples 360]
+
+Trains each defense with one process and with two (gloo, one thread each, the same batches) for every seed, and attacks
+with PGD-20. With BatchNorm the two are different trainings: each process normalizes its half of a batch. Exit status 1
+if a defense's mean accuracies differ by more than the spread over seeds can explain (two-sided t-test, 1 %), or if an
+evaluation in two processes gives another bit than in one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+from scipy.stats import ttest_ind
+
+import robobench
+
+
+def compare(chosen: argparse.Namespace, devices: int, out: Path) -> pd.DataFrame:
+    return robobench.compare(
+        chosen.defenses.split(","),
+        seeds=range(chosen.seeds),
+        devices=devices,
+        threads=1,
+        out=out,
+        attacks="pgd",
+        eps=("0.05", "0.1"),
+        protocol="white-box",
+        examples=chosen.examples,
+        sets=("run.chunk=36", "pgd.steps=20"),
+        precision="fp32",
+        verbosity=0,
+    )
+
+
+def bits(store: Path) -> dict[str, str]:
+    records = (json.loads(path.read_text()) for path in store.glob("artifacts/evaluations/*/record.json"))
+    return {r["key"]: r["clean_bits"] + r["robust_bits"] for r in records}
+
+
+def evaluated(chosen: argparse.Namespace, devices: int, out: Path) -> tuple[float, dict[str, str]]:
+    """Attack one stored network again as somebody else's; return the seconds of its evaluations and the bits."""
+    weights = next(out.glob("at-*-s0-*/model.safetensors"))
+    again = out / f"again-{devices}"
+    shutil.rmtree(again, ignore_errors=True)
+    begun = time.perf_counter()
+    flags = {"attacks": "pgd,autoattack", "eps": "0.1", "examples": chosen.examples, "threads": 1, "devices": devices}
+    robobench.evaluate(weights, out=again, sets=("run.chunk=36",), **flags)
+    print(f"evaluation, {devices} processes: {time.perf_counter() - begun:.1f} s with their start")
+    records = [json.loads(path.read_text()) for path in again.glob("artifacts/evaluations/*/record.json")]
+    return sum(r["seconds"] for r in records), bits(again)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/devices"))
+    parser.add_argument("--defenses", default="standard,at")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--examples", type=int, default=360)
+    chosen = parser.parse_args()
+    made = [compare(chosen, n, chosen.out / str(n)).assign(devices=n) for n in (1, 2)]
+    rows = pd.concat(made)
+    columns = ["clean_accuracy", "robust_accuracy", "own_seconds"]
+    print(rows.groupby(["defense", "threat_eps", "devices"])[columns].agg(["mean", "std"]).round(3).to_string())
+    wrong = []
+    for (defense, eps), group in rows.groupby(["defense", "threat_eps"]):
+        for column in columns[:2]:
+            one, two = (group.loc[group["devices"] == n, column] for n in (1, 2))
+            p = ttest_ind(one, two).pvalue
+            print(f"{defense} {column} at {eps}: {one.mean():.3f} and {two.mean():.3f}, p = {p:.2g}")
+            if p < 0.01:
+                wrong.append(f"{defense} {column} at {eps}")
+    alone, ours = evaluated(chosen, 1, chosen.out / "1")
+    both, theirs = evaluated(chosen, 2, chosen.out / "1")
+    print(
+        f"attacks on one network: {alone:.1f} s in one process, {both:.1f} s in two ({alone / both:.2f} times as fast)"
+    )
+    if ours != theirs:
+        wrong.append("bits of the sharded evaluation")
+    print("\n".join(f"differs: {line}" for line in wrong) or "no difference beyond the spread of seeds; the same bits")
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
