@@ -6,7 +6,6 @@ import contextlib
 import html
 import io
 import json
-import os
 import re
 import shlex
 import sys
@@ -19,6 +18,7 @@ from robobench.api import ATTACKS, DEFENSES
 from robobench.cli import main
 from tests import browser
 
+NAMES = ["at", "smooth", "standard", "standard"]  # the control is the second undefended one
 PAGE = Path(__file__).parents[2] / "docs" / "newcomer.md"
 
 
@@ -34,16 +34,23 @@ def forget_strangers():
 
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory):
-    """An empty folder in which every command of the page has run, in its order: the folder and what was printed."""
+    """An empty folder in which every command of the page has run, in its order.
+
+    The folder, what was printed, and the page's own account of it beside it.
+    """
     folder = tmp_path_factory.mktemp("newcomer")
-    before = os.getcwd()
     forget_strangers()
-    os.chdir(folder)
-    output = []
+    patch = pytest.MonkeyPatch()
+    patch.chdir(folder)
+    patch.setenv("COLUMNS", "80")
+    output, told = [], []
     try:
         blocks = re.findall(r"^```(\w*)\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
         for kind, text in blocks:
-            assert kind in ("sh", "python")
+            assert kind in ("sh", "python", "text")
+            if kind == "text":
+                told.append((text, output[-1][1]))
+                continue
             if kind == "python":
                 assert len(text.splitlines()) <= 40
                 Path(text.splitlines()[0].removeprefix("# ")).write_text(text)
@@ -55,9 +62,9 @@ def walked(tmp_path_factory):
                 with contextlib.redirect_stdout(io.StringIO()) as out:
                     assert main([*arguments, *extra]) == 0, command
                 output.append((arguments[0], out.getvalue()))
-        yield folder, output
+        yield folder, output, told
     finally:
-        os.chdir(before)
+        patch.undo()
         forget_strangers()
 
 
@@ -72,9 +79,13 @@ def page(walked):
 
 
 def test_every_command_runs_and_the_newcomer_s_defense_stands_on_the_board(walked):
-    folder, output = walked
+    folder, output, told = walked
     (first, *_) = [text for command, text in output if command == "leaderboard"]
     assert re.search(r"^ *\d +smooth ", first, re.MULTILINE)
+    ((text, printed),) = told  # figures may differ from one machine to the next in their last digit, ranks of ties too
+    assert text.splitlines()[0] == printed.splitlines()[0] and text.splitlines()[-2:] == printed.splitlines()[-2:]
+    assert all(sorted(re.findall(r"^\d  (\w+)", board, re.MULTILINE)) == NAMES for board in (text, printed))
+    assert "at - smooth" in output[-3][1] or "smooth - at" in output[-3][1]
     assert (folder / "paper" / "tables" / "leaderboard.tex").is_file() and (folder / "my-defense").is_dir()
 
 
@@ -163,6 +174,8 @@ def test_in_a_browser_the_page_sorts_by_keyboard_is_read_in_the_dark_and_prints(
             seen.media(media, scheme)
             ratio, tag = seen.evaluate(CONTRAST)
             assert ratio >= 4.5, (media, scheme, tag, ratio)
+        seen.resize(979)  # letter paper, landscape, less its margins, in CSS pixels
+        assert seen.evaluate("document.documentElement.scrollWidth") <= 979
         assert seen.pdf()[:4] == b"%PDF"
         assert seen.evaluate("[...document.querySelectorAll('details')].every((part) => part.open)")
         assert seen.evaluate("[...document.images].length") == 0  # pictures are inside the figures
