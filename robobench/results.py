@@ -6,6 +6,7 @@ A row is one network under one attack at one radius and protocol. Accuracies are
 from __future__ import annotations
 
 import functools
+import importlib.util
 import io
 import json
 from pathlib import Path
@@ -230,6 +231,6 @@ def read(place: Path) -> pd.DataFrame:
 
 def measured() -> list[Path]:
     """Return the folders of the boards that robobench itself measured and brings along."""
-    from robobench import leaderboards
-
-    return sorted(file.parent for file in Path(str(leaderboards.__file__)).parent.glob("*/rows.csv"))
+    found = importlib.util.find_spec("robobench.leaderboards")
+    assert found is not None and found.submodule_search_locations
+    return sorted(file.parent for file in Path(next(iter(found.submodule_search_locations))).glob("*/rows.csv"))

@@ -94,10 +94,10 @@ def _points(rows: pd.DataFrame) -> list[Point]:
     """Choose the columns: for each number of images and norm the smallest radius, under the most attacks."""
     white = rows[rows["protocol"] == "white-box"]
     out = []
-    for (examples, norm), part in white.groupby(["examples", "threat_norm"]):
-        eps = part["threat_eps"].min()
+    for part in groups(white, ["examples", "threat_norm"]):
+        eps, first = part["threat_eps"].min(), part.iloc[0]
         attacks = max(set(part.loc[part["threat_eps"] == eps, "worst_case_attacks"]), key=lambda a: (a.count(","), a))
-        out.append((int(examples), str(norm), float(eps), str(attacks)))
+        out.append((int(first["examples"]), str(first["threat_norm"]), float(eps), str(attacks)))
     return sorted(out, key=lambda p: (-p[0], p[1] != "Linf", p[2]))
 
 
