@@ -1,6 +1,6 @@
 """Two processes against one on the embedded digits: final accuracies in float32 with BatchNorm, and what it costs.
 
-    python benchmarks/devices.py [--out DIR] [--seeds 3] [--defenses standard,at] [--examples 360]
+    python benchmarks/devices.py [--out DIR] [--seeds 3] [--defenses standard,at] [--set NAME.FIELD=VALUE]
 
 Trains each defense with one process and with two (gloo, one thread each, the same batches) for every seed, and attacks
 with PGD-20. With BatchNorm the two are different trainings: each process normalizes its half of a batch. Exit status 1
@@ -34,7 +34,7 @@ def compare(chosen: argparse.Namespace, devices: int, out: Path) -> pd.DataFrame
         eps=("0.05", "0.1"),
         protocol="white-box",
         examples=chosen.examples,
-        sets=("run.chunk=36", "pgd.steps=20"),
+        sets=("run.chunk=36", "pgd.steps=20", *chosen.set),
         precision="fp32",
         verbosity=0,
     )
@@ -45,13 +45,21 @@ def bits(store: Path) -> dict[str, str]:
     return {r["key"]: r["clean_bits"] + r["robust_bits"] for r in records}
 
 
+def seconds(out: Path) -> str:
+    """Say what the trainings of a store took: seconds, and CPU seconds of all processes, an image."""
+    stages = [s for path in out.glob("*/timing.json") for s in json.loads(path.read_text())["stages"]]
+    images = sum(s["images"] for s in stages)
+    wall, cpu = (1000 * sum(s[name] for s in stages) / images for name in ("seconds", "cpu_seconds"))
+    return f"{wall:.2f} ms and {cpu:.2f} CPU ms a training image"
+
+
 def evaluated(chosen: argparse.Namespace, devices: int, out: Path) -> tuple[float, dict[str, str]]:
     """Attack one stored network again as somebody else's; return the seconds of its evaluations and the bits."""
     weights = next(out.glob("at-*-s0-*/model.safetensors"))
     again = out / f"again-{devices}"
     shutil.rmtree(again, ignore_errors=True)
     begun = time.perf_counter()
-    flags = {"attacks": "pgd,autoattack", "eps": "0.1", "examples": chosen.examples, "threads": 1, "devices": devices}
+    flags = {"attacks": chosen.attacks, "eps": "0.1", "examples": chosen.examples, "threads": 1, "devices": devices}
     robobench.evaluate(weights, out=again, sets=("run.chunk=36",), **flags)
     print(f"evaluation, {devices} processes: {time.perf_counter() - begun:.1f} s with their start")
     records = [json.loads(path.read_text()) for path in again.glob("artifacts/evaluations/*/record.json")]
@@ -64,9 +72,13 @@ def main() -> int:
     parser.add_argument("--defenses", default="standard,at")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--examples", type=int, default=360)
+    parser.add_argument("--attacks", default="pgd,autoattack", help="of the sharded evaluation")
+    parser.add_argument("--set", action="append", default=[])
     chosen = parser.parse_args()
     made = [compare(chosen, n, chosen.out / str(n)).assign(devices=n) for n in (1, 2)]
     rows = pd.concat(made)
+    for n in (1, 2):
+        print(f"{n} process{'es' * (n > 1)}: {seconds(chosen.out / str(n))}")
     columns = ["clean_accuracy", "robust_accuracy", "own_seconds"]
     print(rows.groupby(["defense", "threat_eps", "devices"])[columns].agg(["mean", "std"]).round(3).to_string())
     wrong = []
