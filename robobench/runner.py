@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 import traceback
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -239,8 +240,12 @@ class Runner(Trainer):
 
     def transfer_chunk(self, cell: Cell, index: Tensor) -> Tensor:
         """Return a chunk of transfer examples, made once on the source and kept as float32."""
+        assert self.plan.source is not None
         recipe = {**self._transfer_recipe(cell), "examples": [int(index[0]), int(index[-1])]}
         name = key_of(recipe)
+        folder = self.store.find("transfer", name)
+        if folder is not None:  # whole, so nobody has to wait for its lock
+            return self._examples(folder)
         with self.store.lock("transfer", name):
             folder = self.store.find("transfer", name)
             if folder is None:
@@ -249,4 +254,7 @@ class Runner(Trainer):
                 with self.store.building("transfer", name, recipe) as work:
                     save_tensors({"adv": adv}, work / "examples.safetensors")
                 return adv
+        return self._examples(folder)
+
+    def _examples(self, folder: Path) -> Tensor:
         return load_file(folder / "examples.safetensors", device=self.plan.device)["adv"]
