@@ -175,7 +175,7 @@ def _needs(request: Request, plan: Plan, reporter: Reporter) -> dict[str, float]
     """Return what a task takes of a machine: its threads, or one core beside a GPU or a share of one."""
     import ray
 
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     where = f"at {request.address}" if request.address else "on this machine"
     needs: dict[str, float] = {}
     if plan.device.startswith("cuda"):
@@ -211,24 +211,25 @@ def _carry_out_all(runner: Runner, request: Request, needs: dict[str, float]) ->
     waiting = {ref: tasks[name] for name, ref in refs.items()}
     lost: dict[str, str] = {}  # task name -> why Ray gave it up
     board = Board(tasks.values(), runner.store, runner.reporter)
-    try:
-        with board.shown():
-            while waiting:
-                ready, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=POLL_SECONDS)
-                for ref in ready:
-                    task = waiting.pop(ref)
-                    outcome = _outcome(ref, task, runner, lost)
-                    for how, text in outcome.lines:
-                        getattr(runner.reporter, how)(text)
-                    board.finished(task, outcome.good, outcome.seconds)
-                board.look()
-    except BaseException:
-        if waiting:
-            runner.reporter.note(f"stopping: the tasks at work get {GRACE_SECONDS:.0f} s to save what they have")
-            for ref in reversed(waiting):
-                ray.cancel(ref)
-            ray.wait(list(waiting), num_returns=len(waiting), timeout=GRACE_SECONDS)
-        raise
+    with interrupts.handled(), interrupts.deferred():  # an exception out of a handler would upset Ray's own code
+        try:
+            with board.shown():
+                while waiting:
+                    ready, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=POLL_SECONDS)
+                    for ref in ready:
+                        task = waiting.pop(ref)
+                        outcome = _outcome(ref, task, runner, lost)
+                        for how, text in outcome.lines:
+                            getattr(runner.reporter, how)(text)
+                        board.finished(task, outcome.good, outcome.seconds)
+                    board.look()
+                    interrupts.leave_if_asked()
+        except BaseException:
+            if waiting:
+                for ref in reversed(waiting):
+                    ray.cancel(ref)
+                ray.wait(list(waiting), num_returns=len(waiting), timeout=GRACE_SECONDS)
+            raise
     return {task.key for task in tasks.values() if task.protocol is not None}
 
 

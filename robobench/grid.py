@@ -5,7 +5,7 @@ A task is named by the key of its artefact, so that every process that plans the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from robobench import estimate
@@ -104,7 +104,7 @@ def forwards(plan: Plan, task: Task) -> float:
     return plan.examples * (1.0 if task.protocol == "transfer" else task.cell.attack.cost or 1.0)
 
 
-def longest_first(tasks: Mapping[str, Task], work: Callable[[Task], float]) -> list[Task]:
+def longest_first(tasks: dict[str, Task], work: Callable[[Task], float]) -> list[Task]:
     """Order tasks by the work of the longest chain each begins, so that no long one is left for the end.
 
     What a task needs stands before it.

@@ -259,16 +259,18 @@ class Runner(Trainer):
         attack, data, device = cell.attack, self.plan.dataset.test, self.plan.device
         common, chunks = self._transfer_recipe(cell), self._chunks()
         recipes = [{**common, "examples": [int(index[0]), int(index[-1])]} for index in chunks]
-        with self.store.lock("transfer", key_of(common)):
-            found = [self.find("transfer", key_of(recipe)) for recipe in recipes]
-            missing = [number for number, folder in enumerate(found) if folder is None]
-            if missing:
+
+        def missing() -> list[int]:
+            return [n for n, recipe in enumerate(recipes) if self.find("transfer", key_of(recipe)) is None]
+
+        def make(number: int) -> Tensor:
+            return evaluation.transfer_examples(source, attack, data, chunks[number], device).cpu()
+
+        if missing():  # a whole set is read without waiting for its lock
+            with self.store.lock("transfer", key_of(common)):
+                left = missing()
                 source = self.network(self.plan.source)
-
-                def make(number: int) -> Tensor:
-                    return evaluation.transfer_examples(source, attack, data, chunks[number], device).cpu()
-
-                for number, adv in zip(missing, processes.each(missing, make), strict=True):
+                for number, adv in zip(left, processes.each(left, make), strict=True):
                     processes.from_first(partial(self._keep_examples, recipes[number], adv))
                     interrupts.leave_if_asked()
         return [self.store.folder("transfer", key_of(recipe)) for recipe in recipes]
