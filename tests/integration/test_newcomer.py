@@ -101,7 +101,6 @@ def test_the_command_beside_a_row_plans_exactly_the_same_training_and_cells(page
     from robobench.planner import make_plan
     from robobench.progress import Reporter
     from robobench.runner import Runner
-    from robobench.store import key_of
 
     plans = []
     monkeypatch.setattr(interface, "work", lambda request, *rest: plans.append(make_plan(request)) or 1 / 0)
@@ -118,7 +117,7 @@ def test_the_command_beside_a_row_plans_exactly_the_same_training_and_cells(page
     stored = {p.name for p in (store / "artifacts" / "evaluations").iterdir()}
     for plan in plans:
         runner = Runner(plan, Reporter(-1))
-        keys = {key_of(runner.recipe(*work)) for work in plan.work() if work[0].key == plan.trainings[0].key}
+        keys = {runner.key(*work) for work in plan.work() if work[0].key == plan.trainings[0].key}
         assert keys and keys <= stored
 
 
