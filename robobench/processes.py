@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from robobench.errors import RobobenchError
+from robobench.interrupts import Interrupted
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -42,13 +43,22 @@ class Lost(BaseException):
 def together(group: Any) -> Iterator[None]:
     """Be one of the processes that a Fabric object has joined, inside the block."""
     global _group
-    _group = group
+    _group, in_step, lost = group, False, False
     try:
         yield
-        with _talking():
-            dist.barrier()
-        dist.destroy_process_group()
+        in_step = True
+    except Lost:
+        lost = True
+        raise
+    except Interrupted:  # all leave at the same step
+        in_step = True
+        raise
     finally:
+        if in_step:
+            with _talking():
+                dist.barrier()
+        if not lost:
+            dist.destroy_process_group()
         _group = None
 
 
