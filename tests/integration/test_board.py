@@ -197,10 +197,10 @@ def test_a_leaderboard_without_a_store_shows_the_boards_that_come_along(board, t
     assert main(["leaderboard", "--out", "nowhere"]) == 2
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *ROOT.glob("leaderboards/*/README.md")], ids=str)
-def test_the_tables_of_the_repository_are_what_the_rows_give(page):
-    text = page.read_text()
-    blocks = [match for match in folder.BLOCK.finditer(text) if match[2] == "board"]
-    assert blocks
-    for match in blocks:
-        assert folder.fill(match[0], page.parent) == match[0], f"run 'robobench report --fill {page.name}'"
+def test_the_repository_s_tables_are_what_the_rows_give_and_every_board_stands_in_the_readme():
+    boards = {str(rows.parent.relative_to(ROOT)) for rows in ROOT.glob("leaderboards/*/rows.csv")}
+    shown = {m[3] for m in folder.BLOCK.finditer((ROOT / "README.md").read_text()) if m[2] == "board"}
+    assert shown == boards
+    for page in [ROOT / "README.md", *ROOT.glob("leaderboards/*/README.md")]:
+        text = page.read_text()
+        assert folder.fill(text, page.parent) == text, f"run 'robobench report --fill {page.relative_to(ROOT)}'"
