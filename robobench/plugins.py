@@ -11,6 +11,7 @@ import ast
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 from dataclasses import dataclass
 from functools import cache
@@ -70,9 +71,9 @@ def add_file(path: str | Path) -> None:
         RequestError: no such file, or no class in it registers with DEFENSES or ATTACKS.
         PluginError: the file is not Python.
     """
-    file = Path(path).resolve()
-    if not file.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises where a name holds a null character
         raise RequestError(f"no plug-in file '{path}'; give the path of a .py file")
+    file = Path(path).resolve()
     try:
         names = _registered(file.read_text())
     except (SyntaxError, UnicodeDecodeError) as err:

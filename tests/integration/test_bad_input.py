@@ -57,6 +57,7 @@ def refused(capsys, tmp_path, monkeypatch):
         (["run", "--defense", "standard", "--epochs", "-3"], "--epochs must be at least 0"),
         (["run", "--defense", "standard", "--out", "/dev/null/x"], "cannot be written"),
         (["run", "--defense", "standard", "--plugin", "nowhere.py"], "no plug-in file 'nowhere.py'"),
+        (["run", "--defense", "standard", "--plugin", "no\0where"], "no plug-in file"),
         (["run"], "--defense"),
         (["runs"], "runs"),
         (["list", "defences"], "did you mean 'defenses'?"),
