@@ -23,7 +23,6 @@ from typing import Any
 import torch
 
 from robobench import grid, interrupts
-from robobench.board import Board
 from robobench.errors import ExecutorError, RequestError, StorageError
 from robobench.grid import Task
 from robobench.interrupts import Interrupted
@@ -32,6 +31,7 @@ from robobench.planner import make_plan
 from robobench.progress import Reporter
 from robobench.request import Request
 from robobench.runner import Runner
+from robobench.taskboard import Board
 
 RETRIES = 3  # times a task whose worker died is run again
 POLL_SECONDS = 0.5
