@@ -36,24 +36,10 @@ from robobench.plugins import load_attack, load_defense
 from robobench.randomness import Noise, permutation
 from robobench.threat import ThreatModel
 from robobench.timing import Stopwatch
-from robobench.training import Engine, Images, build_objective, one_step, run_train
+from robobench.training import Engine, build_objective, one_step, run_train
 
 EPS, STEP, INNER = 8 / 255, 2 / 255, 10
 Gradient = Callable[[Tensor], Tensor]
-
-
-class First:
-    """The first images of a training set."""
-
-    def __init__(self, data: Images, count: int) -> None:
-        self.data, self.labels = data, data.labels[:count]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def images(self, index: Tensor) -> Tensor:
-        """Return (B, C, H, W) in [0, 1]."""
-        return self.data.images(index)
 
 
 def climb(adv: Tensor, images: Tensor, gradient: Gradient) -> Tensor:
@@ -63,6 +49,14 @@ def climb(adv: Tensor, images: Tensor, gradient: Gradient) -> Tensor:
         adv = adv.detach() + STEP * gradient(adv).sign()
         adv = torch.min(torch.max(adv, images - EPS), images + EPS).clamp(0, 1)
     return adv.detach()
+
+
+def climb_beside(model: nn.Module, images: Tensor, gradient: Gradient) -> Tensor:
+    """Start 0.001 N(0, 1) beside the image, with the network in eval mode, as TRADES and AdaAD."""
+    model.eval()
+    adv = climb(images + 0.001 * torch.randn_like(images), images, gradient)
+    model.train()
+    return adv
 
 
 def kl(target: Tensor, logits: Tensor, reduction: str) -> Tensor:
@@ -90,9 +84,7 @@ def plain_trades(model: nn.Module, teacher: nn.Module, images: Tensor, labels: T
     def gradient(adv: Tensor) -> Tensor:
         return torch.autograd.grad(kl(model(images), model(adv), "sum"), [adv])[0]
 
-    model.eval()
-    adv = climb(images + 0.001 * torch.randn_like(images), images, gradient)
-    model.train()
+    adv = climb_beside(model, images, gradient)
     clean_loss = F.cross_entropy(model(images), labels)
     return clean_loss + 6.0 * kl(model(images), model(adv), "batchmean")
 
@@ -103,9 +95,7 @@ def plain_adaad(model: nn.Module, teacher: nn.Module, images: Tensor, labels: Te
     def gradient(adv: Tensor) -> Tensor:
         return torch.autograd.grad(kl(teacher(adv), model(adv), "sum"), [adv])[0]
 
-    model.eval()
-    adv = climb(images + 0.001 * torch.randn_like(images), images, gradient)
-    model.train()
+    adv = climb_beside(model, images, gradient)
     clean_logits, adv_logits = model(images), model(adv)
     with torch.no_grad():
         clean_target, adv_target = teacher(images), teacher(adv)
@@ -145,7 +135,7 @@ def measured(options: argparse.Namespace) -> dict[str, float]:
     name, side = options.defenses, options.side
     dataset = datasets.load("cifar10" if options.data_dir else "digits", data_dir=options.data_dir)
     assert dataset.train is not None
-    train = First(dataset.train, options.train_images if options.accuracy else options.steps * 128)
+    train = dataset.train.first(options.train_images if options.accuracy else options.steps * 128)
     shape = tuple(train.images(torch.arange(1)).shape[1:])
     spec = models.ModelSpec(options.models, 10, 0, "cifar" if options.models == "resnet18" else "native")
     model, teacher = models.build(replace(spec, seed=options.seed)), models.build(replace(spec, seed=100)).eval()
