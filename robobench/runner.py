@@ -255,7 +255,8 @@ class Runner(Trainer):
 
     def examples(self, cell: Cell) -> list[Path]:
         """Return where the transfer examples of each chunk are: made once on the source, kept as float32."""
-        assert self.plan.source is not None
+        source = self.plan.source
+        assert source is not None
         attack, data, device = cell.attack, self.plan.dataset.test, self.plan.device
         common, chunks = self._transfer_recipe(cell), self._chunks()
         recipes = [{**common, "examples": [int(index[0]), int(index[-1])]} for index in chunks]
@@ -264,12 +265,11 @@ class Runner(Trainer):
             return [n for n, recipe in enumerate(recipes) if self.find("transfer", key_of(recipe)) is None]
 
         def make(number: int) -> Tensor:
-            return evaluation.transfer_examples(source, attack, data, chunks[number], device).cpu()
+            return evaluation.transfer_examples(self.network(source), attack, data, chunks[number], device).cpu()
 
         if missing():  # a whole set is read without waiting for its lock
             with self.store.lock("transfer", key_of(common)):
                 left = missing()
-                source = self.network(self.plan.source)
                 for number, adv in zip(left, processes.each(left, make), strict=True):
                     processes.from_first(partial(self._keep_examples, recipes[number], adv))
                     interrupts.leave_if_asked()

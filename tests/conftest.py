@@ -65,3 +65,12 @@ def digits_net(digits: tuple[Tensor, Tensor]) -> nn.Module:
             F.cross_entropy(net(images[rows]), labels[rows]).backward()
             optimizer.step()
     return net.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """Put caches and data roots into a folder of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "cache"))
+    monkeypatch.delenv("ROBOBENCH_DATA", raising=False)
+    return tmp_path / "cache"

@@ -15,6 +15,7 @@ from robobench.report.text import (
     NETWORK,
     count,
     groups,
+    is_reduced,
     name_of,
     percent,
     point,
@@ -23,6 +24,7 @@ from robobench.report.text import (
 )
 
 KEYS = [*BOARD, "threat_norm", "threat_eps", "attacks", "budgets"]  # lines that differ in one are not comparable
+BETWEEN = "; "  # two attacks' budgets
 LEADERBOARD = [
     *("defense", "model", "clean", "worst", "ci_low", "ci_high", "best", "transfer", "gap"),
     *("own_seconds", "whole_seconds", "own_cpu_seconds", "whole_cpu_seconds", "own_forwards", "whole_forwards"),
@@ -48,7 +50,7 @@ FILTERS = {
 
 
 def board(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rank networks by their white-box worst case, one board per (threat, attack set, image count).
+    """Rank networks by their white-box worst case, one board per (threat, attack set and budgets, image count).
 
     Returns:
         One line per network and (norm, eps): figures as fractions, rank within its board, boards in the
@@ -61,10 +63,9 @@ def board(rows: pd.DataFrame) -> pd.DataFrame:
     out = done[done["protocol"] == "white-box"].drop(columns="flags")
     transfer = done.loc[done["protocol"] == "transfer", [*at, "worst_case_accuracy"]]
     out = out.merge(transfer.rename(columns={"worst_case_accuracy": "transfer"}), on=at, how="left")
-    weaker = rows.loc[rows["budget"].astype(str).str.startswith("reduced"), [*at, "attack", "budget"]]
-    out = _joined(
-        out, at, weaker.assign(budgets=weaker["attack"] + ": " + weaker["budget"].astype(str)), "budgets", "; "
-    )
+    spent = rows.loc[(rows["status"] == "ok") & (rows["protocol"] == "white-box"), [*at, "attack", "budget"]]
+    spent = spent.assign(budgets=spent["attack"] + ": " + spent["budget"].astype(str))
+    out = _joined(out, at, spent, "budgets", BETWEEN)
     flagged = rows.loc[rows["flags"].notna(), [*at, "flags"]]
     flagged = flagged.assign(flags=flagged["flags"].astype(str).str.split(",")).explode("flags")
     out = _joined(out, at, flagged[flagged["flags"] != ""], "flags", ",")
@@ -90,13 +91,18 @@ def board(rows: pd.DataFrame) -> pd.DataFrame:
 def _joined(out: pd.DataFrame, at: list[str], values: pd.DataFrame, name: str, by: str) -> pd.DataFrame:
     """Add a column of text: the distinct values of each network and radius, in order, '' where there is none."""
     some = values[[*at, name]].drop_duplicates().sort_values(name)
-    merged = out.merge(some.groupby(at, dropna=False)[name].agg(by.join).reset_index(), on=at, how="left")
+    joined = some.groupby(at, dropna=False)[name].agg(by.join).reset_index()
+    merged = out.merge(joined.astype(out[at].dtypes), on=at, how="left")  # a column of None alone came back as numbers
     merged[name] = merged[name].fillna("")
     return merged
 
 
 def boards(lines: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Walk the boards in a table of lines, with their titles; only lines of one board may be compared."""
+    """Walk the boards in a table of lines, with their titles; only lines of one board may be compared.
+
+    A title tells reduced budgets, and all of them where boards differ in nothing else.
+    """
+    several = lines.groupby([key for key in KEYS if key != "budgets"], dropna=False)["budgets"].transform("nunique") > 1
     for part in groups(lines, KEYS):
         first = part.iloc[0]
         models = sorted(set(part["model"]))
@@ -105,7 +111,8 @@ def boards(lines: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
             f"{point(first['threat_norm'], first['threat_eps'])}, "
             f"{first['examples']} images; worst case over {first['attacks']}"
         )
-        yield title + (f" ({first['budgets']})" if first["budgets"] else ""), part
+        told = [b for b in first["budgets"].split(BETWEEN) if several[part.index[0]] or is_reduced(b.split(": ", 1)[1])]
+        yield title + (f" ({BETWEEN.join(told)})" if told else ""), part
 
 
 def board_titles(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:

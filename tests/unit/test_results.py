@@ -88,6 +88,19 @@ def test_networks_attacked_by_other_sets_stand_on_other_boards():
     assert report.board(pd.concat([weak, strong]))["rank"].tolist() == [1, 1]
 
 
+def test_networks_attacked_by_other_budgets_stand_on_other_boards_whose_titles_tell_them_apart():
+    weak, strong = frame(record("pgd")), frame(record("pgd", budget="steps=100"), record("fgsm", protocol="transfer"))
+    strong["defense"], strong["weights_digest"] = "trades", "other"
+    rows = pd.concat([weak, strong])
+    titles = [title for title, _ in report.board_titles(rows)]
+    assert [title.split(" images; ")[1] for title in titles] == [
+        "worst case over pgd (pgd: steps=100)",
+        "worst case over pgd (pgd: steps=20)",
+    ]
+    assert report.board(rows)["rank"].tolist() == [1, 1]
+    assert [title for title, _ in report.board_titles(weak)] == ["digits, cnn, Linf 0.1, 4 images; worst case over pgd"]
+
+
 def test_names_cannot_smuggle_markup_into_html_or_latex():
     rows = frame(record("pgd", defense="<script>x</script>_&"))
     assert "<script>" not in report.leaderboard(rows, "html")

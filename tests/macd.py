@@ -1,0 +1,97 @@
+"""A MACD small enough to be driven by hand, and what its tests look at."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from robobench.api import Batch, Frozen, Loss, Produce, Produced, Setup
+from robobench.defenses.macd import MACD, MACDConfig, distill
+from robobench.defenses.macd.mae import MAE
+from robobench.defenses.macd.pretrain import Teacher
+from robobench.randomness import Noise
+from robobench.threat import ThreatModel
+from tests.toys import TinyBatchNormNet, color_blobs
+
+TINY = MACDConfig(
+    teacher_patch=2,
+    student_patch=2,
+    encoder_width=8,
+    encoder_depth=1,
+    encoder_heads=2,
+    decoder_width=8,
+    decoder_depth=1,
+    decoder_heads=2,
+    batch_size=12,
+    lr=0.05,
+    mae_epochs=2,
+    feature_epochs=2,
+    mae_batch_size=12,
+    mae_blr=0.02,
+    static_steps=4,
+)
+SHAPE, EPS = (3, 8, 8), 8 / 255
+IMAGES, LABELS = color_blobs(24)
+IMAGES = (IMAGES * 255).round() / 255  # on the grid, so that the attack is stored as uint8
+
+
+def batch_of(index: Tensor | None = None, epoch: int = 0, images: Tensor = IMAGES) -> Batch:
+    index = torch.arange(len(images)) if index is None else index
+    return Batch(images[index], LABELS[index], index, epoch, Noise.of(index, "test", epoch))
+
+
+def setup_of(config: MACDConfig = TINY, norm: str = "Linf", eps: float = EPS, on_grid: bool = True) -> Setup:
+    torch.manual_seed(0)
+    return Setup(
+        model=TinyBatchNormNet(channels=16),
+        threat=ThreatModel(norm, eps),
+        config=config,
+        num_classes=3,
+        image_shape=SHAPE,
+        train_size=len(IMAGES),
+        on_grid=on_grid,
+        required={"standard": Frozen(TinyBatchNormNet(channels=16))},
+    )
+
+
+def teacher_of(config: MACDConfig = TINY) -> Frozen:
+    mae = MAE(config, SHAPE, 0)
+    return Frozen(Teacher(mae.encoder, mae.fusion, config.distill_gate, distill.semi_orthogonal(8, 16, 0)))
+
+
+def objective_of(config: MACDConfig = TINY, attacked: Produced | None = None) -> distill.DistillObjective:
+    torch.manual_seed(0)
+    teacher = None if config.contrastive_only else teacher_of(config)
+    return distill.DistillObjective(TinyBatchNormNet(channels=16), teacher, attacked, config)
+
+
+def run(setup: Setup) -> dict[str, list[Loss]]:
+    """Drive the stages by hand, as the core does: every loss, by stage."""
+    losses: dict[str, list[Loss]] = {}
+    for stage in MACD(setup.config).stages(setup):
+        if isinstance(stage, Produce):
+            setup.produced[stage.name] = Produced(stage.function(batch_of()).numpy())
+            continue
+        objective = stage.objective if isinstance(stage.objective, nn.Module) else stage.objective()
+        optimizer = stage.optimizer(objective)
+        objective.train()
+        losses[stage.name] = []
+        for epoch in range(stage.epochs):
+            for index in torch.arange(len(IMAGES)).split(stage.batch_size):
+                loss = objective(batch_of(index, epoch))
+                if loss.total.requires_grad:
+                    loss.total.backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+                losses[stage.name].append(loss)
+    return losses
+
+
+def state(module: nn.Module) -> dict[str, Tensor]:
+    return copy.deepcopy(module.state_dict())
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)

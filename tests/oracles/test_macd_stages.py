@@ -1,0 +1,209 @@
+"""MACD's stages: which there are, what each may change, the passes it declares; presets and config errors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robobench.api import Produced, Train
+from robobench.defenses.macd import MACD, PRESETS, MACDConfig, distill
+from robobench.defenses.macd.mae import MAE
+from tests.macd import IMAGES, SHAPE, TINY, batch_of, objective_of, run, same, setup_of, state
+
+# --- stages -------------------------------------------------------------------------------------
+
+
+def names(**changes: object) -> list[str]:
+    config = replace(TINY, **changes)  # type: ignore[arg-type]
+    return [stage.name for stage in MACD(config).stages(setup_of(config))]
+
+
+def test_the_config_decides_which_stages_there_are():
+    assert names() == ["mae-pretrain", "mae-feature", "static-attack", "distill"]
+    assert names(attacked_images=False) == ["mae-pretrain", "mae-feature", "distill"]
+    assert names(contrastive_only=True) == ["static-attack", "distill"]
+    assert names(head_epochs=2, bn_recalibrate=True)[-3:] == ["distill", "head", "bn-recalibrate"]
+
+
+def test_the_whole_method_runs_and_changes_no_network_it_only_looks_at():
+    setup = setup_of(replace(TINY, head_epochs=2, bn_recalibrate=True))
+    standard = setup.required["standard"].module
+    before = state(standard)
+    losses = run(setup)
+    assert same(before, standard.state_dict()) and not standard.training
+    for stage in losses.values():
+        assert all(bool(v.isfinite()) for loss in stage for v in (loss.total, *loss.metrics.values()))
+    assert set(losses["distill"][0].metrics) == {"kl", "cosine", "class_loss"}
+    class_losses = [loss.metrics["class_loss"].item() for loss in losses["distill"]]
+    assert class_losses[-1] < class_losses[0]
+    assert losses["head"][-1].total < losses["head"][0].total
+
+
+def test_two_runs_of_one_seed_end_in_the_same_weights():
+    ends = []
+    for _ in range(2):
+        setup = setup_of()
+        run(setup)
+        ends.append(state(setup.model))
+    assert same(*ends)
+
+
+def test_the_student_begins_as_the_standard_model_and_the_teacher_stays_as_it_was():
+    setup = setup_of()
+    setup.produced["static-attack"] = Produced((IMAGES * 255).round().to(torch.uint8).numpy())
+    mae = MAE(TINY, SHAPE, 0)
+    assert not same(state(setup.model), setup.required["standard"].module.state_dict())
+    objective = distill.begin(setup, mae).train()
+    assert same(state(setup.model), setup.required["standard"].module.state_dict())
+    assert objective.teacher is not None and not objective.teacher.module.training
+    before = state(objective.teacher.module)
+    optimizer = torch.optim.SGD(objective.parameters(), lr=0.1)
+    for epoch in range(3):
+        objective(batch_of(epoch=epoch)).total.backward()
+        optimizer.step()
+    assert same(before, objective.teacher.module.state_dict())
+    assert objective.teacher.module.encoder.embed.weight.grad is None  # type: ignore[union-attr]
+
+
+def test_contrastive_only_puts_the_student_on_both_sides_with_its_own_blocks():
+    attacked = Produced((255 - IMAGES * 255).round().to(torch.uint8).numpy())
+    objective = objective_of(replace(TINY, contrastive_only=True), attacked)
+    seen: list[Tensor] = []
+    objective.model.body.register_forward_hook(lambda module, args, out: seen.append(args[0]))  # type: ignore[union-attr]
+    loss = objective(batch_of())
+    clean, literal = seen
+    torch.testing.assert_close(clean, torch.where(clean == 0, 0.0, IMAGES))
+    torch.testing.assert_close(literal, torch.where(literal == 0, 0.0, 1 - IMAGES))
+    assert not torch.equal(clean == 0, literal == 0)
+    assert loss.total.requires_grad
+
+
+class Counter:
+    """Counts the forwards and weight gradients of a module."""
+
+    def __init__(self, module: nn.Module, weight: nn.Parameter) -> None:
+        self.forward = self.weight_grad = 0
+        module.register_forward_hook(lambda *_: setattr(self, "forward", self.forward + 1))
+        if weight.requires_grad:
+            weight.register_hook(lambda grad: setattr(self, "weight_grad", self.weight_grad + 1))
+
+
+@pytest.mark.parametrize("changes", [{}, {"distill_gate": "full"}, {"mask": False, "distill_gate": "full"}])
+def test_the_distillation_makes_the_passes_it_declares(changes):
+    setup = setup_of(replace(TINY, attacked_images=False, **changes))
+    stage = MACD(setup.config).stages(setup)[-1]
+    assert isinstance(stage, Train) and stage.passes is not None and not isinstance(stage.objective, nn.Module)
+    objective = stage.objective()
+    model, encoder = setup.model, objective.teacher.module.encoder  # type: ignore[union-attr]
+    student = Counter(model.body, model.body[0].weight)  # type: ignore[arg-type,index]
+    teacher = Counter(encoder, encoder.cls)  # type: ignore[arg-type,union-attr]
+    objective(batch_of()).total.backward()
+    assert student.forward == stage.passes.forward and student.weight_grad == stage.passes.weight_grad
+    assert teacher.forward == stage.passes.teacher_forward
+
+
+def test_the_autoencoder_makes_the_passes_it_declares():
+    setup = setup_of()
+    for stage in MACD(TINY).stages(setup)[:2]:
+        assert isinstance(stage, Train) and stage.passes is not None
+        objective = stage.objective if isinstance(stage.objective, nn.Module) else stage.objective()
+        mae = getattr(objective, "mae", objective)
+        parts = [Counter(mae.encoder, mae.encoder.cls), Counter(mae.decoder, mae.decoder.mask_token)]
+        anchor = getattr(objective, "anchor", None)
+        looks = [Counter(anchor.module, anchor.module.cls)] if anchor else []
+        objective(batch_of()).total.backward()
+        assert sum(part.forward for part in parts) == stage.passes.forward == stage.passes.weight_grad
+        assert sum(look.forward for look in looks) == stage.passes.teacher_forward
+
+
+def test_the_head_stage_moves_the_head_alone_and_restores_the_mode():
+    setup = setup_of(replace(TINY, head_epochs=1))
+    stage = MACD(setup.config).stages(setup)[-1]
+    setup.model.train()
+    before = state(setup.model)
+    objective = stage.objective()  # type: ignore[union-attr,operator]
+    optimizer = stage.optimizer(objective)  # type: ignore[union-attr]
+    objective(batch_of()).total.backward()
+    optimizer.step()
+    moved = {name for name, value in setup.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == {"head.weight", "head.bias"} and setup.model.training
+
+
+def test_recalibration_moves_batchnorm_buffers_alone_to_the_mean_over_clean_batches():
+    setup = setup_of(replace(TINY, bn_recalibrate=True))
+    stage = MACD(setup.config).stages(setup)[-1]
+    before = {name: p.clone() for name, p in setup.model.named_parameters()}
+    objective = stage.objective().train()  # type: ignore[union-attr,operator]
+    for index in torch.arange(24).split(12):
+        assert not objective(batch_of(index)).total.requires_grad
+    assert same(before, dict(setup.model.named_parameters()))
+    convolved = setup.model.body[0](IMAGES)  # type: ignore[index,operator]
+    torch.testing.assert_close(setup.model.body[1].running_mean, convolved.mean((0, 2, 3)))  # type: ignore[index]
+
+
+# --- presets and errors -------------------------------------------------------------------------
+
+
+def test_the_defaults_are_the_papers():
+    config = MACDConfig()
+    assert (config.epochs, config.lr, config.momentum, config.weight_decay) == (10, 0.003, 0.9, 5e-4)
+    assert (config.mae_epochs, config.feature_epochs, config.static_steps) == (100, 20, 40)
+    assert (config.mae_mask_ratio, config.teacher_mask_ratio, config.student_mask_ratio) == (0.85, 0.75, 0.7)
+    assert (config.teacher_patch, config.student_patch) == (16, 8)
+    assert (config.encoder_width, config.encoder_depth, config.decoder_width, config.decoder_depth) == (
+        768,
+        12,
+        512,
+        8,
+    )
+
+
+@pytest.mark.parametrize("layers", [("quick",), ("quick", "quick:large"), ("cifar",)])
+def test_presets_resolve_to_valid_configs_whatever_the_run_gives_other_defenses(layers):
+    base = {"epochs": 99, "lr": 0.1, "schedule": "one-cycle", "augment": "crop-flip", "eps_warmup": 0.3}
+    values = {**base, "batch_size": 1, **{k: v for layer in layers for k, v in PRESETS[layer].items()}}
+    config = MACDConfig(**values)
+    assert (config.lr, config.schedule, config.batch_size > 1) == (0.003, "constant", True)
+    assert (config.encoder_depth, config.decoder_depth, config.epochs <= 10) == (12, 8, True)
+    setup = replace(setup_of(config), image_shape=(3, 32, 32))
+    assert len(MACD(config).stages(setup)) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"augment": "crop-flip"}, "augment must be one of none, flip, got crop-flip"),
+        ({"eps_warmup": 0.3}, "eps_warmup must be 0 .*got 0.3"),
+        ({"mae_mask_ratio": 0.0}, "mae_mask_ratio must be between 0 and 1, got 0.0"),
+        ({"student_mask_ratio": 1.0}, "student_mask_ratio must be in"),
+        ({"encoder_width": 10}, "encoder_width must be a multiple of 4 and of encoder_heads = 2, got 10"),
+        ({"feature_target": "moving"}, "feature_target must be one of frozen, stopgrad, both, got moving"),
+        ({"fusion": "mlp"}, "fusion must be one of pooled, cross_attention"),
+        ({"distill_gate": "none"}, "distill_gate must be one of self, full"),
+        ({"feature_map": "learned"}, "feature_map must be one of fixed, student-projector"),
+        ({"static_steps": 0}, "static_steps must be >= 1, got 0"),
+        ({"lr": 0.0}, "lr must be > 0"),
+    ],
+)
+def test_a_bad_value_is_refused_with_what_is_allowed(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(TINY, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teacher_patch": 3}, "teacher_patch must divide the image size 8 x 8, got 3"),
+        ({"student_patch": 5}, "student_patch must divide the image size 8 x 8, got 5"),
+        ({"mae_mask_ratio": 0.99}, "mae_mask_ratio 0.99 keeps 0 of 16 patches, allowed are 1 to 15"),
+        ({"mae_mask_ratio": 0.01}, "mae_mask_ratio 0.01 keeps 16 of 16 patches, allowed are 1 to 15"),
+        ({"student_patch": 8}, "student_mask_ratio 0.7 keeps 0 of 1 patches"),
+    ],
+)
+def test_masks_that_do_not_fit_the_images_are_refused_before_anything_runs(changes, message):
+    config = replace(TINY, **changes)
+    with pytest.raises(ValueError, match=message):
+        MACD(config).stages(setup_of(config))
