@@ -21,6 +21,10 @@ Examples:
 
   robobench paper run all --rows rows.csv
 
+  robobench paper run all --format json > tables.json
+
+  robobench paper summary tables.json --format md
+
   robobench paper run 2 --preset paper --dry-run
 
   robobench paper figure 2 --out figure2.png
@@ -83,6 +87,17 @@ def run(
     base = o.request(locals())
     reporter = Reporter(-1 if quiet else int(verbose))
     return answer.tables(tables, scale, base, reporter, form=form, rows=rows, dry=dry_run)
+
+
+@app.command("summary", help="Print all tables of a run as one, a line a network.")
+def summary(
+    file: Annotated[Path, typer.Argument(help="What `paper run all --format json` printed.")], form: Form = "table"
+) -> int:
+    """Print one table to stdout."""
+    from robobench.paper.summary import one_table, read
+
+    print(one_table(read(file), form), end="")
+    return 0
 
 
 @app.command("figure", help="Draw a figure; what the store lacks for it is run first.")

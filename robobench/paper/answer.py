@@ -12,6 +12,7 @@ from robobench.errors import RequestError
 from robobench.paper import beside, cost, published, times
 from robobench.paper.reproduce import Scale
 from robobench.paper.show import check_format, write
+from robobench.paper.summary import one_table
 from robobench.progress import Reporter
 from robobench.request import Request
 from robobench.store import check_writable, write_atomic
@@ -65,6 +66,8 @@ def tables(
         notes += flags_note(base)
         if form not in ONE_DOCUMENT:
             print(write(shown, f"{published.title(name)}; preset {scale.name}", notes, form, lines), flush=True)
+    if form not in ONE_DOCUMENT and len(names) > 1:
+        print(one_table(raw, form))
     if form in ONE_DOCUMENT:
         print(write(pd.DataFrame(), "", [], form, raw), end="")
     if rows is not None and found:

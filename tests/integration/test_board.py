@@ -198,7 +198,7 @@ def test_a_leaderboard_without_a_store_shows_the_boards_that_come_along(board, t
 
 
 def test_the_repository_s_tables_are_what_the_rows_give_and_every_board_stands_in_the_readme():
-    boards = {str(rows.parent.relative_to(ROOT)) for rows in ROOT.glob("leaderboards/*/rows.csv")}
+    boards = {str(records.parent.relative_to(ROOT)) for records in ROOT.glob("leaderboards/*/artifacts")}
     shown = {m[3] for m in folder.BLOCK.finditer((ROOT / "README.md").read_text()) if m[2] == "board"}
     assert shown == boards
     for page in [ROOT / "README.md", *ROOT.glob("leaderboards/*/README.md")]:

@@ -11,7 +11,7 @@ import pytest
 
 from robobench.api import Frozen, Setup, Stage
 from robobench.cli import main
-from robobench.paper import beside, published, reproduce
+from robobench.paper import beside, published, reproduce, summary
 from robobench.paper.answer import flags_note
 from robobench.paper.reproduce import Scale
 from robobench.paper.times import stage_units
@@ -294,3 +294,71 @@ def test_what_the_command_line_changed_stands_below_the_table():
     assert flags_note(Request(epochs=1, sets=("pgd.steps=2",))) == [
         "changed on the command line: --epochs 1 --set pgd.steps=2"
     ]
+
+
+# --- all tables in one --------------------------------------------------------------------------
+
+MEASURED = FILE.parents[2] / "macd-paper-digits"
+
+
+def measured_lines():
+    """MACD's lines of tables 2 and 3: 90 % clean, 10 to 80 % under transfer, half of that white-box."""
+    scale, accuracy = Scale.load("quick"), dict[str, float]()
+    out = []
+    for r in (r for table in "23" for r in published.records(table) if r["defence"] == "MACD"):
+        group, column = reproduce.group_of(r, scale), published.column_name(r)
+        attacked = r["attack"] != "none"
+        if attacked:
+            accuracy.setdefault(column, 0.1 * (1 + len(accuracy)))
+        mine = {"accuracy": accuracy[column] if attacked else 0.9}
+        mine["white_box_accuracy"] = accuracy[column] / 2 if attacked else None
+        out.append({**beside.line(r, group, {group: rows()}, scale), **mine})
+    return [*out, {"method": "MACD", "stage": "own", "seconds": 12.34}]
+
+
+def test_all_tables_in_one_put_a_network_on_a_line_and_average_what_it_was_attacked_by():
+    (line,) = summary.summary(measured_lines()).to_dict("records")
+    attacked = [0.1 * n for n in range(1, 9)]
+    assert (line["table"], line["row"], line["network"]) == ("2, 3", "MACD", "cnn")
+    assert (line["clean, paper"], line["clean"]) == ("93.7 / 77.4", "90.0")
+    theirs = [
+        sum(values) / len(values)
+        for table in "23"
+        if (values := [r["value"] for r in published.records(table) if r["defence"] == "MACD" and r["eps"]])
+    ]
+    assert line["attacked, paper"] == " / ".join(f"{value:.1f}" for value in theirs)
+    assert line["transfer"] == f"{100 * sum(attacked) / 8:.1f}" and line["white-box"] == f"{50 * sum(attacked) / 8:.1f}"
+    assert (line["own s"], line["whole s"], line["flags"]) == ("12.3", "-", "transfer-only")
+
+
+def test_a_mean_with_a_cell_missing_is_a_dash():
+    lines = measured_lines()
+    lines[3]["white_box_accuracy"] = None
+    (line,) = summary.summary(lines).to_dict("records")
+    assert line["white-box"] == "-" and line["transfer"] != "-"
+
+
+def test_a_file_that_no_run_printed_is_refused(tmp_path, capsys):
+    for text, said in (("", "cannot read"), ("{}", "--format json"), ('[{"value": 1}]', "--format json")):
+        (tmp_path / "x.json").write_text(text)
+        assert main(["paper", "summary", str(tmp_path / "x.json")]) == 2
+        assert said in capsys.readouterr().err
+    assert main(["paper", "summary", str(tmp_path / "none.json")]) == 2
+
+
+@pytest.mark.skipif(not MEASURED.is_dir(), reason="the tables have not been measured")
+def test_the_measured_tables_are_complete_stand_on_rows_and_in_the_readme():
+    lines = summary.read(MEASURED / "tables.json")
+    assert {line["id"] for line in lines if line.get("id")} == {r["id"] for r in PAPER["records"]}
+    found = pd.read_csv(MEASURED / "rows.csv")
+    of = found.groupby(["model", "defense"])
+    for line in lines:
+        if not line.get("id"):
+            continue
+        mine = of.get_group((line["model"], line["defense"]))
+        assert line["accuracy"] is not None, line["id"]
+        clean = line["column"] == "clean"
+        assert (mine["clean_accuracy" if clean else "robust_accuracy"] - line["accuracy"]).abs().min() < 1e-9
+        assert clean or (mine["robust_accuracy"] - line["white_box_accuracy"]).abs().min() < 1e-9
+    readme = (MEASURED.parents[1] / "README.md").read_text()
+    assert summary.one_table(lines, "md").split("\n\n")[1] in readme
