@@ -18,6 +18,7 @@ from robobench.errors import RequestError
 from robobench.evaluation import attack_noise, check_logits
 from robobench.flags import CHECKS, Finding, few, finding
 from robobench.inner import frozen, input_gradient
+from robobench.losses import margin
 from robobench.randomness import Noise
 from robobench.search import search
 from robobench.threat import ThreatModel
@@ -192,15 +193,12 @@ class _Doctor:
         def cross_entropy(adv: Tensor) -> Tensor:
             return F.cross_entropy(self.model(adv), labels, reduction="none")
 
-        def margin(adv: Tensor) -> Tensor:
-            logits = self.model(adv)
-            own = F.one_hot(labels, logits.shape[1]).bool()
-            gap: Tensor = logits.masked_fill(own, -torch.inf).amax(1) - logits[own]
-            return gap
+        def beaten(adv: Tensor) -> Tensor:
+            return margin(self.model(adv), labels)
 
         try:
             with frozen(self.model):
-                grads = [input_gradient(loss, images).flatten(1) for loss in (cross_entropy, margin)]
+                grads = [input_gradient(loss, images).flatten(1) for loss in (cross_entropy, beaten)]
         except RuntimeError as err:  # torch's own complaint about a graph that does not reach the images
             if "grad" not in str(err):
                 raise

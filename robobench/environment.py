@@ -8,8 +8,9 @@ import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-ATTACK_LIBRARIES = ("torchattacks", "pyautoattack", "robustbench")
+ATTACK_LIBRARIES = ("torchattacks", "pyautoattack")
 LIBRARIES = ("torchvision", "timm", "pandas", "matplotlib")
+EXTRAS = {"robustbench": "robustbench", "ray": "ray", "lightning-fabric": "distributed"}  # package -> our extra
 LOW_DISK = 5.0  # GiB
 
 
@@ -26,6 +27,8 @@ def environment() -> list[tuple[str, str]]:
     lines = [("python", platform.python_version())]
     for package in ("robobench", *LIBRARIES, *ATTACK_LIBRARIES):
         lines.append((package, installed(package) or f"not installed; uv pip install {package}"))
+    for package, extra in EXTRAS.items():
+        lines.append((package, installed(package) or f"not installed; pip install 'robobench[{extra}]'"))
     return [*lines[:2], *_torch(), *lines[2:], *_extras(), *_data(), *_disk()]
 
 

@@ -161,6 +161,20 @@ def _rehearse_step(engine: Engine, stage: Train, data: RandomImages, index: torc
     return seconds, before + trained + kept, peak
 
 
+def unpaid(store: Store, costs: list[StageCost], seen: set[str]) -> float:
+    """Add up the seconds of stages that neither the store has nor a training before has paid for (`seen`, added to)."""
+    left = [c for c in costs if c.key not in seen and not store.folder("stages", c.key).is_dir()]
+    seen.update(cost.key for cost in costs)
+    return sum(cost.seconds for cost in left)
+
+
+def one_forward(plan: Plan, training: Training) -> float:
+    """Time a forward of a network, in seconds an image."""
+    model = models.build(replace(training.spec, pretrained=False)).to(plan.device).eval()
+    images = RandomImages(8, plan.run.attack_resolution, 2, plan.device)
+    return forward_seconds(model, images.images(torch.arange(8)), plan.device)
+
+
 def print_plan(plan: Plan, console: Console) -> None:
     """Print everything a request would do: hyperparameters, stages, cells, time, memory, what is missing."""
     store = Store(plan.out)
@@ -174,7 +188,7 @@ def print_plan(plan: Plan, console: Console) -> None:
         highlight=False,
     )
     _values(console, "run", {k: v for k, v in asdict(plan.run).items() if k != "attacks"})
-    total, memory = 0.0, 0.0
+    total, memory, seen = 0.0, 0.0, set[str]()
     forward: dict[str, float] = {}
     for training in plan.order():
         there = store.find("model", training.folder) is not None
@@ -200,14 +214,12 @@ def print_plan(plan: Plan, console: Console) -> None:
                 duration(cost.seconds),
                 size(cost.memory_bytes) if cost.memory_bytes else "-",
             )
-            total += 0 if there else cost.seconds
             memory = max(memory, cost.memory_bytes)
+        total += 0.0 if there else unpaid(store, costs, seen)
         console.print(table)
     for training in {t.key: t for t, _, _ in plan.work()}.values():
         if training.spec.name not in forward:
-            model = models.build(replace(training.spec, pretrained=False)).to(plan.device).eval()
-            images = RandomImages(8, plan.run.attack_resolution, 2, plan.device).images(torch.arange(8))
-            forward[training.spec.name] = forward_seconds(model, images, plan.device)
+            forward[training.spec.name] = one_forward(plan, training)
     total += _print_cells(plan, console, forward)
     console.print(
         f"\nestimated on this machine: {duration(total)} in all, {size(memory)} of memory at most",

@@ -77,7 +77,7 @@ class Redo:
             flags = ["run", "--defense", config["defense"], "--model", model]
             flags += [] if self._installed("defense", config["defense"]) else ["--plugin", "FILE"]
         flags += ["--dataset", config["dataset"], "--preset", preset, "--threads", str(config["threads"])]
-        flags += ["--devices", str(config["devices"])] if config.get("devices", 1) > 1 else []
+        flags += ["--devices", str(config["devices"])] if config["devices"] > 1 else []
         flags += ["--examples", str(examples)]
         sets = self._run_values(config, cells)
         if flags[0] == "run":
@@ -106,7 +106,7 @@ class Redo:
             "held_out": config["held_out"],
             "chunk": cells[0]["recipe"]["chunk"] if cells else usual["chunk"],
         }
-        if config.get("sync_batchnorm"):
+        if config["sync_batchnorm"]:
             used["sync_batchnorm"] = True
         if spec["stem"] != "native":  # some networks have one stem, whatever the preset says
             used["stem"] = spec["stem"]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from robobench.errors import ArtifactError, RequestError
-from robobench.flags import from_records
+from robobench.flags import from_records, worst
 from robobench.statistics import Bits
 from robobench.store import Store, storing, write_atomic
 
@@ -108,12 +108,8 @@ def cpu_seconds(timing: dict[str, Any]) -> float | None:
 
 def worst_case(group: list[dict[str, Any]], norm: str, eps: float, protocol: str) -> Bits | None:
     """Combine the attacks of one network at one (norm, eps): an image survives if it survives all."""
-    worst: Bits | None = None
-    for r in group:
-        if (r["threat_norm"], r["threat_eps"], r["protocol"], r["status"]) == (norm, eps, protocol, "ok"):
-            bits = Bits.read(r["robust_bits"])
-            worst = bits if worst is None else worst & bits
-    return worst
+    wanted = (norm, eps, protocol, "ok")
+    return worst(r for r in group if (r["threat_norm"], r["threat_eps"], r["protocol"], r["status"]) == wanted)
 
 
 def transfer_only(clean: Bits, white: Bits | None, transfer: Bits | None) -> bool:

@@ -67,10 +67,11 @@ Outcomes = dict[Column, Bits]
 # --- tests --------------------------------------------------------------------------------------
 
 
-def wilson(successes: int, count: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson(successes: int, count: int) -> tuple[float, float]:
     """Return the 95 % interval of a fraction. Source: Wilson, JASA 22, 1927."""
     if count == 0:
         return math.nan, math.nan
+    z = 1.959964
     p, z2 = successes / count, z * z
     middle = (p + z2 / (2 * count)) / (1 + z2 / count)
     half = z / (1 + z2 / count) * math.sqrt(p * (1 - p) / count + z2 / (4 * count * count))

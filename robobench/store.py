@@ -215,7 +215,7 @@ class Store:
     def trained(self, defense: str, digest: str | None) -> Path | None:
         """Return the folder of the network of `defense` whose weights file has this SHA-256, if there is one."""
         for folder in self.manifests("model"):
-            manifest = json.loads((folder / MANIFEST).read_text())
+            manifest = self.manifest(folder)
             if manifest["recipe"].get("defense") == defense and digest in manifest["files"].values():
                 return folder
         return None
@@ -237,10 +237,9 @@ class Store:
         """Read what an artefact says of itself; raises ArtifactError where that is not what was written."""
         try:
             made: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-            digest = made.pop("digest", None)  # written since 0.1
-            if digest is not None and digest != key_of(made):
+            if made.pop("digest") != key_of(made):
                 raise ArtifactError(f"'{folder / MANIFEST}' has changed since it was written")
-            if made.get("name", folder.name) != folder.name:
+            if made["name"] != folder.name:
                 raise ArtifactError(f"'{folder}' was stored as '{made['name']}'")
             if not isinstance(made["files"], dict):
                 raise TypeError("files")

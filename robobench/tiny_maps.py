@@ -109,7 +109,7 @@ def speed_up_tiny_maps(model: nn.Module) -> None:
 
     Measured with wide_resnet50_2 (10 classes, ImageNet stem, 32 px, batch 64, channels-last, one AVX2 core): SGD steps
     16.6 -> 53.6 images/s (3.2 times), attack steps 51 -> 95 images/s (1.9 times). Batches of 32, 64, 128: 39, 53, 55.
-    Weights should lie channels-last, so that a tap is a matrix without copying (m: 25 % slower otherwise).
+    Weights should lie channels-last, so that a tap is a matrix without copying (measured: 25 % slower otherwise).
     """
     for module in model.modules():
         if type(module) is nn.Conv2d and _is_plain(module):

@@ -9,7 +9,7 @@ import typer
 
 from robobench.cli import options as o
 
-HELP = "Write a store's report: one HTML file that needs no network; figures and tables as files where asked."
+HELP = "Write a store's report: one HTML file that is read offline; figures and tables as files where asked."
 EPILOG = """
 Examples:
 

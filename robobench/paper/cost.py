@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import torch
-
-from robobench import estimate, models
+from robobench import estimate
 from robobench.paper.reproduce import Scale, requests, training_request
 from robobench.plan import Plan, Training
 from robobench.planner import make_plan
@@ -51,7 +47,7 @@ def cost_lines(made: list[tuple[Plan, tuple[str, ...]]]) -> list[str]:
                 seen.add(key)
                 name = attacked.spec.name
                 if name not in forward:
-                    forward[name] = one_forward(plan, attacked)
+                    forward[name] = estimate.one_forward(plan, attacked)
                 total += cell.attack.cost * forward[name] * plan.examples
     out.append(f"estimated on this machine: {duration(total)} in all; attacks end sooner where images fall")
     out += dict.fromkeys(f"missing: {line}" for plan, _ in made for line in plan.missing)
@@ -63,16 +59,4 @@ def training_seconds(plan: Plan, training: Training, seen: set[str]) -> float | 
     store = Store(plan.out)
     if store.find("model", training.folder):
         return None
-    spent = 0.0
-    for cost in estimate.rehearse(plan, training):
-        if cost.key not in seen and not store.folder("stages", cost.key).is_dir():
-            spent += cost.seconds
-        seen.add(cost.key)
-    return spent
-
-
-def one_forward(plan: Plan, training: Training) -> float:
-    """Time a forward of a network, in seconds an image."""
-    model = models.build(replace(training.spec, pretrained=False)).to(plan.device).eval()
-    images = estimate.RandomImages(8, plan.run.attack_resolution, 2, plan.device)
-    return estimate.forward_seconds(model, images.images(torch.arange(8)), plan.device)
+    return estimate.unpaid(store, estimate.rehearse(plan, training), seen)

@@ -75,7 +75,7 @@ def store(walked):
 
 @pytest.fixture
 def page(walked):
-    return walked[0] / "paper" / "report.html"
+    return walked[0] / "my-report" / "report.html"
 
 
 def test_every_command_runs_and_the_newcomer_s_defense_stands_on_the_board(walked):
@@ -86,7 +86,7 @@ def test_every_command_runs_and_the_newcomer_s_defense_stands_on_the_board(walke
     assert text.splitlines()[0] == printed.splitlines()[0] and text.splitlines()[-2:] == printed.splitlines()[-2:]
     assert all(sorted(re.findall(r"^\d  (\w+)", board, re.MULTILINE)) == NAMES for board in (text, printed))
     assert "at - smooth" in output[-3][1] or "smooth - at" in output[-3][1]
-    assert (folder / "paper" / "tables" / "leaderboard.tex").is_file() and (folder / "my-defense").is_dir()
+    assert (folder / "my-report" / "tables" / "leaderboard.tex").is_file() and (folder / "my-defense").is_dir()
 
 
 def test_the_page_shows_stages_pictures_and_provenance(page):
