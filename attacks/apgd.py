@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from robobench.api import ATTACKS, IterativeAttack
 from robobench.errors import RequestError
+from robobench.inner import usable
 from robobench.losses import margin, others
 from robobench.randomness import Noise
 from robobench.search import State
@@ -86,7 +87,7 @@ class APGD(IterativeAttack):
             leaf = state.adv.detach().requires_grad_(True)
             logits = model(leaf)
             loss = self.loss(logits, state)
-            grad = torch.autograd.grad(loss.sum(), leaf)[0].nan_to_num()
+            grad = usable(torch.autograd.grad(loss.sum(), leaf)[0], self.name)
         loss, adv = loss.detach(), state.adv
         memory = self._remember(state, loss, grad)
         if state.iteration in self.checkpoints:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from robobench.api import ATTACKS, IterativeAttack
 from robobench.errors import RequestError
+from robobench.inner import usable
 from robobench.losses import others
 from robobench.randomness import Noise
 from robobench.search import State
@@ -115,7 +116,7 @@ class FABT(IterativeAttack):
             ends = model(leaf).gather(1, torch.stack((target, labels), 1))
             gap = ends[:, 0] - ends[:, 1]
             grad = torch.autograd.grad(gap.sum(), leaf)[0]
-        return gap.detach(), grad.nan_to_num()
+        return gap.detach(), usable(grad, self.name)
 
     def _length(self, delta: Tensor) -> Tensor:
         return self.threat.distance(delta, torch.zeros_like(delta[:1]))

@@ -33,6 +33,7 @@ BLOCK = 64  # queries whose draws are made together
 class SquareConfig:
     queries: int = 5000
     area: float = 0.8  # first window's share of the image; p in the paper
+    rescale: bool = True  # windows shrink over this many queries; False: over 10,000, as inside AutoAttack
 
     def __post_init__(self) -> None:
         if self.queries < 1 or not 0 < self.area <= 1:
@@ -100,8 +101,9 @@ class Square(IterativeAttack):
         return torch.where(better, state.adv, state.memory["best"])
 
     def _area(self, query: int) -> float:
-        """Return the window's share of the image: halved as the queries go, on the budget's own scale."""
-        return math.ldexp(self.config.area, -bisect.bisect_left(HALVINGS, int(query / self.steps * 10_000)))
+        """Return the window's share of the image: halved as the queries go."""
+        at = int(query / self.steps * 10_000) if self.config.rescale else query
+        return math.ldexp(self.config.area, -bisect.bisect_left(HALVINGS, at))
 
     def _linf(self, images: Tensor, best: Tensor, draw: Tensor, side: float) -> Tensor:
         """Set a window to plus or minus eps, one sign a channel (Algorithm 2)."""

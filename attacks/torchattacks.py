@@ -52,6 +52,8 @@ class AutoAttackConfig:
 class Wrapped(Attack):
     """Runs one of torchattacks' attacks, seeded, and leaves torch's generator as it was."""
 
+    library = "torchattacks"
+
     @property
     def relative_step(self) -> float | None:
         """Return the absolute step as a fraction of eps, None where there is none."""

@@ -2,9 +2,9 @@
 
     python benchmarks/ray_grid.py [--out DIR] [COMPARE'S FLAGS]
 
-Without flags: all nine defenses, four attacks, digits, cnn, the quick preset; each task on one thread, as many at once as
-there are cores. The kill is a SIGKILL to the process of the training that is at work once a third of the networks are
-trained. Exit status 1 where a line below the times does not hold.
+Without flags: all nine defenses, four attacks, digits, cnn, the quick preset; each task on one thread, as many at
+once as there are cores. The kill is a SIGKILL to the process of the training that is at work once a third of the
+networks are trained. Exit status 1 where a line below the times does not hold.
 """
 
 from __future__ import annotations

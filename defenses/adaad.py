@@ -7,8 +7,8 @@ Code:    github.com/boyellow/AdaAD; defaults follow the commands of its README (
 Differs: where alpha = 1 the clean images, whose term weighs nothing, are not forwarded; the code forwards
          them, which changes BatchNorm's running statistics. AdaIAD runs at temperature 1; the README's command
          leaves it at 30. AdaIAD's outer loss gives the teacher no gradient; the code fills one and ignores it.
-Kept:    the KL's mean over images and classes (KL / K), as the code has for CIFAR-10; its CIFAR-100 branch
-         takes the mean over images alone, which is `reduction="batchmean"`.
+Kept:    the KL's mean over images and classes (KL / K), as the code has for CIFAR-10, and over images alone in its
+         CIFAR-100 branch: `reduction="published"` takes the former below 100 classes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class AdaADConfig(AttackedRecipe):
 
     form: str = "adaad"  # adaad | adaiad: AdaAD's attack with IAD's introspection in the loss
     alpha: float = 1.0  # adaad: weight of the attacked images; 1 - alpha is that of the clean ones
-    reduction: str = "mean"  # adaad: mean (over images and classes) | batchmean (over images)
+    reduction: str = "published"  # adaad: mean (over images and classes) | batchmean (over images) | published
     temperature: float = 1.0  # adaiad: tau
     b: float = 0.1  # adaiad: trust p_T(y | x') ** b
     gate: float = 60 / 200  # adaiad: E0 / epochs, before which the trust is 1
@@ -41,7 +41,7 @@ class AdaADConfig(AttackedRecipe):
         super().__post_init__()
         self.one_of("form", "adaad", "adaiad")
         self.require("alpha", 0 <= self.alpha <= 1, "in [0, 1]")
-        self.one_of("reduction", "mean", "batchmean")
+        self.one_of("reduction", "published", "mean", "batchmean")
         self.require("temperature", self.temperature > 0, "> 0")
         self.require("b", self.b >= 0, ">= 0")
         self.require("gate", 0 <= self.gate <= 1, "in [0, 1]")
@@ -96,7 +96,9 @@ class AdaADObjective(nn.Module):
 
     def _adaad(self, batch: Batch, adv: Tensor, target: Tensor) -> Loss:
         cfg = self.config
-        scale = 1 / target.shape[1] if cfg.reduction == "mean" else 1.0
+        classes = target.shape[1]
+        mean = cfg.reduction == "mean" or (cfg.reduction == "published" and classes < 100)
+        scale = 1 / classes if mean else 1.0
         adv_kl = kl(target, self.model(adv)).mean()
         total = scale * cfg.alpha * adv_kl
         if cfg.alpha == 1:

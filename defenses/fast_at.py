@@ -23,6 +23,7 @@ from robobench.api import DEFENSES, Batch, Defense, Loss, Passes, Recipe, Setup,
 from robobench.inner import ascend, eval_mode, frozen
 from robobench.threat import ThreatModel
 
+CHECK_IMAGES = 256  # looked at together
 CHECK_STEPS, CHECK_STEP = 5, 0.25  # of eps: PGD-5 with 2/255 at 8/255
 MOST_LOST = 0.2  # PGD accuracy that an epoch may lose, a fraction of the batch
 
@@ -82,10 +83,14 @@ class FastATObjective(nn.Module):
 
     def watch(self, batch: Batch) -> tuple[dict[str, float], bool]:
         """Look at the epoch's first batch under PGD; after a great loss put the epoch before back and end."""
+        hits = []
         with frozen(self.model):
-            adv = self._ascend(batch, "watch", self.threat, CHECK_STEPS, CHECK_STEP)
-            with torch.no_grad():
-                now = (self.model(adv).argmax(1) == batch.labels).float().mean()
+            for rows in torch.arange(len(batch.labels), device=batch.labels.device).split(CHECK_IMAGES):
+                part = Batch(batch.images[rows], batch.labels[rows], batch.index[rows], batch.epoch, batch.noise[rows])
+                adv = self._ascend(part, "watch", self.threat, CHECK_STEPS, CHECK_STEP)
+                with torch.no_grad():
+                    hits.append(self.model(adv).argmax(1) == part.labels)
+        now = torch.cat(hits).float().mean()
         lost = bool(now < self.withstood - MOST_LOST)
         kept, other = (self.model, self.good) if lost else (self.good, self.model)
         kept.load_state_dict(other.state_dict())

@@ -48,6 +48,8 @@ class IADConfig(AttackedRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.one_of("variant", "I", "II")
+        stepped = not self.lr_second_drop or self.schedule == "step"
+        self.require("lr_second_drop", stepped, f"false under schedule {self.schedule}, which has no drops")
         for name in ("a", "a1", "a2"):
             self.require(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
         self.require("a2", self.a1 + self.a2 <= 1, f"<= 1 - a1 = {1 - self.a1:g}")
@@ -82,7 +84,7 @@ class IAD(Defense):
         steps, doubted = cfg.inner_steps, 1 - cfg.first_introspection / max(cfg.epochs, 1)
         asked = 1 + doubted if cfg.variant == "I" else 2  # IAD-I needs no trust before the gate
         passes = Passes(forward=steps + 2, input_grad=steps, weight_grad=2, teacher_forward=asked)
-        drops = (0.5, 0.75) if cfg.lr_second_drop else cfg.drops
+        drops = (*cfg.drops, 0.75) if cfg.lr_second_drop else cfg.drops
         objective = IADObjective(setup.model, setup.threat, cfg, setup.required)
         schedule = lr_schedule(replace(cfg, drops=drops))
         return [setup.train("distill", objective, passes=passes, schedule=schedule)]

@@ -5,8 +5,9 @@ Paper:   Zhao et al., "Enhanced Accuracy and Robustness via Multi-Teacher Advers
 Code:    github.com/zhaoshiji123/MTARD (no license: read, not copied); defaults follow its CIFAR-10 script.
 Differs: with a schedule other than "step", eta follows the learning rate's factor as it does there.
 Kept:    the first losses are those of the very first mini-batch, seed noise that shapes the whole run; here
-         they and the weights are buffers, so that a checkpoint carries them. The KL is divided by the number
-         of classes, and 1e-5 is added inside the logarithm of the teacher's probabilities only.
+         they and the weights are buffers, so that a checkpoint carries them. The KL is divided by 10 (by the
+         number of classes on CIFAR-10; on CIFAR-100 the code divides by 100 and multiplies by 10), and 1e-5 is
+         added inside the logarithm of the teacher's probabilities only.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class MTARD(Defense):
     version = 1
     requires = {"robust": "at", "clean": "standard"}
     presets: ClassVar = {
-        # KL / K is too small a loss for few epochs: ten times the rate, a tenth of the weight decay.
+        # KL / 10 is too small a loss for few epochs: ten times the rate, a tenth of the weight decay.
         "quick": {"inner_steps": 5, "lr": 1.0, "weight_decay": 5e-5},
         "quick:large": {"inner_steps": 3, "lr": 0.2},
     }
@@ -60,7 +61,8 @@ class MTARD(Defense):
         steps = self.config.inner_steps
         passes = Passes(forward=steps + 2, input_grad=steps, weight_grad=2, teacher_forward=2)
         objective = MTARDObjective(setup.model, setup.threat, self.config, setup.required)
-        return [setup.train("distill", objective, passes=passes)]
+        # The weights move once a step, by the losses of the whole batch.
+        return [setup.train("distill", objective, passes=passes, whole_batch=True)]
 
 
 class MTARDObjective(nn.Module):
@@ -113,5 +115,5 @@ class MTARDObjective(nn.Module):
 
 
 def distillation(target: Tensor, logits: Tensor) -> Tensor:
-    """Mean over images and classes of p_T (log(p_T + 1e-5) - log p_S): KL / K, a scalar."""
-    return (target * ((target + 1e-5).log() - F.log_softmax(logits, dim=1))).mean()
+    """Mean over images of sum_k p_T (log(p_T + 1e-5) - log p_S) / 10, a scalar."""
+    return (target * ((target + 1e-5).log() - F.log_softmax(logits, dim=1))).sum(1).mean() / 10

@@ -39,7 +39,7 @@ class RoCLConfig(AttackedRecipe):
     epochs: int = 1000
     batch_size: int = 512
     lr: float = 1.5  # peak, after the warm-up from a fifteenth of it
-    lr_warmup: float = 10  # epochs
+    lr_warmup: float = 10 / 1000  # fraction of training
     weight_decay: float = 1e-6
     schedule: str = "cosine"
     augment: str = "none"  # the views below are the augmentation
@@ -62,7 +62,7 @@ class RoCLConfig(AttackedRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.one_of("augment", "none")
-        self.require("lr_warmup", self.lr_warmup >= 0, ">= 0")
+        self.require("lr_warmup", 0 <= self.lr_warmup < 1, "in [0, 1)")
         self.require("color_jitter", 0 <= self.color_jitter <= 1, "in [0, 1]")
         self.require("gray", 0 <= self.gray <= 1, "in [0, 1]")
         self.require("crop_area", 0 < self.crop_area <= 1, "in (0, 1]")
@@ -98,7 +98,7 @@ class RoCL(Defense):
         # Few epochs want long steps (a hundredth of each weight), and digits neither mirror nor have colors.
         "quick": {
             "lr": 10.0,
-            "lr_warmup": 1,
+            "lr_warmup": 1 / 12,
             "weight_decay": 1e-6,
             "schedule": "cosine",
             "color_jitter": 0.0,
@@ -111,7 +111,7 @@ class RoCL(Defense):
             "head_epochs": 20,
             "head_batch_size": 128,
         },
-        "quick:large": {"epochs": 4, "batch_size": 64, "head_epochs": 10},
+        "quick:large": {"epochs": 4, "lr_warmup": 1 / 4, "batch_size": 64, "head_epochs": 10},
         "cifar": {
             "epochs": 200,
             "batch_size": 512,
@@ -119,8 +119,12 @@ class RoCL(Defense):
             "schedule": "cosine",
             "weight_decay": 1e-6,
             "augment": "none",
+            "lr_warmup": 10 / 200,
         },
-        "paper": {"epochs": 150},  # the iterations that section 4.4 of the MACD paper states for RoCL
+        "paper": {
+            "epochs": 150,
+            "lr_warmup": 10 / 150,
+        },  # the iterations that section 4.4 of the MACD paper states for RoCL
     }
 
     def stages(self, setup: Setup) -> list[Stage]:
@@ -233,7 +237,7 @@ def make_projector(setup: Setup, width: int) -> nn.Module:
 
 def warmed_up(config: RoCLConfig) -> Callable[[float], float]:
     """Return the factor that rises from 1/15 over the warm-up, then follows the recipe's schedule."""
-    follow, warmup = lr_schedule(config), config.lr_warmup
+    follow, warmup = lr_schedule(config), config.lr_warmup * config.epochs
 
     def factor(epoch: float) -> float:
         return (1 + 14 * epoch / warmup) / 15 if epoch < warmup else follow(epoch - warmup)

@@ -99,8 +99,8 @@ def cli() -> str:
     from robobench.cli import main
 
     status = (
-        "Exit status: 0 done; 1 a cell failed (its reason stands in the row), or the store or the cluster could not go on; "
-        "2 the request is wrong; 130 or 143 stopped by a signal."
+        "Exit status: 0 done; 1 a cell failed (its reason stands in the row), or the store or the cluster could not go "
+        "on; 2 the request is wrong; 130 or 143 stopped by a signal."
     )
     parts = [f"# Command line\n\n{status}\n"]
     for command in ("", *commands()):

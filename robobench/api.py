@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from robobench.losses import errs
 from robobench.randomness import Noise
 from robobench.registry import Registry
 from robobench.search import Found, State, search
@@ -122,6 +123,7 @@ class Recipe:
         self.require("lr", self.lr > 0, "> 0")
         self.require("momentum", 0 <= self.momentum < 1, "in [0, 1)")
         self.require("weight_decay", self.weight_decay >= 0, ">= 0")
+        self.require("drops", all(0 <= drop <= 1 for drop in self.drops), "fractions of training in [0, 1]")
         self.require("eps_warmup", 0 <= self.eps_warmup <= 1, "in [0, 1]")
         self.one_of("schedule", "step", "cosine", "constant", "one-cycle")
         self.one_of("augment", "crop-flip", "flip", "none")
@@ -328,6 +330,7 @@ class Attack(ABC):
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
     own_norm: ClassVar[str | None] = None  # set where the name itself says the norm
     stop: ClassVar[str] = "library"  # white-box stopping rule, for the row
+    library: ClassVar[str | None] = None  # the package that does the work; its version is part of a result's key
     uses: ClassVar[tuple[str, ...]] = ()  # attacks this one is made of; a change of theirs changes its results
     argument: ClassVar[str | None] = None  # the Config field that the text after a colon sets, as in NAME:TEXT
     gradient_free: bool = False  # looks at the model's outputs only; may be set in __init__ by the config
@@ -390,7 +393,7 @@ class Attack(ABC):
         """Attack for verdicts: return images and which of them the model gets wrong."""
         adv = self.perturb(model, images, labels, noise).detach()
         with torch.no_grad():
-            return Found(adv, model(adv).argmax(1) != labels)
+            return Found(adv, errs(model(adv), labels))
 
 
 class IterativeAttack(Attack):

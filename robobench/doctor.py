@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robobench.api import Attack, IterativeAttack
+from robobench.ensemble import Ensemble
 from robobench.errors import RequestError
 from robobench.evaluation import attack_noise, check_logits
 from robobench.flags import CHECKS, Finding, few, finding
 from robobench.inner import frozen, input_gradient
-from robobench.losses import margin
+from robobench.losses import errs, margin
 from robobench.randomness import Noise
 from robobench.search import search
 from robobench.threat import ThreatModel
@@ -128,7 +129,7 @@ class _Doctor:
         self.model, self.images, self.labels, self.source = model, images, labels, source
         self.restarts, self.draws = restarts, draws
         self.index = torch.arange(len(labels), device=labels.device)
-        self.right = torch.zeros_like(labels, dtype=torch.bool)
+        self.right, self.num_classes = torch.zeros_like(labels, dtype=torch.bool), 0
         self.seen: dict[str, list[Finding]] = {}
         self.curves: list[Curve] = []
         self.buffers = {name: b.clone() for name, b in model.named_buffers()}
@@ -182,7 +183,7 @@ class _Doctor:
         apart = max((u - units[0]).norm(dim=1).max().item() for u in units)
         shown = f"{min(right)} to {max(right)} images right, unit logits {apart:.2g} apart"
         self.note("random-output", min(right) != max(right) or apart > 1e-4, shown)
-        self.right = logits.argmax(1) == self.labels
+        self.right, self.num_classes = logits.argmax(1) == self.labels, logits.shape[1]
 
     def gradients(self) -> bool:
         """Gradient of the cross-entropy at clean images; False where none reaches the images at all."""
@@ -247,24 +248,27 @@ class _Doctor:
         left: Tensor = (self.right if among is None else among).clone()
         if not bool(left.any()):
             return left
-        if isinstance(attack, IterativeAttack) and among is None:
-            return self.walk(attack)
+        if isinstance(attack, IterativeAttack) and not attack.wanders and among is None:
+            left = self.walk(attack)
+            if attack.restarts == 1 or not bool(left.any()):
+                return left
         images, labels = self.images[left], self.labels[left]
         with frozen(self.model):
-            adv = attack.perturb(self.model, images, labels, self.noise(attack, left)).detach()
-            attack.threat.check(adv, images, f"attack '{attack.name}'")
-            left[left.clone()] = self.model(adv).argmax(1) == labels
+            found = attack.find(self.model, images, labels, self.noise(attack, left))
+        attack.threat.check(found.adv, images, f"attack '{attack.name}'")
+        left[left.clone()] = ~found.fooled
         return left
 
     def noise(self, attack: Attack, rows: Tensor) -> Noise:
         return attack_noise(attack, self.index[rows], str(self.labels.device))
 
     def walk(self, attack: IterativeAttack) -> Tensor:
-        """Run the whole path of an attack once, keep its curve, and say which images never fell: (B,) bool."""
+        """Run the whole path of an attack's first start, keep its curve, say which images never fell: (B,) bool."""
         images, labels = self.images[self.right], self.labels[self.right]
         losses, fallen = [], torch.zeros_like(labels, dtype=torch.bool)
         share = []
         with frozen(self.model):
+            attack.prepare(self.model, images)
             state = attack.start(images, labels, self.noise(attack, self.right).child("restart", 0))
             for step in range(attack.steps + 1):
                 attack.threat.check(state.adv, images, f"attack '{attack.name}'")
@@ -274,7 +278,7 @@ class _Doctor:
                     with torch.no_grad():
                         logits = self.model(state.adv)
                 losses.append(F.cross_entropy(logits.detach().double(), labels, reduction="none"))
-                fallen |= logits.argmax(1) != labels
+                fallen |= errs(logits, labels)
                 share.append(float(fallen.float().mean()))
         paths = torch.stack(losses)  # (steps + 1, images)
         surviving = None if bool(fallen.all()) else paths[:, ~fallen].mean(1).tolist()
@@ -301,6 +305,8 @@ class _Doctor:
     def ensembles(self, attacks: list[Attack], left: Tensor) -> Tensor:
         """Run ensembles member by member; return what their gradient attacks leave of `left`."""
         for attack in attacks:
+            if isinstance(attack, Ensemble):
+                attack.num_classes = self.num_classes  # some parts need several
             mine = self.right
             for part in attack.parts:
                 if not part.gradient_free:
@@ -347,8 +353,7 @@ class _Doctor:
     def agrees(self, adv: Tensor, rows: Tensor) -> Tensor:
         """Say which of the images `adv`, made from `rows` (B,) bool, are still right."""
         with frozen(self.model), torch.no_grad():
-            right: Tensor = self.model(adv).argmax(1) == self.labels[rows]
-            return right
+            return ~errs(self.model(adv), self.labels[rows])
 
     def blind(self, attacks: list[Attack], left: Tensor) -> None:
         """Attacks without gradients on the images that white-box attacks left."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from robobench import plugins
 from robobench.api import Attack
+from robobench.losses import errs
 from robobench.randomness import Noise
 from robobench.search import Found
 from robobench.threat import ThreatModel
@@ -48,7 +49,7 @@ class Ensemble(Attack):
             return Found(adv, torch.zeros(0, dtype=torch.bool, device=images.device))
         with torch.no_grad():
             logits = model(images)
-        self.num_classes, fooled = logits.shape[1], logits.argmax(1) != labels
+        self.num_classes, fooled = logits.shape[1], errs(logits, labels)
         for number, part in enumerate(self.parts if self.threat.eps > 0 else ()):
             left = (~fooled).nonzero().flatten()
             if len(left) == 0:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from robobench.api import Attack
 from robobench.errors import RequestError
 from robobench.inner import frozen
+from robobench.losses import errs
 from robobench.randomness import Noise
 from robobench.training import Images
 
@@ -97,5 +98,4 @@ def transfer_examples(source: nn.Module, attack: Attack, data: Images, index: Te
 def transfer_bits(model: nn.Module, adv: Tensor, labels: Tensor, clean: Tensor) -> Tensor:
     """Say which images stay right when the model sees examples made elsewhere: (B,) bool on the CPU."""
     with frozen(model), torch.no_grad():
-        right: Tensor = model(adv).argmax(1) == labels.to(adv.device)
-        return right.cpu() & clean
+        return ~errs(model(adv), labels.to(adv.device)).cpu() & clean

@@ -168,6 +168,11 @@ def kind(record: dict[str, Any]) -> str | None:
     return "gradient-free" if record["gradient_free"] else "one-step" if record["steps"] == 1 else "many-step"
 
 
+def _own(record: dict[str, Any]) -> bool:
+    """Whether transfer examples were made on the very network they were shown to."""
+    return record.get("source_digest") is not None and record["source_digest"] == record["weights_digest"]
+
+
 def worst(records: Iterable[dict[str, Any]]) -> Bits | None:
     """Combine attacks on the same images: an image survives if it survives all; None where there are none."""
     out: Bits | None = None
@@ -197,7 +202,8 @@ def from_records(group: list[dict[str, Any]], norm: str, eps: float) -> list[Fin
         text = f"one step leaves {one.count} of {count} right, many steps {many.count}"
         out.append(finding("one-step-stronger", many.count - one.count >= few(count), text))
     gradient = many if one is None else many & one
-    transferred = worst(r for r in done if r["protocol"] == "transfer" and r["threat_eps"] == eps)
+    others = [r for r in done if r["protocol"] == "transfer" and not _own(r)]  # the source's examples are its own
+    transferred = worst(r for r in others if r["threat_eps"] == eps)
     for name, other in (("black-box-stronger", blind), ("transfer-stronger", transferred)):
         if other is not None:
             only = gradient.without(other)

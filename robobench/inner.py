@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robobench.api import Recipe
+from robobench.errors import RequestError
 from robobench.threat import ThreatModel
 
 
@@ -38,6 +39,21 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
         finally:
             for p in parameters:
                 p.requires_grad_(True)
+
+
+def usable(grad: Tensor, attack: str) -> Tensor:
+    """Return a gradient (B, C, H, W) with infinities made finite.
+
+    Raises:
+        RequestError: some of it is NaN: an attack would stand still there, and its figure would flatter the network.
+    """
+    lost = int(grad.isnan().flatten(1).any(1).sum())
+    if lost:
+        raise RequestError(
+            f"attack '{attack}': the gradient of {lost} of {len(grad)} images is NaN, so what it leaves means nothing; "
+            "'robobench diagnose' says more, and attacks without gradients (square, noise) still serve"
+        )
+    return grad.nan_to_num()
 
 
 def input_gradient(objective: Callable[[Tensor], Tensor], adv: Tensor) -> Tensor:

@@ -14,6 +14,11 @@ def kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(dim=1)
 
 
+def errs(logits: Tensor, labels: Tensor) -> Tensor:
+    """Say where the answer is not the label: (B, K), (B,) -> (B,) bool. NaN is no answer, though argmax takes it."""
+    return (logits.argmax(1) != labels) | logits.isnan().any(1)
+
+
 def others(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the logits (B, K) with the label's own at minus infinity."""
     return logits.scatter(1, labels[:, None], -math.inf)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from robobench import models, plugins
+from robobench import models, plugins, provenance
 from robobench.api import Attack, Defense, Recipe, Setup, Stage
 from robobench.request import RunValues
 from robobench.store import key_of
@@ -91,9 +92,11 @@ class Cell:
 
     def recipe(self) -> dict[str, Any]:
         """Everything about the attack that determines what it finds."""
+        library = self.attack.library
         return {
             "attack": self.attack.name,
             "version": self.attack.version,
+            **({"library": f"{library} {metadata.version(library)}"} if library else {}),
             "code": plugins.digest(type(self.attack)),
             "config": asdict(self.attack.config),
             "norm": self.threat.norm,
@@ -161,4 +164,5 @@ class Plan:
             "threads": self.threads,
             "torch": torch.__version__,
             "store": STORE_VERSION,
+            **provenance.arithmetic(self.device),
         }

@@ -16,12 +16,13 @@ from robobench.api import Attack, Defense, Recipe
 from robobench.errors import PluginError, RequestError
 from robobench.evaluation import check_logits
 from robobench.plan import STORE_VERSION, Cell, External, Plan, Training
-from robobench.provenance import resolve_device, resolve_precision
+from robobench.provenance import arithmetic, resolve_device, resolve_precision
 from robobench.registry import unknown
 from robobench.request import Request, RunValues, check_executor, make, parse_sets, parse_value, typed
 from robobench.store import Store, check_writable, file_digest
 from robobench.teachers import Teacher, Teachers
 from robobench.threat import ThreatModel, canonical_norm, check_unit_range, parse_eps
+from robobench.weights import state_digest
 
 PROTOCOLS = {"transfer": ("transfer",), "white-box": ("white-box",), "both": ("white-box", "transfer")}
 # Per-channel mean and standard deviation of the first layer's normalization.
@@ -260,6 +261,7 @@ class Planner:
             "threads": self.threads,
             "torch": torch.__version__,
             "store": STORE_VERSION,
+            **arithmetic(self.device),
             "requires": {role: other.key for role, other in requires.items()},
             **self._split(spec),
         }
@@ -347,7 +349,7 @@ class Planner:
         if int(self.dataset.test.labels.max()) >= logits.shape[1]:
             check_logits(logits[:1], self.dataset.test.labels.max().view(1))
         recipe = {
-            "external": file_digest(weights) if weights is not None else None,
+            "external": file_digest(weights) if weights is not None else state_digest(model),
             "file": weights.stem if weights is not None else name.rpartition(":")[2],
             "model": spec.recipe(),
             "store": STORE_VERSION,

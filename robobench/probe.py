@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robobench.inner import ascend, frozen
+from robobench.losses import errs
 from robobench.threat import ThreatModel
 from robobench.training import Engine, Images
 
@@ -58,7 +59,7 @@ def probe(engine: Engine, network: nn.Module, data: Images, threat: ThreatModel,
 
 def _right(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     with torch.no_grad():
-        return network(images).argmax(1) == labels  # type: ignore[no-any-return]
+        return ~errs(network(images), labels)
 
 
 class Selection:

@@ -52,6 +52,13 @@ def has_bf16(device: str) -> bool:
     return flags.exists() and "amx_bf16" in flags.read_text()
 
 
+def arithmetic(device: str) -> dict[str, bool]:
+    """Say whether float32 convolutions may round their factors to TF32; nothing where there is no such question."""
+    if not device.startswith("cuda"):
+        return {}
+    return {"tf32": torch.backends.cudnn.allow_tf32 and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"}
+
+
 def resolve_device(name: str) -> str:
     """Turn auto|cpu|cuda[:N] into a device that is there; raises RequestError."""
     if name == "auto":

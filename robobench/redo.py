@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,9 @@ def changes(kind: str, name: str, config: dict[str, Any], preset: str, model: st
     """List NAME.FIELD=VALUE of every field of a plug-in's config that its preset does not give by itself."""
     given: dict[str, Any] = {}
     try:
-        cls = plugins.load(kind, name)
+        cls = plugins.load(kind, name.partition(":")[0])
+        told = {cls.argument} if kind == "attack" else set()  # by the name itself, as in transfer:FILE
+        config = {f.name: config[f.name] for f in fields(cls.Config) if f.init and f.name in config.keys() - told}
         values = presets.merged(preset, model, "recipe") if kind == "defense" else {}
         for layer in presets.layers(preset, model):
             values.update(cls.presets.get(layer, {}))

@@ -168,11 +168,15 @@ def passes_of(timing: dict[str, Any]) -> str:
     return "; ".join(f"{s['name']} {s['epochs']} x ({text})" for s, text in zip(stages, made, strict=True))
 
 
-def networks(all_records: list[dict[str, Any]]) -> dict[tuple[str, str, int], list[dict[str, Any]]]:
-    """Group records by trained network (and which of its epochs) and number of images, in the order they come."""
-    groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+def networks(all_records: list[dict[str, Any]]) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    """Group records by trained network (and which of its epochs) and number of images, in the order they come.
+
+    Weights trained again under the same name, as `--fresh` does, are another network where their bytes differ.
+    """
+    at = ("training", "selection", "weights_digest", "examples")
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for record in all_records:
-        groups.setdefault((record["training"], record["selection"], record["examples"]), []).append(record)
+        groups.setdefault(tuple(record.get(name) for name in at), []).append(record)
     return groups
 
 

@@ -71,7 +71,7 @@ class Runner(Trainer):
     def _evaluate(self, training: Training, cell: Cell, protocol: str, recipe: dict[str, Any]) -> dict[str, Any]:
         source = self.plan.source if protocol == "transfer" else None
         name = key_of(recipe)
-        finished = self._finished(name)
+        finished = self._finished(name, training, source)
         if finished is not None:
             return finished
         for other in (t for t in (training, source) if t is not None and t.key not in self.broken):
@@ -103,14 +103,24 @@ class Runner(Trainer):
 
         processes.from_first(keep)
         if record["status"] == "ok":
-            self.store.discard(f"partial/{name}")
+            self.store.discard(self._partial(name, training, source))
         return record
 
-    def _finished(self, name: str) -> dict[str, Any] | None:
-        """Return the record of an evaluation that is done."""
+    def _finished(self, name: str, training: Training, source: Training | None) -> dict[str, Any] | None:
+        """Return the record of an evaluation that is done, of these very weights: a GPU trains none twice the same."""
         found = self.find("evaluations", name)
         record: dict[str, Any] = json.loads((found / "record.json").read_text()) if found else {}
-        return record if record.get("status") == "ok" else None
+        if record.get("status") != "ok":
+            return None
+        for network, digest in ((training, record["weights_digest"]), (source, record["source_digest"])):
+            there = network is not None and self.store.folder("model", network.folder).is_dir()
+            if network is not None and there and self.weights_digest(network) != digest:
+                return None
+        return record
+
+    def _partial(self, name: str, training: Training, source: Training | None) -> str:
+        """Return the folder of an unfinished evaluation, another one for other weights."""
+        return "-".join([f"partial/{name}", *(self.weights_digest(t)[:8] for t in (training, source) if t)])
 
     def key(self, training: Training, cell: Cell, protocol: str) -> str:
         """Return the key of a cell's record."""
@@ -197,7 +207,8 @@ class Runner(Trainer):
             Clean and robust bits, and the seconds it took in all.
         """
         plan, data = self.plan, self.plan.dataset.test
-        states = Unfinished(self.store, f"partial/{name}")
+        source = plan.source if protocol == "transfer" else None
+        states = Unfinished(self.store, self._partial(name, training, source))
         done, before = processes.from_first(lambda: evaluated(states))
         begun = time.perf_counter() - before
         clean, chunks = self.clean(training), self._chunks()
@@ -243,8 +254,10 @@ class Runner(Trainer):
         What fails here fails there again, and is written down there.
         """
         source = self.plan.source
-        needed = [self.key(*item) for item in self.plan.work() if item[1:] == (cell, "transfer")]
-        if source is None or source.key in self.broken or all(map(self._finished, needed)):
+        if source is None or source.key in self.broken:
+            return
+        needed = [t for t, *item in self.plan.work() if item == [cell, "transfer"]]
+        if all(self._finished(self.key(t, cell, "transfer"), t, source) for t in needed):
             return
         try:
             self.examples(cell)
@@ -259,6 +272,7 @@ class Runner(Trainer):
         assert source is not None
         attack, data, device = cell.attack, self.plan.dataset.test, self.plan.device
         common, chunks = self._transfer_recipe(cell), self._chunks()
+        common |= {"weights": self.weights_digest(source)}
         recipes = [{**common, "examples": [int(index[0]), int(index[-1])]} for index in chunks]
 
         def missing() -> list[int]:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robobench.losses import errs
 from robobench.randomness import Noise
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def _search(
 
 def fallen(attack: IterativeAttack, logits: Tensor, adv: Tensor, state: State) -> Tensor:
     """Say which images (B,) count as fallen at `adv`, where the model gives `logits`."""
-    wrong = logits.argmax(1) != state.labels
+    wrong = errs(logits, state.labels)
     if attack.wanders:
         wrong &= attack.threat.distance(adv, state.images) <= attack.threat.eps
     return wrong

@@ -144,20 +144,30 @@ def outcomes(records: Iterable[dict[str, Any]]) -> Outcomes:
 
 
 def _networks(records: Iterable[dict[str, Any]]) -> dict[tuple[str, int], Outcomes]:
-    """Read the white-box outcomes of every (defense, seed); controls take no part."""
-    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for r in records:
-        if not r["control"] and r["protocol"] == "white-box":
-            found.setdefault((r["defense"], r["seed"]), []).append(r)
-    return {network: outcomes(group) for network, group in found.items()}
+    """Read the white-box outcomes of every network by name and seed; controls take no part.
+
+    A defense's name stands for its network. Where both epochs were attacked the best one is "NAME, best epoch", and
+    "NAME'" is a second training of the same seed, with other settings.
+    """
+    shown = [r for r in records if not r["control"] and r["protocol"] == "white-box"]
+    both = len({r["selection"] for r in shown}) > 1
+    found: dict[tuple[str, int], dict[str, list[dict[str, Any]]]] = {}
+    for r in shown:
+        name = f"{r['defense']}, best epoch" if both and r["selection"] == "best" else r["defense"]
+        found.setdefault((name, r["seed"]), {}).setdefault(r["training"], []).append(r)
+    return {
+        (name + "'" * nth, seed): outcomes(group)
+        for (name, seed), trainings in found.items()
+        for nth, group in enumerate(trainings.values())
+    }
 
 
 def pairs(records: Iterable[dict[str, Any]], baseline: str) -> list[Pair]:
     """Compare trained networks with a baseline on the same images under the same attacks.
 
     Args:
-        records: of one request: one network for each (defense, seed), all on the same images.
-        baseline: a defense; its network of each seed is compared with the others of that seed.
+        records: of networks on the same images.
+        baseline: a defense; its (first) network of each seed is compared with the others of that seed.
 
     Returns:
         Pairs, column by column. A worst case is compared only where both networks saw the same attacks.

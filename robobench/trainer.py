@@ -7,7 +7,6 @@ step; the first one looks into the store for all and alone writes to it.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import shutil
@@ -36,17 +35,10 @@ from robobench.progress import Reporter, duration
 from robobench.store import WEIGHT_FILES, Store, file_digest, key_of, storing
 from robobench.timing import Stopwatch
 from robobench.training import Engine, Images, StageRecord, build_objective, run_produce, run_train
+from robobench.weights import state_digest
 
 Metrics = list[tuple[str, int, str, float]]  # stage, epoch, name, value
 TEACHER_IMAGES = 128  # training images every teacher is measured on before it is used
-
-
-def state_digest(module: nn.Module) -> str:
-    """SHA-256 over the bytes of a network's weights and buffers."""
-    digest = hashlib.sha256()
-    for value in module.state_dict().values():
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 class SharedStore(Store):
@@ -201,8 +193,10 @@ class Trainer:
         model = models.build(training.spec).to(self.plan.device)
         if training.weights is not None:
             models.load_weights(model, training.weights)
-            if file_digest(training.weights) != training.recipe["external"]:
-                raise ArtifactError(f"'{training.weights}' has changed since this run began; start it again")
+        now = file_digest(training.weights) if training.weights else state_digest(model)
+        if now != training.recipe["external"]:
+            what = training.weights or f"what '{training.spec.name}' loads"
+            raise ArtifactError(f"{what} has changed since this run began; start it again")
         processes.from_first(lambda: self._save(training, model, [], []))
 
     @staticmethod

@@ -11,7 +11,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -187,8 +187,9 @@ class Verifier:
 
     @staticmethod
     def _attack(recipe: dict[str, Any]) -> Attack:
-        cls = plugins.load_attack(recipe["attack"])
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe["config"].items()}
+        cls, _ = plugins.attack_and_values(recipe["attack"])
+        given = {f.name for f in fields(cls.Config) if f.init}
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe["config"].items() if k in given}
         return cls(make(cls.Config, values, recipe["attack"]), ThreatModel(recipe["norm"], recipe["eps"]))
 
     def _network(self, folder: str, selection: str, digest: str) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from robobench.errors import RequestError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from robobench.architectures import Prepared
 
@@ -106,3 +107,13 @@ def load_weights(model: Prepared, path: str | Path) -> None:
                 f"not {tuple(value.shape)}; give the --model, stem and image size they were trained with"
             )
     model.load_state_dict(state)
+
+
+def state_digest(module: nn.Module) -> str:
+    """SHA-256 over the bytes of a network's weights and buffers."""
+    import torch
+
+    digest = hashlib.sha256()
+    for value in module.state_dict().values():
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

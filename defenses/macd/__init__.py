@@ -39,11 +39,15 @@ class MACD(Defense):
         """Autoencoder (two stages), static attack, distillation, and the optional last touches.
 
         Raises:
-            ValueError: the patches do not fill the image, or a mask ratio leaves too few of them.
+            ValueError: the patches do not fill the image, a mask ratio leaves too few of them, or the standard network
+                is not of the student's kind.
         """
         cfg: MACDConfig = setup.config
         check_masks(cfg, setup.image_shape)
+        distill.check_start(setup)
         mae = None if cfg.contrastive_only else MAE(cfg, setup.image_shape, setup.seed)
+        if mae is not None:
+            mae.to(next(setup.model.parameters()).device)
         stages: list[Stage] = []
         if mae is not None:
             stages += pretrain.stages(setup, mae)

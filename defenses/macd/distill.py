@@ -23,7 +23,7 @@ from .pretrain import Teacher
 
 
 def stages(setup: Setup, mae: MAE | None) -> list[Stage]:
-    """Distillation, and where the config asks for them the classifier alone and the BatchNorm pass."""
+    """Distillation, and where the config asks for them the BatchNorm pass and then the classifier alone."""
     cfg: MACDConfig = setup.config
     twice = 1 + (mae is None)  # without a teacher the student sees both images
     looks = 0 if mae is None else 1 + (cfg.distill_gate == "full" and cfg.mask)
@@ -35,16 +35,6 @@ def stages(setup: Setup, mae: MAE | None) -> list[Stage]:
             passes=Passes(forward=twice, weight_grad=twice, teacher_forward=looks),
         )
     ]
-    if cfg.head_epochs:
-        made.append(
-            setup.train(
-                "head",
-                lambda: HeadObjective(setup.model),
-                epochs=cfg.head_epochs,
-                augment="none",
-                passes=Passes(forward=1),
-            )
-        )
     if cfg.bn_recalibrate:
         made.append(
             setup.train(
@@ -55,7 +45,35 @@ def stages(setup: Setup, mae: MAE | None) -> list[Stage]:
                 passes=Passes(forward=1),
             )
         )
+    if cfg.head_epochs:
+        made.append(
+            setup.train(
+                "head",
+                lambda: HeadObjective(setup.model),
+                epochs=cfg.head_epochs,
+                augment="none",
+                passes=Passes(forward=1),
+            )
+        )
     return made
+
+
+def check_start(setup: Setup) -> None:
+    """Raise ValueError unless the student can begin as a copy of the standard network, which sees images as it does."""
+    ours, theirs = setup.model, setup.required["standard"].module
+    shapes = [{name: value.shape for name, value in network.state_dict().items()} for network in (ours, theirs)]
+    if shapes[0] != shapes[1]:
+        raise ValueError("the student begins as a copy of the standard network, which has other weights; use one model")
+    for name in ("image_size", "interpolation", "mean", "std"):
+        mine, its = (getattr(network, name, None) for network in (ours, theirs))
+        if isinstance(mine, Tensor) and isinstance(its, Tensor):
+            same = mine.is_meta or torch.equal(mine, its)
+        else:
+            same = mine == its
+        if not same:
+            raise ValueError(
+                f"the standard network has another {name} ({its}) than the student ({mine}); use one model"
+            )
 
 
 def begin(setup: Setup, mae: MAE | None) -> DistillObjective:

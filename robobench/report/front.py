@@ -33,7 +33,7 @@ def front(place: Path) -> str:
 
 def _table(rows: pd.DataFrame, records: list[dict[str, Any]]) -> str:
     """Write the table of networks that saw the same images, with its legend."""
-    network = [*METHOD, "seed", "weights_digest"]
+    network = [*METHOD, "seed", "weights_digest", "config_digest"]
     nth = rows.drop_duplicates(network)[network]
     rows = rows.merge(nth.assign(nth=nth.groupby([*METHOD, "seed"], dropna=False).cumcount()), on=network)
     points = _points(rows)
@@ -54,7 +54,7 @@ def _table(rows: pd.DataFrame, records: list[dict[str, Any]]) -> str:
             for protocol in ("white-box", "transfer"):
                 line[f"{_letter(number)} {protocol}"] = _worst(method, at, protocol)
             if number == 0 and p:
-                line["p"] = p.get(str(first["defense"]), "")
+                line["p"] = p.get(str(first["defense"]) + "'" * int(first["nth"]), "")
         networks = method.drop_duplicates("weights_digest")
         for title, column in (
             ("own s", "own_seconds"),

@@ -11,9 +11,11 @@ import time
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import robobench
 from robobench.cli import main
+from robobench.store import MANIFEST, file_digest, key_of
 
 SMALL = ["--epochs", "2", "--examples", "40", "--set", "run.train_images=256", "--threads", "1", "--quiet"]
 ATTACKS = ["--attacks", "pgd,fgsm", "--set", "pgd.steps=8"]
@@ -200,6 +202,45 @@ def test_a_factory_that_returns_a_trained_model_needs_no_weights(store, tmp_path
     own = pd.read_csv(store / "rows.csv")
     own = own[(own["defense"] == "at") & (own["protocol"] == "white-box") & (own["attack"] == "fgsm")]
     assert rows["robust_accuracy"].tolist() == own["robust_accuracy"].tolist()
+
+
+def test_a_factory_that_loads_other_weights_than_last_time_is_another_network(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from pathlib import Path\n\nimport torch\nfrom torch import nn\n\n\n"
+        "def net(num_classes):\n"
+        "    net = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(192, num_classes))\n"
+        "    net.load_state_dict(torch.load(Path(__file__).with_name('best.pt')))\n"
+        "    return net\n"
+    )
+    found = []
+    for number in range(2):
+        torch.manual_seed(number)
+        linear = torch.nn.Linear(192, 10)
+        torch.save({"2.weight": linear.weight, "2.bias": linear.bias}, tmp_path / "best.pt")
+        rows = robobench.evaluate(
+            model=f"{tmp_path / 'mine.py'}:net", examples=40, attacks="fgsm", out=tmp_path / "f", threads=1
+        )
+        found.append(set(rows["weights_digest"]))
+    assert len(found[0]) == len(found[1]) == 1 and found[0] != found[1]
+
+
+def test_records_of_weights_that_are_gone_are_not_those_of_the_weights_that_took_their_place(tmp_path):
+    out = tmp_path / "runs"
+    run = ["run", "--defense", "standard", *SMALL, "--out", str(out), "--set", "run.control=false", "--attacks", "fgsm"]
+    assert main(run) == 0
+    (folder,) = out.glob("standard-*")
+    (old,) = {digest for digest in pd.read_csv(out / "rows.csv")["weights_digest"]}
+    state = {name: value + 0.1 for name, value in load_file(folder / "model.safetensors").items()}
+    manifest = json.loads((folder / MANIFEST).read_text())
+    save_file(state, folder / "model.safetensors")  # as a GPU leaves it when the training is repeated
+    manifest["files"]["model.safetensors"] = new = file_digest(folder / "model.safetensors")
+    del manifest["digest"]
+    (folder / MANIFEST).write_text(json.dumps({**manifest, "digest": key_of(manifest)}))
+    assert main(run) == 0
+    rows = pd.read_csv(out / "rows.csv")
+    assert set(rows["weights_digest"]) == {new[:16]} and new[:16] != old
+    assert set(rows.loc[rows["protocol"] == "transfer", "source_digest"]) == {new[:16]}
+    assert len(list((out / "artifacts" / "transfer").glob("*"))) == 2 * len(set(rows["threat_eps"]))
 
 
 def test_a_dry_run_creates_nothing(tmp_path, capsys):

@@ -75,6 +75,17 @@ def test_the_loss_is_the_kl_from_teacher_to_student_on_the_attacked_images(reduc
     assert loss_of(reduction=reduction).total.item() == pytest.approx(expected / divisor, rel=1e-5)
 
 
+def test_the_published_reduction_is_over_images_alone_from_100_classes_on():
+    logits, labels = torch.randn(4, 100), torch.zeros(4, dtype=torch.long)
+    target = torch.randn(4, 100)
+    assert AdaADConfig().reduction == "published"
+    assert loss_of().total.item() == pytest.approx(loss_of(reduction="mean").total.item())
+    made = AdaADObjective(lambda images: images.flatten(1), THREAT, AdaADConfig(), lambda images: target)  # type: ignore[arg-type]
+    made.inner_maximization = lambda batch: logits.view(4, 100, 1, 1)
+    total = made(batch_of(logits.view(4, 100, 1, 1), labels)).total
+    assert total.item() == pytest.approx(kl(target, logits).mean().item(), rel=1e-5)
+
+
 def test_alpha_shares_the_loss_with_the_clean_images():
     expected = (0.75 * mean_kl(taught(ADV), ADV) + 0.25 * mean_kl(taught(CLEAN), CLEAN)) / 3
     assert loss_of(alpha=0.75).total.item() == pytest.approx(expected, rel=1e-5)

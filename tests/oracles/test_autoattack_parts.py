@@ -2,11 +2,13 @@
 
 import math
 
+import pyautoattack
 import pytest
 import torch
 from torch import nn
 
 from robobench.attacks.apgd import APGDCE, APGDT, APGDConfig, TargetedConfig
+from robobench.attacks.autoattack import AutoAttack, AutoAttackConfig
 from robobench.attacks.fab import FABT, FABConfig, to_plane
 from robobench.attacks.square import Square, SquareConfig, bump, mask, window_index
 from robobench.plugins import load_attack
@@ -157,6 +159,13 @@ def test_windows_halve_as_the_queries_go():
     attack = Square(SquareConfig(queries=5000), ThreatModel("Linf", EPS))
     halved = [attack._area(query) / 0.8 for query in (0, 5, 6, 25, 26, 100, 101, 500, 501, 4000, 4001, 4999)]
     assert [round(-math.log2(part)) for part in halved] == [0, 0, 1, 1, 2, 2, 3, 4, 5, 8, 9, 9]
+
+
+def test_inside_autoattack_windows_halve_as_the_reference_s_do():
+    reference = pyautoattack.AutoAttack(nn.Flatten(), norm="Linf", eps=EPS, device="cpu").square
+    *_, square = AutoAttack(AutoAttackConfig(), ThreatModel("Linf", EPS)).parts
+    queries = (*range(0, 5000, 7), 10, 11, 50, 51, 200, 201, 500, 501, 1000, 1001, 2000, 2001, 4000, 4001)
+    assert all(square._area(query) == reference.p_selection(query) for query in queries)
 
 
 def test_a_window_lies_inside_the_image_and_its_two_descriptions_agree():

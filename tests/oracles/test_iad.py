@@ -179,6 +179,10 @@ def test_the_second_drop_of_the_learning_rate_is_missing_unless_asked_for():
     epochs = (99, 100, 149, 150, 199)
     assert [published(e) for e in epochs] == pytest.approx([1, 0.1, 0.1, 0.1, 0.1])
     assert [documented(e) for e in epochs] == pytest.approx([1, 0.1, 0.1, 0.01, 0.01])
+    own = stage_of(IADConfig(lr_second_drop=True, drops=(0.25,))).schedule
+    assert [own(e) for e in (49, 50, 149, 150)] == pytest.approx([1, 0.1, 0.1, 0.01])
+    with pytest.raises(ValueError, match="lr_second_drop must be false under schedule cosine"):
+        IADConfig(lr_second_drop=True, schedule="cosine")
 
 
 def test_only_iad_2_requires_a_clean_teacher():

@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robobench.api import Produced, Train
+from robobench.api import Frozen, Produced, Train
 from robobench.defenses.macd import MACD, PRESETS, MACDConfig, distill
 from robobench.defenses.macd.mae import MAE
+from robobench.models import ModelSpec, build
 from tests.macd import IMAGES, SHAPE, TINY, batch_of, objective_of, run, same, setup_of, state
+from tests.toys import TinyBatchNormNet
 
 # --- stages -------------------------------------------------------------------------------------
 
@@ -25,7 +27,7 @@ def test_the_config_decides_which_stages_there_are():
     assert names() == ["mae-pretrain", "mae-feature", "static-attack", "distill"]
     assert names(attacked_images=False) == ["mae-pretrain", "mae-feature", "distill"]
     assert names(contrastive_only=True) == ["static-attack", "distill"]
-    assert names(head_epochs=2, bn_recalibrate=True)[-3:] == ["distill", "head", "bn-recalibrate"]
+    assert names(head_epochs=2, bn_recalibrate=True)[-3:] == ["distill", "bn-recalibrate", "head"]
 
 
 def test_the_whole_method_runs_and_changes_no_network_it_only_looks_at():
@@ -40,6 +42,16 @@ def test_the_whole_method_runs_and_changes_no_network_it_only_looks_at():
     class_losses = [loss.metrics["class_loss"].item() for loss in losses["distill"]]
     assert class_losses[-1] < class_losses[0]
     assert losses["head"][-1].total < losses["head"][0].total
+
+
+def test_a_standard_network_of_another_kind_is_refused_before_anything_runs():
+    wider = replace(setup_of(), required={"standard": Frozen(TinyBatchNormNet(channels=24))})
+    with pytest.raises(ValueError, match="copy of the standard network, which has other weights; use one model"):
+        MACD(TINY).stages(wider)
+    networks = [build(ModelSpec("cnn", 3, 8, mean=(mean,) * 3)) for mean in (0.5, 0.4)]
+    shifted = replace(setup_of(), model=networks[0], required={"standard": Frozen(networks[1])})
+    with pytest.raises(ValueError, match="the standard network has another mean"):
+        MACD(TINY).stages(shifted)
 
 
 def test_two_runs_of_one_seed_end_in_the_same_weights():

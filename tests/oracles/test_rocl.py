@@ -147,6 +147,8 @@ def test_the_learning_rate_rises_over_ten_epochs_to_its_peak_and_ends_above_zero
     config = RoCLConfig()
     factor = rocl.warmed_up(config)
     assert [1.5 * factor(e) for e in (0, 5, 10)] == pytest.approx([0.1, 0.8, 1.5])
+    short = rocl.warmed_up(RoCLConfig(epochs=10, lr_warmup=0.1))
+    assert short(1) == 1 and short(9.9) < 0.05  # however few epochs there are, the cosine comes to its end
     assert factor(510) == pytest.approx(0.5)
     assert factor(1000) == pytest.approx(0.5 * (1 + math.cos(0.99 * math.pi))) and factor(1000) > 0
 

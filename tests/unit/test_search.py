@@ -6,6 +6,9 @@ from torch import nn
 
 from robobench.api import IterativeAttack, NoConfig
 from robobench.attacks.pgd import PGD, PGDConfig
+from robobench.errors import RequestError
+from robobench.evaluation import transfer_bits
+from robobench.plugins import load_attack
 from robobench.randomness import Noise
 from robobench.search import State, search
 from robobench.threat import ThreatModel
@@ -151,6 +154,33 @@ def test_the_trace_holds_the_mean_loss_and_the_fraction_fallen_at_every_look():
     torch.testing.assert_close(trace[0][:, 0], torch.full((4,), 2.0))
     torch.testing.assert_close(trace[0][:, 1], losses)
     assert trace[0][:, 2].tolist() == [0.0, 0.5, 0.5, 0.5]
+
+
+def test_an_answer_that_is_not_a_number_is_not_the_right_one():
+    class Overflows(nn.Module):
+        def forward(self, images):
+            gap = images.flatten(1).sum(1)
+            return torch.stack((torch.where(gap > 0.5, torch.nan, 1 - gap), gap), dim=1)
+
+    images, labels = row(0.45, 0.0), torch.zeros(2, dtype=torch.long)
+    noise = Noise.of(torch.arange(2), 0)
+    assert Overflows()(images + 0.1)[0].argmax() == 0  # torch's argmax takes NaN for the largest
+    assert search(Climb(None, THREAT), Overflows(), images, labels, noise).fooled.tolist() == [True, False]
+    right = transfer_bits(Overflows(), images + 0.1, labels, torch.ones(2, dtype=torch.bool))
+    assert right.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("name", ["apgd-ce", "fab-t", "autoattack"])
+def test_a_gradient_that_is_not_a_number_fails_the_attack_and_leaves_no_figure(name):
+    class Cusp(nn.Module):
+        def forward(self, images):
+            gap = (images - 0.5).flatten(1).sum(1) + (0 * (images - images.detach())).flatten(1).sum(1).sqrt()
+            return torch.stack((-gap, gap), dim=1)
+
+    cls = load_attack(name)
+    images, labels = row(0.2, 0.3), torch.zeros(2, dtype=torch.long)
+    with pytest.raises(RequestError, match="the gradient of 2 of 2 images is NaN"):
+        cls(cls.Config(), ThreatModel("Linf", 0.1)).find(Cusp(), images, labels, Noise.of(torch.arange(2), 0))
 
 
 class Hungry(nn.Module):

@@ -39,7 +39,8 @@ def test_holm_multiplies_the_smallest_most_and_never_falls_below_the_one_before(
 def record(defense, robust, attack="pgd", seed=0, eps=0.1, **more):
     return {
         "defense": defense, "seed": seed, "attack": attack, "robust_bits": robust, "status": "ok", "control": False,
-        "protocol": "white-box", "threat_norm": "Linf", "threat_eps": eps, **more,
+        "protocol": "white-box", "threat_norm": "Linf", "threat_eps": eps, "selection": "last",
+        "training": f"{defense}-{seed}", **more,
     }  # fmt: skip
 
 
@@ -70,13 +71,25 @@ def test_controls_failed_cells_and_unequal_attack_sets_are_not_compared():
 
 
 def test_several_seeds_give_mean_and_spread_and_pairs_within_a_seed():
-    records = [record("at", "1100"), record("at", "1110", seed=1), record("macd", "1000"), record("macd", "0000")]
-    records[-1]["seed"] = 1
+    records = [
+        record("at", "1100"),
+        record("at", "1110", seed=1),
+        record("macd", "1000"),
+        record("macd", "0000", seed=1),
+    ]
     (at,) = (s for s in spreads(records) if s.defense == "at" and s.column[0] == "pgd")
     assert at.mean == 0.625 and at.deviation == pytest.approx(math.sqrt(2) / 8)
     assert {(p.network, p.baseline) for p in pairs(records, "at")} == {
         ("macd (seed 0)", "at (seed 0)"), ("macd (seed 1)", "at (seed 1)"),
     }  # fmt: skip
+
+
+def test_both_epochs_of_a_network_and_two_settings_of_a_method_are_networks_of_their_own():
+    records = [record("at", "1100"), record("at", "0011", selection="best"), record("at", "1010", training="other")]
+    found = {p.network: (p.only_network, p.only_baseline) for p in pairs([*records, record("macd", "1111")], "at")}
+    assert found == {"at, best epoch": (2, 2), "at'": (1, 1), "macd": (2, 0)}
+    only_best = [record(name, bits, selection="best") for name, bits in (("at", "1100"), ("macd", "1111"))]
+    assert {p.network for p in pairs(only_best, "at")} == {"macd"}
 
 
 def test_the_printed_comparison_is_about_these_networks():

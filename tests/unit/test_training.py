@@ -159,7 +159,8 @@ def test_sgd_takes_the_recipe_s_values():
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("epochs", -1), ("lr", 0), ("momentum", 1), ("schedule", "steps"), ("eps_warmup", 2)]
+    ("field", "value"),
+    [("epochs", -1), ("drops", (100, 150)), ("lr", 0), ("momentum", 1), ("schedule", "steps"), ("eps_warmup", 2)],
 )
 def test_a_recipe_names_the_field_that_is_wrong(field, value):
     with pytest.raises(ValueError, match=f"{field} must be"):
