@@ -6,7 +6,8 @@ Code:    github.com/boyellow/AdaAD; defaults follow the commands of its README (
          defaults, which are eps 16/255 and step 4/255.
 Differs: where alpha = 1 the clean images, whose term weighs nothing, are not forwarded; the code forwards
          them, which changes BatchNorm's running statistics. AdaIAD runs at temperature 1; the README's command
-         leaves it at 30. AdaIAD's outer loss gives the teacher no gradient; the code fills one and ignores it.
+         leaves it at 30. AdaIAD's outer loss gives the teacher no gradient; the code fills one and ignores it. A
+         teacher trained here is AT's last epoch, not its best.
 Kept:    the KL's mean over images and classes (KL / K), as the code has for CIFAR-10, and over images alone in its
          CIFAR-100 branch: `reduction="published"` takes the former below 100 classes.
 """

@@ -5,7 +5,7 @@ Paper:   Zhu et al., "Reliable Adversarial Distillation with Unreliable Teachers
 Code:    github.com/ZFancy/IAD; defaults follow its IAD-I.py, `variant="II"` its IAD-II.py.
 Differs: the student's logits on clean and on attacked images are computed once each; the code's IAD-I makes
          four forwards, two of them without use, so that BatchNorm moves twice as often. The epoch from which
-         the teacher is doubted is a fraction of training.
+         the teacher is doubted is a fraction of training. A teacher trained here is AT's last epoch, not its best.
 Kept:    as in the code, IAD-I does not multiply the teacher's term by the trust (`alpha_on_teacher=True`
          does, as the paper's abstract says); the learning rate never falls a second time, although a drop at
          epoch 150 is documented (`lr_second_drop=True` makes it); the attack starts unclamped (in Linf) and

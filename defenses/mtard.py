@@ -3,7 +3,8 @@
 Paper:   Zhao et al., "Enhanced Accuracy and Robustness via Multi-Teacher Adversarial Distillation",
          ECCV 2022.
 Code:    github.com/zhaoshiji123/MTARD (no license: read, not copied); defaults follow its CIFAR-10 script.
-Differs: with a schedule other than "step", eta follows the learning rate's factor as it does there.
+Differs: with a schedule other than "step", eta follows the learning rate's factor as it does there. Teachers
+         trained here are their last epochs.
 Kept:    the first losses are those of the very first mini-batch, seed noise that shapes the whole run; here
          they and the weights are buffers, so that a checkpoint carries them. The KL is divided by 10 (by the
          number of classes on CIFAR-10; on CIFAR-100 the code divides by 100 and multiplies by 10), and 1e-5 is

@@ -154,14 +154,16 @@ def quick_config(cls: type[Defense]) -> Any:
     return cls.Config(**{**base, **cls.presets.get("quick", {}), **base, **short})
 
 
-def run_defense(cls: type[Defense], config: Any, seed: int = 0) -> tuple[nn.Module, Setup, list[Any]]:
+def run_defense(
+    cls: type[Defense], config: Any, seed: int = 0, precision: str = "fp32"
+) -> tuple[nn.Module, Setup, list[Any]]:
     """Train a defense on the blobs through the core's own loop; returns the network, setup and histories."""
     data, net = Blobs(), SmallNet(seed=seed)
     setup = Setup(
         model=net, threat=ThreatModel("Linf", 0.05), config=config, num_classes=3, image_shape=(3, 32, 32),
         train_size=len(data), seed=seed, required={role: Frozen(trained_net()) for role in cls(config).requires},
     )  # fmt: skip
-    engine, history = Engine("cpu", "fp32", seed), []
+    engine, history = Engine("cpu", precision, seed), []
 
     def log(stage: str, epoch: int, metrics: dict[str, float]) -> None:
         history.append((stage, epoch, metrics))
@@ -206,12 +208,21 @@ def check_defense(cls: type[Defense]) -> Iterator[tuple[str, Callable[[], None]]
         differs = [k for k in first if not torch.equal(first[k], again[k])]
         assert not differs, f"two runs from one seed differ in {differs[0]}"
 
+    def trains_as_much_in_bf16() -> None:
+        new = SmallNet(seed=0).state_dict()
+        nets = [done["first"][0], run_defense(cls, quick_config(cls), precision="bf16")[0]]
+        plain, mixed = ({k for k, v in net.state_dict().items() if not torch.equal(v, new[k])} for net in nets)
+        assert plain <= mixed, f"under bf16 {min(plain - mixed)} is never trained"
+
     def passes_declared() -> None:
         stages = cls(quick_config(cls)).stages(done["first"][1])
         silent = [s.name for s in stages if s.passes is None]
         assert not silent, f"stage '{silent[0]}' declares no passes"
 
-    checks = (trains_on_blobs, metrics_finite, loss_falls, teachers_unchanged, same_twice, passes_declared)
+    checks = (
+        *(trains_on_blobs, metrics_finite, loss_falls, teachers_unchanged, same_twice),
+        *(trains_as_much_in_bf16, passes_declared),
+    )
     for check in checks:
         yield check.__name__.replace("_", " "), check
 

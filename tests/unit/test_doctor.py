@@ -11,6 +11,8 @@ from torch import nn
 
 from robobench import doctor
 from robobench.api import Attack
+from robobench.attacks.autoattack import AutoAttack, AutoAttackConfig
+from robobench.attacks.fab import FABT, FABConfig
 from robobench.attacks.fgsm import FGSM
 from robobench.attacks.jitter import Jitter
 from robobench.attacks.pgd import PGD, PGDConfig
@@ -19,6 +21,7 @@ from robobench.errors import RequestError
 from robobench.flags import CHECKS, few, from_records
 from robobench.inner import ascend
 from robobench.results import rows_of
+from robobench.testing import Blobs, trained_net
 from robobench.threat import ThreatModel
 from tests.toys import LinearTwoClass
 from tests.unit.test_results import record
@@ -101,6 +104,27 @@ def test_an_adversarially_trained_network_raises_nothing(robust_net, digits_net,
     curve = next(c for c in found.curves if (c.attack, c.eps) == ("pgd", 0.1))
     assert len(curve.loss) == len(curve.fallen) == 21
     assert curve.fallen == sorted(curve.fallen) and curve.loss[-1] > curve.loss[0]
+
+
+def test_an_attack_spends_all_its_restarts_and_may_leave_the_ball_on_its_way(robust_net, held_out):
+    many = PGD(PGDConfig(steps=3, restarts=6), at(0.15))
+    found = doctor.diagnose(robust_net, *held_out, [many, FABT(FABConfig(steps=5), at(0.15))], restarts=1, draws=2)
+    assert [curve.attack for curve in found.curves] == ["pgd"]
+    patient = doctor._Doctor(robust_net, *held_out, None, 1, 1)
+    patient.contract()
+    left, once = patient.survivors(many), patient.survivors(PGD(PGDConfig(steps=3), at(0.15)))
+    images, labels = held_out[0][patient.right], held_out[1][patient.right]
+    fooled = many.find(robust_net, images, labels, patient.noise(many, patient.right)).fooled
+    assert torch.equal(left[patient.right], ~fooled) and left.sum() < once.sum()
+
+
+def test_an_ensemble_meets_a_network_of_few_classes():
+    data, net = Blobs(), trained_net(3)
+    images, labels = data.images(torch.arange(12)), data.labels[:12]
+    parts = AutoAttackConfig(attacks=("apgd-ce", "apgd-t", "square"), steps=2, queries=5)  # apgd-t wants four classes
+    found = doctor.diagnose(net, images, labels, [*attacks(3), AutoAttack(parts, at(0.05))], restarts=1, draws=2)
+    looked = {f.check.name for f in found.findings if f.raised is not None}
+    assert "black-box-lowers-ensemble" in looked
 
 
 def test_a_linear_network_raises_nothing():
