@@ -52,23 +52,25 @@ def summary(lines: list[Line]) -> pd.DataFrame:
     Where one network answers for several of the paper's (a stand-in, say), their figures share its line.
     """
     records = {r["id"]: r for table in published.NUMBERED for r in published.records(table)}
-    rows: dict[tuple[str, ...], list[Line]] = {}
-    for entry in lines:
-        if entry.get("id") in records:
-            rows.setdefault((records[entry["id"]]["table"], entry["row"], entry["model"]), []).append(entry)
-    networks: dict[tuple[Any, ...], list[list[Line]]] = {}
-    for row in rows.values():
+    rows: dict[tuple[str, str, str], list[Line]] = {}
+    table = ""
+    for entry in (entry for entry in lines if "column" in entry):
+        table = records[entry["id"]]["table"][1:] if entry["id"] else table  # a control stands below its table
+        rows.setdefault((table, entry["row"], entry["model"]), []).append(entry)
+    networks: dict[tuple[Any, ...], dict[tuple[str, str], list[Line]]] = {}
+    for (table, name, _), row in rows.items():
         ours = tuple(row[0][k] for k in ("dataset", "model", "defense", "settings"))
-        networks.setdefault((*ours, frozenset(entry["column"] for entry in row)), []).append(row)
+        networks.setdefault((*ours, frozenset(entry["column"] for entry in row)), {})[table, name] = row
     out = []
-    for alike in networks.values():
+    for parts in networks.values():
+        alike = list(parts.values())
         first = alike[0]
-        of = [records[row[0]["id"]] for row in alike]
+        of = [records[row[0]["id"]] for row in alike if row[0]["id"]]
         timed = any((record["dataset"], record["model_corrected"]) == TIMED for record in of)
         out.append(
             {
-                "table": ", ".join(dict.fromkeys(record["table"][1:] for record in of)),
-                "row": " / ".join(dict.fromkeys(row[0]["row"] for row in alike)),
+                "table": ", ".join(dict.fromkeys(table for table, _ in parts)),
+                "row": " / ".join(dict.fromkeys(name for _, name in parts)),
                 "network": first[0]["model"],
                 "settings": first[0]["settings"] or MISSING,
                 "clean, paper": _theirs([entry for entry in row if entry["column"] == CLEAN] for row in alike),
@@ -86,7 +88,7 @@ def summary(lines: list[Line]) -> pd.DataFrame:
 
 def _theirs(rows: Iterable[list[Line]]) -> str:
     """Write the paper's means (in percent), each once."""
-    means = [f"{fmean(entry['value'] for entry in row):.1f}" for row in rows if row]
+    means = [f"{fmean(entry['value'] for entry in row):.1f}" for row in rows if row and row[0]["id"]]
     return " / ".join(dict.fromkeys(means)) or MISSING
 
 
