@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from robobench import interrupts, processes
+from robobench.curves import Curves
 from robobench.store import Store
 from robobench.timing import Account
 
@@ -266,16 +267,16 @@ def _optimizer_state(
     return {**optimizer.state_dict(), "state": state}
 
 
-def evaluated(states: Unfinished) -> tuple[list[str], float]:
-    """Return the chunks of an evaluation that are done, and the seconds they took."""
+def evaluated(states: Unfinished) -> tuple[list[str], Curves, float]:
+    """Return the chunks of an evaluation that are done, how they went, and the seconds they took."""
     folder = states.newest()
     if folder is None:
-        return [], 0.0
+        return [], {}, 0.0
     said = json.loads((folder / "bits.json").read_text())
-    return said["bits"], said["seconds"]
+    return said["bits"], said["curves"], said["seconds"]
 
 
-def save_evaluated(states: Unfinished, bits: list[str], seconds: float) -> None:
+def save_evaluated(states: Unfinished, bits: list[str], curves: Curves, seconds: float) -> None:
     """Write the chunks of an evaluation that are done."""
     with states.saving(len(bits)) as work:
-        (work / "bits.json").write_text(json.dumps({"bits": bits, "seconds": seconds}))
+        (work / "bits.json").write_text(json.dumps({"bits": bits, "curves": curves, "seconds": seconds}))

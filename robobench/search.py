@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -59,6 +62,25 @@ class Found:
     fooled: Tensor
 
 
+_kept: ContextVar[dict[str, list[Tensor]] | None] = ContextVar("kept", default=None)
+
+
+@contextmanager
+def recorded() -> Iterator[dict[str, list[Tensor]]]:
+    """Keep the way of every search inside the block, by the attack's name.
+
+    Each part of a batch that was run at once leaves a float tensor (E, 3): a row for each of E looks at the model
+    (`attack.steps` + 1 a restart), holding the number of images, their mean cross-entropy in nats (that of their last
+    look for those that left) and the fraction fallen so far.
+    """
+    kept: dict[str, list[Tensor]] = {}
+    token = _kept.set(kept)
+    try:
+        yield kept
+    finally:
+        _kept.reset(token)
+
+
 def search(
     attack: IterativeAttack,
     model: nn.Module,
@@ -66,7 +88,6 @@ def search(
     labels: Tensor,
     noise: Noise,
     stop: str = "first",
-    trace: list[Tensor] | None = None,
 ) -> Found:
     """Run an iterative attack on a batch, in halves where it does not fit into memory (and say so).
 
@@ -75,9 +96,6 @@ def search(
             "never": every image spends the full budget and what the attack calls its result, by default
             the last iterate, is returned (for transfer sets, and to compare images with other
             libraries). With restarts, "never" keeps the result of the first restart that succeeds.
-        trace: gets one float tensor (E, 3) for each part of the batch that was run at once: a row for
-            each of E looks at the model (`attack.steps` + 1 a restart), holding the number of images, their mean
-            cross-entropy in nats (that of their last look for those that left) and the fraction fallen so far.
 
     Raises:
         ValueError: an unknown `stop`.
@@ -87,6 +105,8 @@ def search(
     if len(images) == 0:
         return Found(images.clone(), torch.zeros(0, dtype=torch.bool, device=images.device))
     attack.prepare(model, images)
+    kept = _kept.get()
+    trace = None if kept is None else kept.setdefault(attack.name, [])
     parts: list[Found] = []
     begin, size = 0, len(images)
     while begin < len(images):
@@ -170,7 +190,7 @@ def fallen(attack: IterativeAttack, logits: Tensor, adv: Tensor, state: State) -
 
 
 class Watch:
-    """Mean loss and fraction fallen at every look, for a trace."""
+    """Mean loss and fraction fallen at every look."""
 
     def __init__(self, count: int, device: torch.device) -> None:
         self.loss = torch.zeros(count, device=device)

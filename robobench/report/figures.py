@@ -170,6 +170,25 @@ def stage_bars(costs: dict[str, dict[str, float]]) -> Figure:
         return figure
 
 
+def progress(left: Mapping[str, Sequence[float]], looks: Sequence[int], title: str) -> Figure:
+    """Draw what is still right, in percent of the images attacked, against the looks an attack took.
+
+    Args:
+        left: network -> values at the first of `looks`.
+    """
+    with style():
+        figure = blank()
+        axes = figure.add_subplot()
+        some = sorted(left.items(), key=lambda item: -item[1][-1])[:MOST]
+        for number, (name, values) in enumerate(some):
+            line = "-" if number < len(COLORS) else "-."
+            axes.plot(looks[: len(values)], values, line, color=COLORS[number % len(COLORS)], label=name)
+        axes.set(xlabel="looks at the model", ylabel="still right, %", ylim=(-2, 102))
+        axes.set_title(title)
+        figure.legend(loc="outside right upper")
+        return figure
+
+
 def worst_images(images: np.ndarray[Any, Any], adv: np.ndarray[Any, Any], notes: list[str], title: str) -> Figure:
     """Show images, what the attack made of them, and the difference magnified around gray.
 

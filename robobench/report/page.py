@@ -15,6 +15,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from robobench import __version__
+from robobench.curves import LOOKS
 from robobench.errors import ArtifactError
 from robobench.redo import Redo
 from robobench.report import figures as draw
@@ -136,6 +137,7 @@ def _section(
         f"no figure: {r.defense} under {r.attack} ({r.protocol}): {r.reason}"
         for r in rows[rows["status"] != "ok"].itertuples()
     ]
+    pictures += _progress(prefix, rows, store)
     identity = ["defense", "seed", "weights_digest"]
     named: Named = [(name, part, folders.get(tuple(part.iloc[0][identity]))) for name, part in labelled(rows)]
     stages = {name: _stage_seconds(store, folder) for name, _, folder in named if folder}
@@ -149,6 +151,28 @@ def _section(
     networks = [_network(name, part, store, redo, folder) for name, part, folder in named]
     title = f"{first['dataset']}, {', '.join(sorted(set(rows['model'])))}, {first['examples']} test images"
     return Section(title, tables, matrices, pictures, networks, notes)
+
+
+def _progress(prefix: str, rows: pd.DataFrame, store: Store) -> list[Picture]:
+    """Draw how the attack with most networks (then most steps) went at the smallest radius of each norm."""
+    said = [json.loads((folder / "record.json").read_text()) for folder in store.manifests("evaluations")]
+    ours = {(r.weights_digest, r.examples, r.data_digest) for r in rows.itertuples()}
+    said = [r for r in said if (r["weights_digest"], r["examples"], r["data_digest"]) in ours and r.get("curves")]
+    names = {part.iloc[0]["weights_digest"]: name for name, part in labelled(rows)}
+    pictures = []
+    for norm in dict.fromkeys(r["threat_norm"] for r in sorted(said, key=lambda r: r["threat_norm"] != "Linf")):
+        eps = min(r["threat_eps"] for r in said if r["threat_norm"] == norm)
+        here: dict[str, dict[str, list[float]]] = {}
+        for r in said:
+            if (r["threat_norm"], r["threat_eps"]) == (norm, eps) and r["attack"] in r["curves"] and r["steps"] != 1:
+                left = [100 * (1 - fallen) for fallen in r["curves"][r["attack"]]["fallen"]]
+                here.setdefault(r["attack"], {})[names[r["weights_digest"]]] = left
+        if here:
+            attack = max(here, key=lambda name: (len(here[name]), max(map(len, here[name].values())), name))
+            words = "A curve that still falls at its end says that more steps would find more."
+            figure = draw.progress(here[attack], LOOKS, f"{attack} at {point(norm, eps)}, look by look")
+            pictures.append(Picture(f"{prefix}-progress-{norm}", figure, words))
+    return pictures
 
 
 Named = list[tuple[str, pd.DataFrame, str | None]]  # a network's name in tables, its rows, its folder

@@ -57,7 +57,7 @@ def unfinished(place: Path, log: Path, command: list[str]) -> list[Path]:
     store = harness.copy(place / "reference", place / "killed-evaluation")
     (folder, *_) = Store(store).manifests("evaluations")
     record = json.loads((folder / "record.json").read_text())
-    save_evaluated(Unfinished(Store(store), f"partial/{folder.name}"), [record["robust_bits"][:8]], 1.0)
+    save_evaluated(Unfinished(Store(store), f"partial/{folder.name}"), [record["robust_bits"][:8]], {}, 1.0)
     folder.rename(place / "record")
     return [*stores, store]
 

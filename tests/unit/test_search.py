@@ -6,11 +6,12 @@ from torch import nn
 
 from robobench.api import IterativeAttack, NoConfig
 from robobench.attacks.pgd import PGD, PGDConfig
+from robobench.curves import gather, join
 from robobench.errors import RequestError
 from robobench.evaluation import transfer_bits
 from robobench.plugins import load_attack
 from robobench.randomness import Noise
-from robobench.search import State, search
+from robobench.search import State, recorded, search
 from robobench.threat import ThreatModel
 
 THREAT = ThreatModel("Linf", 1.0)
@@ -143,17 +144,29 @@ def test_an_attack_that_wanders_counts_only_what_lies_inside_the_ball():
     assert adv == pytest.approx([0.55, 0.35, 0.25])
 
 
-def test_the_trace_holds_the_mean_loss_and_the_fraction_fallen_at_every_look():
-    trace, labels = [], torch.zeros(2, dtype=torch.long)
-    noise = Noise.of(torch.arange(2), 0)
-    search(Climb(None, THREAT), Threshold(), row(0.45, 0.0), labels, noise, "first", trace)
+def test_what_is_recorded_holds_the_mean_loss_and_the_fraction_fallen_at_every_look():
+    labels, noise = torch.zeros(2, dtype=torch.long), Noise.of(torch.arange(2), 0)
+    with recorded() as kept:
+        search(Climb(None, THREAT), Threshold(), row(0.45, 0.0), labels, noise)
+    search(Climb(None, THREAT), Threshold(), row(0.45, 0.0), labels, noise)  # outside: not recorded
     # Cross-entropy of logits (-gap, gap) on class 0 is softplus(2 gap); the first image leaves at 0.55.
     gaps = torch.tensor([[-0.05, -0.5], [0.05, -0.4], [0.05, -0.3], [0.05, -0.2]])
     losses = nn.functional.softplus(2 * gaps).mean(1)
-    assert len(trace) == 1
-    torch.testing.assert_close(trace[0][:, 0], torch.full((4,), 2.0))
-    torch.testing.assert_close(trace[0][:, 1], losses)
-    assert trace[0][:, 2].tolist() == [0.0, 0.5, 0.5, 0.5]
+    (looks,) = kept["climb"]
+    torch.testing.assert_close(looks[:, 0], torch.full((4,), 2.0))
+    torch.testing.assert_close(looks[:, 1], losses)
+    assert looks[:, 2].tolist() == [0.0, 0.5, 0.5, 0.5]
+    curve = gather(kept)["climb"]
+    assert curve["images"] == 2 and curve["loss"] == pytest.approx(losses.tolist())
+
+
+def test_curves_are_averaged_over_images_and_one_that_ended_early_stays_where_it_ended():
+    long = {"pgd": {"images": 3, "loss": [1.0, 2.0, 3.0], "fallen": [0.0, 0.0, 1.0]}}
+    short = {"pgd": {"images": 1, "loss": [5.0], "fallen": [1.0]}, "fab": {"images": 1, "loss": [1.0], "fallen": [0.0]}}
+    both = join([long, short])
+    assert both["pgd"] == {"images": 4, "loss": [2.0, 2.75, 3.5], "fallen": [0.25, 0.25, 1.0]}
+    assert both["fab"] == short["fab"]
+    assert join([join([long, short]), short]) == join([long, short, short])
 
 
 def test_an_answer_that_is_not_a_number_is_not_the_right_one():
@@ -202,10 +215,11 @@ class Hungry(nn.Module):
 def test_a_batch_that_does_not_fit_is_halved_with_the_same_verdicts(digits_net, digits, device_error):
     images, labels = digits[0][1000:1020], digits[1][1000:1020]
     attack, noise = PGD(PGDConfig(steps=5), ThreatModel("Linf", 0.08)), Noise.of(torch.arange(20), "pgd")
-    trace, whole = [], search(attack, digits_net, images, labels, noise)
-    with pytest.warns(UserWarning, match=r"attack 'pgd': (20|10) images do not fit into memory; halved"):
-        halved = search(attack, Hungry(digits_net, 7, device_error), images, labels, noise, trace=trace)
-    assert [int(part[0, 0]) for part in trace] == [5, 5, 5, 5]
+    whole = search(attack, digits_net, images, labels, noise)
+    warned = pytest.warns(UserWarning, match=r"attack 'pgd': (20|10) images do not fit into memory; halved")
+    with recorded() as kept, warned:
+        halved = search(attack, Hungry(digits_net, 7, device_error), images, labels, noise)
+    assert [int(part[0, 0]) for part in kept["pgd"]] == [5, 5, 5, 5]
     assert torch.equal(whole.fooled, halved.fooled)
     assert 0 < whole.fooled.sum() < 20
     torch.testing.assert_close(whole.adv, halved.adv, atol=1e-5, rtol=0)
