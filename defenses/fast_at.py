@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robobench.api import DEFENSES, Batch, Defense, Loss, Passes, Recipe, Setup, Stage
-from robobench.inner import ascend, eval_mode, frozen
+from robobench.inner import ascend, frozen
 from robobench.threat import ThreatModel
 
 CHECK_IMAGES = 256  # looked at together
@@ -78,14 +78,14 @@ class FastATObjective(nn.Module):
     def inner_maximization(self, batch: Batch) -> Tensor:
         """Take one step up the cross-entropy from a uniform start, back into the ball and [0, 1]."""
         threat = self.config.threat_at(self.threat, batch.epoch)
-        with eval_mode(self.model):
+        with frozen(self.model):
             return self._ascend(batch, "start", threat, 1, self.config.relative_step)
 
     def watch(self, batch: Batch) -> tuple[dict[str, float], bool]:
         """Look at the epoch's first batch under PGD; after a great loss put the epoch before back and end."""
         hits = []
         with frozen(self.model):
-            for rows in torch.arange(len(batch.labels), device=batch.labels.device).split(CHECK_IMAGES):
+            for rows in torch.split(torch.arange(len(batch.labels), device=batch.labels.device), CHECK_IMAGES):
                 part = Batch(batch.images[rows], batch.labels[rows], batch.index[rows], batch.epoch, batch.noise[rows])
                 adv = self._ascend(part, "watch", self.threat, CHECK_STEPS, CHECK_STEP)
                 with torch.no_grad():

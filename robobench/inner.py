@@ -28,17 +28,23 @@ def eval_mode(*modules: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def no_parameter_gradients(*modules: nn.Module) -> Iterator[None]:
+    """Leave parameters out of the graph; a compiled network would compute their gradients whether asked or not."""
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    try:
+        for p in parameters:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in parameters:
+            p.requires_grad_(True)
+
+
+@contextmanager
 def frozen(*modules: nn.Module) -> Iterator[None]:
     """Eval mode without parameter gradients, for a search that needs gradients of images only."""
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    with eval_mode(*modules):
-        try:
-            for p in parameters:
-                p.requires_grad_(False)
-            yield
-        finally:
-            for p in parameters:
-                p.requires_grad_(True)
+    with eval_mode(*modules), no_parameter_gradients(*modules):
+        yield
 
 
 def usable(grad: Tensor, attack: str) -> Tensor:
@@ -99,8 +105,8 @@ class AttackedRecipe(Recipe):
         self.one_of("attack_bn", "eval", "train")
 
     def attacked(self, *modules: nn.Module) -> AbstractContextManager[None]:
-        """Return the mode in which the networks are attacked, as a context."""
-        return eval_mode(*modules if self.attack_bn == "eval" else ())
+        """Return the mode in which the networks are attacked, as a context; gradients are of images only."""
+        return frozen(*modules) if self.attack_bn == "eval" else no_parameter_gradients(*modules)
 
     def ascend(
         self, objective: Callable[[Tensor], Tensor], start: Tensor, images: Tensor, threat: ThreatModel

@@ -63,6 +63,11 @@ class Training:
         plain = "".join(c if c.isalnum() or c in "-." else "-" for c in what)
         return f"{plain[:80]}-s{self.seed}-{self.key[:10]}"
 
+    @property
+    def compiled(self) -> bool:
+        """Whether its networks are compiled for training."""
+        return bool(self.recipe.get("compiled"))
+
     def stage_recipe(self, stage: Stage) -> dict[str, Any]:
         """Everything that determines what a stage leaves: of the config only the fields the stage names."""
         config: dict[str, Any] = self.recipe["config"]

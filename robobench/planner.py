@@ -16,7 +16,7 @@ from robobench.api import Attack, Defense, Recipe
 from robobench.errors import PluginError, RequestError
 from robobench.evaluation import check_logits
 from robobench.plan import STORE_VERSION, Cell, External, Plan, Training
-from robobench.provenance import arithmetic, resolve_device, resolve_precision
+from robobench.provenance import arithmetic, compiles, resolve_device, resolve_precision
 from robobench.registry import unknown
 from robobench.request import Request, RunValues, check_executor, make, parse_sets, parse_value, typed
 from robobench.store import Store, check_writable, file_digest
@@ -244,6 +244,7 @@ class Planner:
             for role, other in cls(config).requires.items()
         }
         threat = self.train_threat if cls.adversarial else None
+        seen = config.epochs * self.train_images
         recipe = {
             "defense": name,
             "version": cls.version,
@@ -263,6 +264,7 @@ class Planner:
             "store": STORE_VERSION,
             **arithmetic(self.device),
             "requires": {role: other.key for role, other in requires.items()},
+            **({"compiled": True} if compiles(self.request.compile, self.device, seen) else {}),
             **self._split(spec),
         }
         made = Training(cls, config, seed, spec, threat, requires, recipe, self.request.dataset)

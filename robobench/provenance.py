@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import shutil
 import subprocess
 from pathlib import Path
 
 import torch
 
 from robobench.errors import RequestError
+
+WORTH_COMPILING = 200_000  # images seen: with fewer, compiling takes longer than it saves
 
 
 @functools.cache
@@ -73,6 +76,19 @@ def resolve_device(name: str) -> str:
         if number and (not number.isdigit() or int(number) >= count):
             raise RequestError(f"device '{name}' is not here; there are {count} CUDA devices, from cuda:0")
     return name
+
+
+def compiles(name: str, device: str, images: int) -> bool:
+    """Turn auto|on|off into whether networks are compiled for a training that sees so many images.
+
+    auto compiles long trainings on a CPU: there a gain was measured (docs/scaling.md), on GPUs none yet.
+    """
+    if name not in ("auto", "on", "off"):
+        raise RequestError(f"unknown --compile '{name}'; known: auto, on, off")
+    compiler = any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++")))
+    if name == "on" and not compiler:
+        raise RequestError("--compile on needs a C++ compiler, and neither g++ nor clang++ is on PATH; leave it out")
+    return name == "on" or (name == "auto" and device == "cpu" and compiler and images >= WORTH_COMPILING)
 
 
 def resolve_precision(name: str, device: str) -> str:

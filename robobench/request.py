@@ -64,6 +64,7 @@ class Request:
     seeds: tuple[int, ...] = (0,)
     device: str = "auto"
     precision: str = "auto"
+    compile: str = "auto"  # auto | on | off
     threads: int | None = None
     devices: int = 1
     attacks: tuple[str, ...] | None = None

@@ -33,6 +33,7 @@ COLUMNS = [
     *("worst_case_accuracy", "worst_case_ci_low", "worst_case_ci_high", "worst_case_attacks"),
     *("own_forwards", "whole_forwards", "passes"),  # training cost in passes, where stages declare them
     *("own_cpu_seconds", "whole_cpu_seconds"),  # beside seconds they show a crowded machine
+    "compiled",
 ]
 
 COSTS = [

@@ -19,9 +19,11 @@ from torch import Tensor
 
 from robobench import evaluation, interrupts, processes, provenance
 from robobench.checkpoint import Unfinished, evaluated, save_evaluated, save_tensors
+from robobench.curves import Curves, gather, join, rounded
 from robobench.errors import StorageError
 from robobench.plan import Cell, Plan, Training
 from robobench.progress import Reporter
+from robobench.search import recorded
 from robobench.statistics import Bits, pack
 from robobench.store import key_of
 from robobench.trainer import Trainer
@@ -84,8 +86,8 @@ class Runner(Trainer):
             record["status"] = "refused" if record["reason"].startswith("refused") else "failed"
         else:
             try:
-                clean, robust, record["seconds"] = self._bits(training, cell, protocol, name)
-                record.update(clean_bits=pack(clean), robust_bits=pack(robust), status="ok")
+                clean, robust, went, record["seconds"] = self._bits(training, cell, protocol, name)
+                record.update(clean_bits=pack(clean), robust_bits=pack(robust), curves=rounded(went), status="ok")
                 record["budget"] = cell.attack.budget  # may depend on the number of classes it met
             except StorageError:  # nothing else could be kept either
                 raise
@@ -173,6 +175,7 @@ class Runner(Trainer):
             "selection": training.selection,
             "examples": self.plan.examples,
             "precision": self.plan.precision,
+            "compiled": training.compiled,
             "threads": self.plan.threads,
             "hardware": provenance.hardware(self.plan.device, self.plan.devices),
             "torch_version": torch.__version__,
@@ -200,40 +203,43 @@ class Runner(Trainer):
     def _chunks(self) -> list[Tensor]:
         return list(evaluation.chunks(self.plan.examples, self.plan.run.chunk))
 
-    def _bits(self, training: Training, cell: Cell, protocol: str, name: str) -> tuple[Tensor, Tensor, float]:
+    def _bits(self, training: Training, cell: Cell, protocol: str, name: str) -> tuple[Tensor, Tensor, Curves, float]:
         """Attack chunk by chunk; each finished chunk is on disk before the next begins.
 
         Returns:
-            Clean and robust bits, and the seconds it took in all.
+            Clean and robust bits, how white-box searches went, and the seconds it took in all.
         """
         plan, data = self.plan, self.plan.dataset.test
         source = plan.source if protocol == "transfer" else None
         states = Unfinished(self.store, self._partial(name, training, source))
-        done, before = processes.from_first(lambda: evaluated(states))
+        done, went, before = processes.from_first(lambda: evaluated(states))
         begun = time.perf_counter() - before
         clean, chunks = self.clean(training), self._chunks()
         examples = self.examples(cell) if protocol == "transfer" else []
         model = self.network(training)
 
-        def bits(number: int) -> Tensor:
+        def bits(number: int) -> tuple[Tensor, Curves]:
             index, right = chunks[number], clean[chunks[number]]
             if protocol == "white-box":
-                return evaluation.white_box_bits(model, cell.attack, data, index, right, plan.device)
+                with recorded() as kept:
+                    found = evaluation.white_box_bits(model, cell.attack, data, index, right, plan.device)
+                return found, gather(kept)
             adv = load_file(examples[number] / "examples.safetensors", device=plan.device)["adv"]
-            return evaluation.transfer_bits(model, adv, data.labels[index], right)
+            return evaluation.transfer_bits(model, adv, data.labels[index], right), {}
 
         def save() -> None:
-            save_evaluated(states, done, time.perf_counter() - begun)
+            save_evaluated(states, done, went, time.perf_counter() - begun)
 
         left = range(len(done), len(chunks))
         with self.reporter.bar(f"{training.name}: {cell.attack.name} {cell.threat} {protocol}", plan.examples) as bar:
             bar(sum(map(len, chunks[: left.start])))
-            for number, found in zip(left, processes.each(left, bits), strict=True):
+            for number, (found, way) in zip(left, processes.each(left, bits), strict=True):
                 done.append(pack(found))
+                went = join([went, way])
                 processes.from_first(save)
                 interrupts.leave_if_asked()
                 bar(len(chunks[number]))
-        return clean, torch.tensor(Bits.read("".join(done)).values), time.perf_counter() - begun
+        return clean, torch.tensor(Bits.read("".join(done)).values), went, time.perf_counter() - begun
 
     def _transfer_recipe(self, cell: Cell) -> dict[str, Any]:
         assert self.plan.source is not None

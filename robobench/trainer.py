@@ -126,7 +126,7 @@ class Trainer:
             return
         self.reporter.note(f"{label}: training {training.spec.name} on {training.dataset}")
         data = self.plan.dataset.train.first(self.plan.train_images)
-        engine = Engine(self.plan.device, self.plan.precision, training.seed, self.reporter)
+        engine = Engine(self.plan.device, self.plan.precision, training.seed, self.reporter, training.compiled)
         model = models.build(training.spec).to(self.plan.device)
         if self.plan.run.sync_batchnorm and processes.count() > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
@@ -142,6 +142,8 @@ class Trainer:
             required={role: Frozen(self.network(other)) for role, other in training.requires.items()},
         )
         teachers = self._measured(training, engine, setup.required, data)
+        for teacher in setup.required.values():
+            engine.compile(teacher.module)
         digests = {role: state_digest(teacher.module) for role, teacher in setup.required.items()}
         stages = training.defense(training.config).stages(setup)
         selection = self._selection(training, engine, model, stages[-1])
@@ -195,7 +197,7 @@ class Trainer:
             models.load_weights(model, training.weights)
         now = file_digest(training.weights) if training.weights else state_digest(model)
         if now != training.recipe["external"]:
-            what = training.weights or f"what '{training.spec.name}' loads"
+            what = f"'{training.weights}'" if training.weights else f"what '{training.spec.name}' loads"
             raise ArtifactError(f"{what} has changed since this run began; start it again")
         processes.from_first(lambda: self._save(training, model, [], []))
 
@@ -314,6 +316,7 @@ class Trainer:
             "threat": asdict(training.threat) if training.threat else None,
             "seed": training.seed,
             "precision": self.plan.precision,
+            "compiled": training.compiled,
             "threads": self.plan.threads,
             "devices": self.plan.devices,
             "sync_batchnorm": self.plan.run.sync_batchnorm,

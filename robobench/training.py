@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from robobench import interrupts, processes
 from robobench.api import Batch, Loss, Produce, Stage, Train
+from robobench.architectures import Prepared
 from robobench.augment import augment
 from robobench.checkpoint import Checkpoint, Position
-from robobench.errors import NonFiniteLossError, OutOfMemoryError
+from robobench.errors import NonFiniteLossError, OutOfMemoryError, RequestError
 from robobench.inner import eval_mode
 from robobench.progress import Reporter
 from robobench.randomness import Noise, key, permutation
@@ -52,10 +53,18 @@ class Engine:
     precision: str
     seed: int
     reporter: Reporter = field(default_factory=lambda: Reporter(-1))
+    compiled: bool = False
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context of the run's precision: bf16 autocast or none."""
         return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def compile(self, module: nn.Module) -> None:
+        """Compile the networks inside a module, in place, where the run asks for that; first passes pay for it."""
+        if self.compiled:
+            for part in module.modules():
+                if isinstance(part, Prepared):
+                    part.net.compile(dynamic=True)
 
     def batch(self, data: Images, index: Tensor, stage: str, epoch: int, how: str = "none") -> Batch:
         """Read and augment the images of an index; every draw is keyed by seed, stage, epoch and image."""
@@ -197,6 +206,7 @@ def warm_up(engine: Engine, stage: Train, objective: nn.Module, data: Images, pa
     watch = Stopwatch(engine.device)
     with watch.account("warm-up") as account, torch.random.fork_rng():
         spare = copy.deepcopy(objective).train()
+        engine.compile(spare)
         index = processes.share(torch.arange(min(len(data), stage.batch_size)))
         real = engine.batch(data, index, "warm-up", 0)
         batch = Batch(real.noise.uniform_like(real.images), real.labels, real.index, stage.epochs, real.noise)
@@ -238,6 +248,7 @@ def run_train(
         ValueError: there are more processes than images in a batch.
     """
     objective = build_objective(stage, engine.device)
+    engine.compile(objective)
     optimizer = stage.optimizer(objective)
     rates = [group["lr"] for group in optimizer.param_groups]
     sizes = splits(len(data), stage.batch_size)
@@ -256,6 +267,9 @@ def run_train(
             at.warmup = at.warmup if restored else warmup
             break
         except (MemoryError, RuntimeError) as err:
+            if type(err).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                why = " ".join(str(err).split())[:300]
+                raise RequestError(f"stage '{stage.name}' cannot be compiled ({why}); --compile off trains it") from err
             at.parts = more_parts(stage, at.parts, sizes[0], err)
     objective.train()
     stepped = processes.wrap(objective)

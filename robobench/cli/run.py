@@ -32,6 +32,7 @@ def main(
     seeds: o.Seeds = None,
     device: o.Device = "auto",
     precision: o.Precision = "auto",
+    compile: o.Compile = "auto",
     threads: o.Threads = None,
     devices: o.Devices = 1,
     attacks: o.Attacks = None,

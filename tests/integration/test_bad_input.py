@@ -52,6 +52,7 @@ def refused(capsys, tmp_path, monkeypatch):
         (["run", "--defense", "standard", "--norm", "L2", "--attacks", "jitter"], "has no L2 form"),
         (["run", "--defense", "standard", "--device", "tpu"], "unknown device 'tpu'"),
         (["run", "--defense", "standard", "--precision", "fp8"], "unknown precision 'fp8'"),
+        (["run", "--defense", "standard", "--compile", "yes"], "unknown --compile 'yes'; known: auto, on, off"),
         (["run", "--defense", "standard", "--examples", "0"], "--examples must be at least 1"),
         (["run", "--defense", "standard", "--seeds", "a,b"], "is not a list of whole numbers"),
         (["run", "--defense", "standard", "--epochs", "-3"], "--epochs must be at least 0"),

@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._dynamo.utils import counters
 
 from robobench.api import Batch, Loss, Produce, Recipe, Setup, Train, lr_schedule, sgd
-from robobench.errors import NonFiniteLossError
+from robobench.architectures import Prepared
+from robobench.defenses.at import ATConfig, ATObjective
+from robobench.errors import NonFiniteLossError, RequestError
+from robobench.provenance import WORTH_COMPILING, compiles
 from robobench.testing import Blobs, SmallNet
 from robobench.threat import ThreatModel
 from robobench.timing import Stopwatch
@@ -136,6 +142,34 @@ def test_bf16_trains_to_nearly_the_same_loss():
         )
         losses[precision] = found[-1]
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.1)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs a C++ compiler")
+def test_a_compiled_training_is_the_other_one_up_to_rounding_and_is_compiled_twice():
+    losses, graphs, found = {}, [], counters["stats"]
+    for compiled in (False, True):
+        objective = ATObjective(Prepared(SmallNet()), ThreatModel("Linf", 0.05), ATConfig(inner_steps=2))
+        before = found["unique_graphs"]
+        run_train(
+            Engine("cpu", "fp32", 0, compiled=compiled),
+            stage(objective),  # batches of 16; the warm-up has one of 20
+            Blobs(),
+            Stopwatch(),
+            lambda s, e, m, at=compiled: losses.setdefault(at, []).append(m["loss"]),
+        )
+        graphs.append(found["unique_graphs"] - before)
+    assert graphs[0] == 0 and 2 <= graphs[1] <= 4  # the network attacked, and trained: once each, not once a batch
+    assert losses[True] == pytest.approx(losses[False], rel=1e-3)
+
+
+def test_auto_compiles_long_trainings_on_a_cpu_with_a_compiler(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/g++" if name == "g++" else None)
+    assert [compiles("auto", "cpu", images) for images in (WORTH_COMPILING - 1, WORTH_COMPILING)] == [False, True]
+    assert not compiles("auto", "cuda", 10**9) and compiles("on", "cuda", 1) and not compiles("off", "cpu", 10**9)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert not compiles("auto", "cpu", 10**9)
+    with pytest.raises(RequestError, match=r"needs a C\+\+ compiler"):
+        compiles("on", "cpu", 1)
 
 
 def test_step_schedules_drop_at_the_published_epochs():
