@@ -3,24 +3,33 @@
     python benchmarks/devices.py [--out DIR] [--seeds 3] [--defenses standard,at] [--set NAME.FIELD=VALUE]
 
 Trains each defense with one process and with two (gloo, one thread each, the same batches) for every seed, and attacks
-with PGD-20. With BatchNorm the two are different trainings: each process normalizes its half of a batch. Exit status 1
-if a defense's mean accuracies differ by more than the spread over seeds can explain (two-sided t-test, 1 %), or if an
-evaluation in two processes gives another bit than in one.
+with PGD-20. With BatchNorm the two are different trainings: each process normalizes its half of a batch. Then checks
+the model of docs/howto/devices.md on `at`: a step of N processes takes as long as a step of one on B / N images, and
+the exchange of the gradients, which is timed by itself. Exit status 1 if a defense's mean accuracies differ by more
+than the spread over seeds can explain (two-sided t-test, 1 %), or if an evaluation in two processes gives another bit
+than in one.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
 from scipy.stats import ttest_ind
 
 import robobench
+from robobench.training import splits
 
 
 def compare(chosen: argparse.Namespace, devices: int, out: Path) -> pd.DataFrame:
@@ -51,6 +60,49 @@ def seconds(out: Path) -> str:
     images = sum(s["images"] for s in stages)
     wall, cpu = (1000 * sum(s[name] for s in stages) / images for name in ("seconds", "cpu_seconds"))
     return f"{wall:.2f} ms and {cpu:.2f} CPU ms a training image"
+
+
+def one_training(chosen: argparse.Namespace, out: Path, devices: int, batch_size: int) -> tuple[float, int]:
+    """Train `at` once; return seconds a step, and the network's parameters."""
+    sets = tuple(text for text in chosen.set if text.startswith(("run.", "at.")))
+    flags = {"threads": 1, "precision": "fp32", "verbosity": 0, "protocol": "white-box", "attacks": "fgsm"}
+    robobench.run("at", devices=devices, batch_size=batch_size, examples=8, out=out, sets=sets, **flags)
+    (stage,) = json.loads(next(out.glob("at-*/timing.json")).read_text())["stages"]
+    weights = load_file(next(out.glob("at-*/model.safetensors")))
+    per_epoch = len(splits(stage["images"] // stage["epochs"], batch_size))
+    return stage["seconds"] / (stage["epochs"] * per_epoch), sum(value.numel() for value in weights.values())
+
+
+def exchange(rank: int, meeting: str, count: int, times: int, told: Any) -> None:
+    """Time the mean of `count` float32 values over two processes, and two short messages."""
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    values = torch.zeros(count)
+    for number in range(times + 3):
+        if number == 3:  # the first ones connect
+            begun = time.perf_counter()
+        for message in (values, torch.zeros(1), torch.zeros(8)):
+            dist.all_reduce(message)
+    if rank == 0:
+        told.put((time.perf_counter() - begun) / times)
+    dist.destroy_process_group()
+
+
+def model(chosen: argparse.Namespace, batch_size: int = 128) -> None:
+    """Predict a step of two processes from steps of one and the exchange, and measure it."""
+    with tempfile.TemporaryDirectory() as place:
+        out = Path(place)
+        whole, count = one_training(chosen, out / "whole", 1, batch_size)
+        half, _ = one_training(chosen, out / "half", 1, batch_size // 2)
+        both, _ = one_training(chosen, out / "both", 2, batch_size)
+        told = multiprocessing.get_context("spawn").Queue()
+        torch.multiprocessing.spawn(exchange, (str(out / "meeting"), count, 50, told), nprocs=2)
+        talk = told.get()
+    print(
+        f"a step of at, {batch_size} images: {1000 * whole:.1f} ms in one process; in two {1000 * both:.1f} ms, "
+        f"predicted {1000 * (half + talk):.1f} = {1000 * half:.1f} for half the images + {1000 * talk:.2f} for the "
+        f"exchange of {count:,} values"
+    )
 
 
 def evaluated(chosen: argparse.Namespace, devices: int, out: Path) -> tuple[float, dict[str, str]]:
@@ -89,6 +141,7 @@ def main() -> int:
             print(f"{defense} {column} at {eps}: {one.mean():.3f} and {two.mean():.3f}, p = {p:.2g}")
             if p < 0.01:
                 wrong.append(f"{defense} {column} at {eps}")
+    model(chosen)
     alone, ours = evaluated(chosen, 1, chosen.out / "1")
     both, theirs = evaluated(chosen, 2, chosen.out / "1")
     print(
