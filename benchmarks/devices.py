@@ -111,7 +111,13 @@ def evaluated(chosen: argparse.Namespace, devices: int, out: Path) -> tuple[floa
     again = out / f"again-{devices}"
     shutil.rmtree(again, ignore_errors=True)
     begun = time.perf_counter()
-    flags = {"attacks": chosen.attacks, "eps": "0.1", "examples": chosen.examples, "threads": 1, "devices": devices}
+    flags = {
+        "attacks": chosen.attacks.split(","),
+        "eps": "0.1",
+        "examples": chosen.examples,
+        "threads": 1,
+        "devices": devices,
+    }
     robobench.evaluate(weights, out=again, sets=("run.chunk=36",), **flags)
     print(f"evaluation, {devices} processes: {time.perf_counter() - begun:.1f} s with their start")
     records = [json.loads(path.read_text()) for path in again.glob("artifacts/evaluations/*/record.json")]
