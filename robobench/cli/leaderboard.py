@@ -62,8 +62,9 @@ def main(
         return _published(str(place) if place else None)
     from robobench import report
 
+    rows, note = _rows(place, out)
     text = report.leaderboard(
-        _rows(place, out),
+        rows,
         form,
         sort=sort,
         filters=filter_ or (),
@@ -72,11 +73,17 @@ def main(
         everything=everything,
     )
     print(text, end="")
+    if note:
+        typer.echo(note, err=True)
     return 0
 
 
-def _rows(place: Path | None, out: Path) -> pd.DataFrame:
-    """Read the rows of a place; without one and without a store, those of the boards that robobench measured."""
+def _rows(place: Path | None, out: Path) -> tuple[pd.DataFrame, str]:
+    """Read the rows of a place; without one and without a store, those of the boards that robobench measured.
+
+    Returns:
+        The rows, and what there is to say about them.
+    """
     import pandas as pd
 
     from robobench import results
@@ -84,9 +91,9 @@ def _rows(place: Path | None, out: Path) -> pd.DataFrame:
     boards = results.measured()
     if place is None and out == STORE and not out.exists() and boards:
         names = ", ".join(board.name for board in boards)
-        typer.echo(f"note: no store in '{out}'; this is what robobench itself measured ({names})", err=True)
-        return pd.concat([results.read(board) for board in boards], ignore_index=True)
-    return results.read(place or out)
+        note = f"note: no store in '{out}'; this is what robobench itself measured ({names})"
+        return pd.concat([results.read(board) for board in boards], ignore_index=True), note
+    return results.read(place or out), ""
 
 
 def _published(board: str | None) -> int:
