@@ -183,7 +183,7 @@ def progress(left: Mapping[str, Sequence[float]], looks: Sequence[int], title: s
         for number, (name, values) in enumerate(some):
             line = "-" if number < len(COLORS) else "-."
             axes.plot(looks[: len(values)], values, line, color=COLORS[number % len(COLORS)], label=name)
-        axes.set(xlabel="looks at the model", ylabel="still right, %", ylim=(-2, 102))
+        axes.set(xlabel="looks at the model", ylabel="still right, % of the attacked", ylim=(-2, 102))
         axes.set_title(title)
         figure.legend(loc="outside right upper")
         return figure
