@@ -6,19 +6,24 @@ import csv
 import io
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 import robobench
 from robobench import results
+from robobench.attacks.transfer import Transfer, TransferConfig
 from robobench.cli import main
 from robobench.errors import RequestError
+from robobench.redo import changes
 from robobench.report import folder
 from robobench.report.front import front
 from robobench.store import MANIFEST, file_digest, key_of
+from robobench.threat import ThreatModel
 from robobench.verify import Found, Verifier
 
 ROOT = Path(__file__).parents[2]
@@ -186,6 +191,15 @@ def test_a_markdown_file_s_tables_are_filled_and_others_refused(board, tmp_path)
     page.write_text("no comments")
     with pytest.raises(RequestError, match="has no table to fill"):
         folder.fill_file(page)
+
+
+def test_examples_made_elsewhere_are_verified_and_redone_by_their_name_alone(tmp_path):
+    np.savez(tmp_path / "made.npz", adv=np.zeros((2, 3, 8, 8), np.float32))
+    attack = Transfer(TransferConfig(file=str(tmp_path / "made.npz")), ThreatModel("Linf", 0.1))
+    config = asdict(attack.config)
+    again = Verifier._attack({"attack": attack.name, "config": config, "norm": "Linf", "eps": 0.1})
+    assert again.name == attack.name and again.config == attack.config
+    assert changes("attack", attack.name, config, "quick", "cnn") == []  # `--set` could not say more
 
 
 def test_a_leaderboard_without_a_store_shows_the_boards_that_come_along(board, tmp_path, monkeypatch, capsys):

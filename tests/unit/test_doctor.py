@@ -230,7 +230,9 @@ def test_black_box_and_transfer_are_compared_image_by_image():
     many, one = told("m", "11100"), told("o", "01111", steps=1)
     assert raised(many, one, told("b", "10011", None, True)) == {"black-box-stronger"}
     assert raised(many, one, told("m", "00111", protocol="transfer")) == set()  # image 0 had fallen, 1 is one image
-    assert raised(many, told("m", "00111", protocol="transfer")) == {"transfer-stronger"}
+    transferred = {"protocol": "transfer", "weights_digest": "a"}
+    assert raised(many, told("m", "00111", **transferred, source_digest="b")) == {"transfer-stronger"}
+    assert raised(many, told("m", "00111", **transferred, source_digest="a")) == set()  # its own examples
 
 
 def test_more_images_right_at_a_larger_radius_are_noticed_for_many_steps_only():
