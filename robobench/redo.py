@@ -84,7 +84,7 @@ class Redo:
         sets = self._run_values(config, cells)
         if flags[0] == "run":
             flags += ["--seed", str(config["seed"]), "--precision", config["precision"]]
-            flags += ["--compile", "on"] if config.get("compiled") else []
+            flags += ["--compile", "on" if config["compiled"] else "off"]
             flags += self._trainings(name, cells, sets)
         flags += self._attacks(cells, sets, preset, model, external=flags[0] == "evaluate")
         for text in dict.fromkeys(sets):
