@@ -121,10 +121,8 @@ class RoCL(Defense):
             "augment": "none",
             "lr_warmup": 10 / 200,
         },
-        "paper": {
-            "epochs": 150,
-            "lr_warmup": 10 / 150,
-        },  # the iterations that section 4.4 of the MACD paper states for RoCL
+        # The iterations that section 4.4 of the MACD paper states for RoCL.
+        "paper": {"epochs": 150, "lr_warmup": 10 / 150},
     }
 
     def stages(self, setup: Setup) -> list[Stage]:

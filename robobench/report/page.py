@@ -137,7 +137,8 @@ def _section(
         f"no figure: {r.defense} under {r.attack} ({r.protocol}): {r.reason}"
         for r in rows[rows["status"] != "ok"].itertuples()
     ]
-    pictures += _progress(prefix, rows, store)
+    records = [record for cells in redo.cells.values() for record in cells]
+    pictures += _progress(prefix, rows, records)
     identity = ["defense", "seed", "weights_digest"]
     named: Named = [(name, part, folders.get(tuple(part.iloc[0][identity]))) for name, part in labelled(rows)]
     stages = {name: _stage_seconds(store, folder) for name, _, folder in named if folder}
@@ -145,7 +146,7 @@ def _section(
         bars = draw.stage_bars({name: parts for name, parts in stages.items() if parts})
         words = "Every stage that had to run; 'from NAME' is another training that this one required."
         pictures.append(Picture(f"{prefix}-stages", bars, words))
-    more, why = _images(prefix, named, store, str(first["data_digest"]), data_dir)
+    more, why = _images(prefix, named, store, records, str(first["data_digest"]), data_dir)
     pictures += more
     notes += why
     networks = [_network(name, part, store, redo, folder) for name, part, folder in named]
@@ -153,11 +154,10 @@ def _section(
     return Section(title, tables, matrices, pictures, networks, notes)
 
 
-def _progress(prefix: str, rows: pd.DataFrame, store: Store) -> list[Picture]:
+def _progress(prefix: str, rows: pd.DataFrame, records: list[dict[str, Any]]) -> list[Picture]:
     """Draw how the attack with most networks (then most steps) went at the smallest radius of each norm."""
-    said = [json.loads((folder / "record.json").read_text()) for folder in store.manifests("evaluations")]
     ours = {(r.weights_digest, r.examples, r.data_digest) for r in rows.itertuples()}
-    said = [r for r in said if (r["weights_digest"], r["examples"], r["data_digest"]) in ours and r.get("curves")]
+    said = [r for r in records if (r["weights_digest"], r["examples"], r["data_digest"]) in ours and r.get("curves")]
     names = {part.iloc[0]["weights_digest"]: name for name, part in labelled(rows)}
     pictures = []
     for norm in dict.fromkeys(r["threat_norm"] for r in sorted(said, key=lambda r: r["threat_norm"] != "Linf")):
@@ -179,14 +179,19 @@ Named = list[tuple[str, pd.DataFrame, str | None]]  # a network's name in tables
 
 
 def _images(
-    prefix: str, named: Named, store: Store, data_digest: str, data_dir: Path | None
+    prefix: str,
+    named: Named,
+    store: Store,
+    records: list[dict[str, Any]],
+    data_digest: str,
+    data_dir: Path | None,
 ) -> tuple[list[Picture], list[str]]:
     """Draw the images most networks lose, and what each method shows of its own; say why where that cannot be."""
     look = functools.cache(lambda: images_at_hand(store, data_digest, data_dir))
     pictures: list[Picture] = []
     notes: list[str] = []
     try:
-        worst = lost_most(store, data_digest, look)
+        worst = lost_most(store, records, data_digest, look)
     except ArtifactError as err:
         worst = f"no pictures: {err}"
     if isinstance(worst, Worst):

@@ -37,7 +37,7 @@ class Worst:
     title: str
 
 
-def lost_most(store: Store, data_digest: str, look: Look) -> Worst | str:
+def lost_most(store: Store, records: list[dict[str, Any]], data_digest: str, look: Look) -> Worst | str:
     """Show the images that most networks lose under the strongest stored transfer attack.
 
     Only the first chunk of test images is looked at.
@@ -48,7 +48,6 @@ def lost_most(store: Store, data_digest: str, look: Look) -> Worst | str:
     Raises:
         ArtifactError: the examples are damaged.
     """
-    records = [json.loads((folder / "record.json").read_text()) for folder in store.manifests("evaluations")]
     records = [r for r in records if (r["protocol"], r["status"], r["data_digest"]) == ("transfer", "ok", data_digest)]
     chunks = []
     for folder in store.manifests("transfer"):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from robobench.api import Batch, Setup, lr_schedule
 from robobench.defenses.at import AT, ATConfig, ATObjective
+from robobench.defenses.fast_at import FastATConfig, FastATObjective
 from robobench.inner import AttackedRecipe
 from robobench.randomness import Noise
 from robobench.threat import ThreatModel
@@ -25,8 +26,9 @@ def buffers(model):
     return {name: value.clone() for name, value in model.named_buffers()}
 
 
-def test_the_loss_is_the_mean_cross_entropy_of_the_attacked_images_alone():
-    objective = ATObjective(torch.nn.Flatten(), THREAT, ATConfig())  # the images are the logits
+@pytest.mark.parametrize(("kind", "config"), [(ATObjective, ATConfig()), (FastATObjective, FastATConfig())])
+def test_the_loss_is_the_mean_cross_entropy_of_the_attacked_images_alone(kind, config):
+    objective = kind(torch.nn.Flatten(), THREAT, config)  # the images are the logits
     adv = torch.tensor([[0.5, 0.2, 0.3], [0.1, 0.1, 0.8]]).log().view(2, 3, 1, 1)
     objective.inner_maximization = lambda batch: adv
     loss = objective(batch_of(torch.rand(2, 3, 1, 1), torch.tensor([1, 2])))
