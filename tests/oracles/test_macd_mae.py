@@ -28,19 +28,10 @@ from robobench.defenses.macd.mae import (
 )
 from robobench.randomness import Noise
 from robobench.threat import ThreatModel
+from tests import macd
 from tests.toys import TinyBatchNormNet, color_blobs
 
-TINY = MACDConfig(
-    teacher_patch=2,
-    student_patch=2,
-    encoder_width=16,
-    encoder_depth=2,
-    encoder_heads=2,
-    decoder_width=8,
-    decoder_depth=1,
-    decoder_heads=2,
-    mae_blr=0.02,
-)
+TINY = replace(macd.TINY, encoder_width=16, encoder_depth=2)
 SHAPE = (3, 8, 8)  # 16 tokens
 
 
