@@ -34,7 +34,7 @@ SETS = [
     *(f"{name}.inner_steps=3" for name in ROBUST),
     *(f"{name}.relative_step=0.5" for name in (*ROBUST, "rocl")),
     *("mtard.lr=2", "mtard.weight_decay=5e-5", "adaad.reduction=batchmean"),
-    *("rocl.inner_steps=2", "rocl.batch_size=128", "rocl.lr=10", "rocl.lr_warmup=1/8", "rocl.head_epochs=20"),
+    *("rocl.inner_steps=2", "rocl.batch_size=128", "rocl.lr=10", "rocl.lr_warmup=1/8", "rocl.head_epochs=10"),
     *("macd.encoder_width=32", "macd.encoder_heads=2", "macd.decoder_width=16", "macd.decoder_heads=1"),
     *("macd.mae_epochs=4", "macd.feature_epochs=1", "macd.mae_batch_size=16", "macd.mae_blr=0.024"),
     *("macd.feature_rate=0.01", "macd.static_steps=10", "macd.batch_size=64"),
@@ -76,7 +76,8 @@ def plan(scale: Scale, out: Path, data_dir: Path | None) -> list[Job]:
         values = {text.split("=")[0]: text for text in scale.sets if text.split(".")[0] in trained}
         words = ["-m", "robobench", "compare", "-q", "--defenses", ",".join(defenses), "--dataset", scale.dataset]
         words += ["--model", scale.model, "--preset", "cifar", "--epochs", str(scale.epochs), "--threads", "1"]
-        words += ["--device", "cpu", "--precision", "fp32", "--seeds", ",".join(map(str, seeds)), "--out", str(out)]
+        words += ["--device", "cpu", "--precision", "fp32", "--compile", "on"]
+        words += ["--seeds", ",".join(map(str, seeds)), "--out", str(out)]
         words += ["--data-dir", str(data_dir)] if data_dir else []
         return Job(name, (*words, *flags, *(f"--set={text}" for text in values.values())), after)
 
