@@ -5,19 +5,22 @@
 Trains three small networks through robobench, once (`--out` keeps them): undefended, adversarially trained, and a
 second undefended one for transfer. DIR holds CIFAR-10 as parquet files or torchvision's archive (Linf 8/255,
 L2 0.5); without it the embedded digits serve (Linf 0.1, L2 1.0). Each pair of tools runs alternately in one process;
-times are medians of `--repeats`. Memory is the rise of the resident set's high water in a process of its own, or the
-allocator's peak on a GPU. The full size takes hours on two cores; `--pgd-images 16 --images 8 --queries 100` minutes.
+times are medians of `--repeats`. Memory is the rise of the resident set's high water in a process of its own, where
+Square gets 20 queries, or the allocator's peak on a GPU. `--precision bf16` (auto: where the hardware has it) is for
+our searches; verdicts are float32. The full size takes hours on two cores; `--pgd-images 16 --images 8 --queries 100`
+minutes.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import multiprocessing
 import resource
 import statistics
+import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyautoattack
@@ -32,9 +35,11 @@ from robobench.evaluation import clean_bits
 from robobench.inner import frozen
 from robobench.plugins import load_attack
 from robobench.randomness import Noise
+from robobench.search import in_bfloat16
 from robobench.threat import ThreatModel
 
 SOURCE, OTHER, TRAINED = ("standard", 0), ("standard", 1), ("at", 0)
+PEERS = {"pgd": "torchattacks", "autoattack": "pyautoattack"}
 
 
 def networks(options: argparse.Namespace) -> dict[tuple[str, int], nn.Module]:
@@ -69,7 +74,7 @@ class Task:
             values = {"pgd": {"steps": 40}, "autoattack": {"queries": self.options.queries}}[self.kind]
             cls = load_attack(self.kind)
             noise = Noise.of(torch.arange(len(images), device=images.device), "attack", self.kind)
-            with frozen(model):
+            with frozen(model), in_bfloat16(self.options.precision == "bf16"):
                 return cls(cls.Config(**values), self.threat).find(model, images, labels, noise).adv
         if self.kind == "pgd":
             return torchattacks.PGD(model, eps=self.threat.eps, alpha=self.threat.eps / 4, steps=40)(images, labels)
@@ -86,56 +91,60 @@ def right(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         return model(images).argmax(1) == labels
 
 
-def peak(task: Task, model: nn.Module, images: Tensor, labels: Tensor) -> float:
+@dataclass(frozen=True)
+class Row:
+    """A row of the table: an attack on a network of ours."""
+
+    what: str
+    kind: str
+    threat: ThreatModel
+    model: nn.Module
+    images: Tensor
+    labels: Tensor
+
+    def run(self, tool: str, options: argparse.Namespace) -> Tensor:
+        """Attack with one of the two tools."""
+        return Task(tool, self.kind, self.threat, options)(self.model, self.images, self.labels)
+
+
+def peak(row: Row, tool: str, options: argparse.Namespace) -> float:
     """Measure the rise of the memory's high water during one run, in MiB."""
-    if images.is_cuda:
+    if row.images.is_cuda:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        task(model, images, labels)
+        row.run(tool, options)
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    reader, writer = multiprocessing.get_context("fork").Pipe(duplex=False)
-    child = multiprocessing.get_context("fork").Process(target=_peak, args=(writer, task, model, images, labels))
-    child.start()
-    figure: float = reader.recv()
-    child.join()
-    return figure
-
-
-def _peak(writer, task, model, images, labels) -> None:  # type: ignore[no-untyped-def]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    task(model, images, labels)
-    writer.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    row.run(tool, options)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
-def compare(
-    what: str,
-    kind: str,
-    threat: ThreatModel,
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    options: argparse.Namespace,
-) -> str:
-    """Run both tools in turn and return a row of the table."""
-    peer = "torchattacks" if kind == "pgd" else "pyautoattack"
-    tasks = {tool: Task(tool, kind, threat, options) for tool in ("robobench", peer)}
-    seconds: dict[str, list[float]] = {tool: [] for tool in tasks}
+def peak_elsewhere(number: int, tool: str) -> float:
+    """Measure in a process of its own, by this script's flags."""
+    words = [sys.executable, __file__, *sys.argv[1:], "--queries", "20", "--peak", f"{number}:{tool}"]
+    return float(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+
+
+def compare(number: int, row: Row, options: argparse.Namespace) -> str:
+    """Run both tools in turn and return a line of the table."""
+    peer = PEERS[row.kind]
+    seconds: dict[str, list[float]] = {"robobench": [], peer: []}
     left: dict[str, Tensor] = {}
-    memory = {tool: peak(task, model, images, labels) for tool, task in tasks.items()} if options.memory else {}
+    memory = [peak_elsewhere(number, tool) for tool in seconds] if options.memory else []
     for _ in range(options.repeats):
-        for tool, task in tasks.items():
+        for tool, times in seconds.items():
             begun = time.perf_counter()
-            adv = task(model, images, labels)
-            if images.is_cuda:
+            adv = row.run(tool, options)
+            if adv.is_cuda:
                 torch.cuda.synchronize()
-            seconds[tool].append(time.perf_counter() - begun)
-            left[tool] = right(model, adv, labels)
-    ours, theirs = (statistics.median(seconds[tool]) for tool in tasks)
-    accuracy = " / ".join(f"{100 * left[tool].float().mean():.1f}" for tool in tasks)
+            times.append(time.perf_counter() - begun)
+            left[tool] = right(row.model, adv, row.labels)
+    ours, theirs = map(statistics.median, seconds.values())
+    accuracy = " / ".join(f"{100 * stands.float().mean():.1f}" for stands in left.values())
     agree = (left["robobench"] == left[peer]).float().mean()
-    used = " / ".join(f"{memory[tool]:.0f}" for tool in tasks) if memory else "-"
+    used = " / ".join(f"{figure:.0f}" for figure in memory) or "-"
     return (
-        f"| {what} | {threat} | {len(images)} | {peer} | {ours:.1f} / {theirs:.1f} | {theirs / ours:.2f} "
+        f"| {row.what} | {row.threat} | {len(row.images)} | {peer} | {ours:.1f} / {theirs:.1f} | {theirs / ours:.2f} "
         f"| {accuracy} | {100 * agree:.1f} | {used} |"
     )
 
@@ -163,9 +172,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", default="auto", help="of our searches: auto, fp32 or bf16")
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="skip the runs that measure memory")
     options = parser.parse_args()
     options.dataset = "cifar10" if options.data else "digits"
+    options.precision = provenance.resolve_precision(options.precision, options.device)
     torch.set_num_threads(options.threads)
 
     made = networks(options)
@@ -178,9 +190,23 @@ def main() -> None:
     images, labels = data.images(index), data.labels[index].to(options.device)
     many, few = slice(options.pgd_images), slice(options.images)
 
+    rows = [
+        Row(what, kind, threat, made[key], images[part], labels[part])
+        for what, kind, threat, key, part in (
+            ("PGD-40, undefended", "pgd", linf, SOURCE, many),
+            ("PGD-40, AT", "pgd", linf, TRAINED, many),
+            ("AutoAttack, AT", "autoattack", linf, TRAINED, few),
+            ("AutoAttack, AT", "autoattack", l2, TRAINED, few),
+        )
+    ]
+    if options.peak:
+        number, tool = options.peak.split(":")
+        print(peak(rows[int(number)], tool, options))
+        return
+
     packages = ("torch", "torchattacks", "pyautoattack", "robobench")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
-    print(f"{provenance.hardware(options.device)}, {options.threads} threads, {versions}.")
+    print(f"{provenance.hardware(options.device)}, {options.threads} threads, {options.precision}, {versions}.")
     print(f"{options.dataset}, {options.model}, medians of {options.repeats}; ours / theirs.")
     clean = {key: clean_bits(model, data, index, options.device).float().mean() for key, model in made.items()}
     shown = ", ".join(f"{name} (seed {seed}) {100 * value:.1f}" for (name, seed), value in clean.items())
@@ -188,13 +214,8 @@ def main() -> None:
     print()
     print("| attack | threat | images | peer | seconds | times faster | robust accuracy | agree, % | peak MiB |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    for what, kind, threat, key, rows in (
-        ("PGD-40, undefended", "pgd", linf, SOURCE, many),
-        ("PGD-40, AT", "pgd", linf, TRAINED, many),
-        ("AutoAttack, AT", "autoattack", linf, TRAINED, few),
-        ("AutoAttack, AT", "autoattack", l2, TRAINED, few),
-    ):
-        print(compare(what, kind, threat, made[key], images[rows], labels[rows], options), flush=True)
+    for number, row in enumerate(rows):
+        print(compare(number, row, options), flush=True)
     print()
     print(transfer(made[SOURCE], made[OTHER], images[many], labels[many], linf))
     sys.stdout.flush()

@@ -6,9 +6,10 @@
 Every measurement is a process of its own, and the sides alternate: `ours` is `run_train`, `bare` the same objective and
 optimizer over batches made beforehand (what the harness costs), `plain` a loop written as the repositories of AT
 (locuslab/robust_overfitting), TRADES (yaodongyu/TRADES) and AdaAD (boyellow/AdaAD) have it: their forwards, their
-BatchNorm modes, their backward passes. MACD has no published code; its distillation epoch is shown beside AT's. Ten
-inner steps, batches of 128. `--accuracy` trains both sides for some epochs instead and attacks them with PGD-20.
-DIR holds CIFAR-10 as parquet files or torchvision's archive; without it the embedded digits serve.
+BatchNorm modes, their backward passes; these stay float32 and eager whatever `--precision` and `--compile` give ours.
+MACD has no published code; its distillation epoch is shown beside AT's. Ten inner steps, batches of 128. `--accuracy`
+trains both sides for some epochs instead and attacks them with PGD-20. DIR holds CIFAR-10 as parquet files or
+torchvision's archive; without it the embedded digits serve.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ def stage_of(
     )
     for stage in cls(config).stages(setup):
         if isinstance(stage, Produce):
-            setup.produced[stage.name] = Produced(np.zeros((count, *shape), np.uint8), "cpu")
+            setup.produced[stage.name] = Produced(np.zeros((count, *shape), np.uint8), next(model.parameters()).device)
         elif stage.name in ("train", "distill"):
             return stage
     raise SystemExit(f"{name} has no stage 'train' or 'distill'")
@@ -133,14 +134,17 @@ def measured(options: argparse.Namespace) -> dict[str, float]:
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     name, side = options.defenses, options.side
-    dataset = datasets.load("cifar10" if options.data_dir else "digits", data_dir=options.data_dir)
+    device = options.device
+    dataset = datasets.load("cifar10" if options.data_dir else "digits", data_dir=options.data_dir, device=device)
     assert dataset.train is not None
     train = dataset.train.first(options.train_images if options.accuracy else options.steps * 128)
     shape = tuple(train.images(torch.arange(1)).shape[1:])
     spec = models.ModelSpec(options.models, 10, 0, "cifar" if options.models == "resnet18" else "native")
-    model, teacher = models.build(replace(spec, seed=options.seed)), models.build(replace(spec, seed=100)).eval()
+    model = models.build(replace(spec, seed=options.seed)).to(device)
+    teacher = models.build(replace(spec, seed=100)).to(device).eval()
     epochs = options.epochs if options.accuracy else 1
-    engine, watch = Engine("cpu", "fp32", options.seed), Stopwatch()
+    engine = Engine(device, options.precision, options.seed, compiled=options.compile)
+    watch = Stopwatch(device)
     stage = stage_of(name, model, teacher, shape, len(train), epochs)  # type: ignore[arg-type]
     if side == "plain":
         model, teacher = (m.to(memory_format=torch.contiguous_format) for m in (model, teacher))
@@ -149,14 +153,16 @@ def measured(options: argparse.Namespace) -> dict[str, float]:
         )
 
         def step(index: Tensor, epoch: int) -> None:
-            images = augment(train.images(index), Noise.of(index, epoch), stage.augment).contiguous()
-            loss = PLAIN[name](model, teacher, images, train.labels[index])
+            images = augment(train.images(index), Noise.of(index.to(device), epoch), stage.augment).contiguous()
+            loss = PLAIN[name](model, teacher, images, train.labels[index].to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
     else:
         allocator.keep_freed_memory()
-        objective = build_objective(stage, "cpu").train()
+        objective = build_objective(stage, device).train()
+        if side == "bare":
+            engine.compile(objective)
         optimizer = stage.optimizer(objective)
     if side == "ours":
         run_train(engine, stage, train, watch)
@@ -184,9 +190,9 @@ def measured(options: argparse.Namespace) -> dict[str, float]:
         attack = load_attack("pgd")
         index = torch.arange(min(1000, len(dataset.test)))
         model.eval()
-        clean = evaluation.clean_bits(model, dataset.test, index, "cpu")
+        clean = evaluation.clean_bits(model, dataset.test, index, device)
         pgd = attack(attack.Config(steps=20), ThreatModel("Linf", EPS))
-        robust = evaluation.white_box_bits(model, pgd, dataset.test, index, clean, "cpu")
+        robust = evaluation.white_box_bits(model, pgd, dataset.test, index, clean, device)
         found |= {"clean": clean.float().mean().item(), "robust": robust.float().mean().item()}
     return found
 
@@ -194,10 +200,9 @@ def measured(options: argparse.Namespace) -> dict[str, float]:
 def child(options: argparse.Namespace, **values: object) -> dict[str, float]:
     """Measure one side in a process of its own."""
     merged = {**vars(options), **values}
-    flags = [
-        f"--{key.replace('_', '-')}={value}" for key, value in merged.items() if key != "accuracy" and value is not None
-    ]
-    flags += ["--accuracy"] * options.accuracy
+    switches = ("accuracy", "compile")
+    flags = [f"--{k.replace('_', '-')}={v}" for k, v in merged.items() if k not in switches and v is not None]
+    flags += [f"--{name}" for name in switches if merged[name]]
     done = subprocess.run([sys.executable, __file__, *flags], check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -259,6 +264,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="batches of 128 in a measurement")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", default="auto", help="of ours: auto, fp32 or bf16")
+    parser.add_argument("--compile", action="store_true", help="compile our networks")
     parser.add_argument("--accuracy", action="store_true", help="train and attack instead of timing")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=5)
@@ -266,11 +274,13 @@ def main() -> None:
     parser.add_argument("--side", choices=("ours", "bare", "plain"), help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.precision = provenance.resolve_precision(options.precision, options.device)
     if options.side:
         print(json.dumps(measured(options)))
         return
     began = time.perf_counter()
-    print(f"{provenance.hardware('cpu')}, {options.threads} threads, float32, torch {torch.__version__}.\n")
+    how = f"{options.precision}{', compiled' if options.compile else ''}"
+    print(f"{provenance.hardware(options.device)}, {options.threads} threads, ours {how}, torch {torch.__version__}.\n")
     accuracies(options) if options.accuracy else speeds(options)
     print(f"\n{(time.perf_counter() - began) / 60:.0f} minutes")
 

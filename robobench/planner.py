@@ -48,7 +48,7 @@ class Planner:
         preset = request.preset or presets.default_preset(request.dataset)
         if preset is None:
             raise RequestError(
-                f"data set '{request.dataset}' brings no preset; name one with --preset quick, cifar or paper"
+                f"data set '{request.dataset}' brings no preset; name one with --preset quick, cifar, fast or paper"
             )
         self.preset: str = preset
         self.layers = presets.layers(preset, request.model)

@@ -1,6 +1,7 @@
 """Named bundles of plain values. What a defense or attack itself changes under a preset stands in its own file.
 
-A preset may have a variant for the large networks (`quick:large`), laid over it. No torch is imported here.
+A preset may be laid over another (`over`), and have a variant for the large networks (`quick:large`), laid over it.
+No torch is imported here.
 """
 
 from __future__ import annotations
@@ -51,6 +52,11 @@ PRESETS: dict[str, dict[str, Any]] = {
             "augment": "crop-flip",
         },
     },
+    "fast": {
+        "summary": "cifar in the 15 epochs of arXiv:2001.03994, for a first at or trades",
+        "over": "cifar",
+        "recipe": {"epochs": 15},
+    },
     "paper": {
         "summary": "the MACD paper's section 4.1: 224 px, its epochs, its radii; GPU days",
         "run": {
@@ -78,8 +84,8 @@ def layers(preset: str, model: str) -> list[str]:
     """Return the names of the bundles that apply, weakest first; raises RequestError."""
     if preset not in PRESETS or ":" in preset:
         raise unknown("preset", preset, (name for name in PRESETS if ":" not in name))
-    large = f"{preset}:large"
-    return [preset, large] if large in PRESETS and model in LARGE else [preset]
+    below, large = PRESETS[preset].get("over"), f"{preset}:large"
+    return [*([below] if below else []), preset, *([large] if large in PRESETS and model in LARGE else [])]
 
 
 def merged(preset: str, model: str, section: str) -> dict[str, Any]:

@@ -82,8 +82,9 @@ class Redo:
         flags += ["--devices", str(config["devices"])] if config["devices"] > 1 else []
         flags += ["--examples", str(examples)]
         sets = self._run_values(config, cells)
+        flags += ["--precision", cells[0]["precision"] if cells else config["precision"]]
         if flags[0] == "run":
-            flags += ["--seed", str(config["seed"]), "--precision", config["precision"]]
+            flags += ["--seed", str(config["seed"])]
             flags += ["--compile", "on" if config["compiled"] else "off"]
             flags += self._trainings(name, cells, sets)
         flags += self._attacks(cells, sets, preset, model, external=flags[0] == "evaluate")

@@ -23,7 +23,7 @@ from robobench.curves import Curves, gather, join, rounded
 from robobench.errors import StorageError
 from robobench.plan import Cell, Plan, Training
 from robobench.progress import Reporter
-from robobench.search import recorded
+from robobench.search import in_bfloat16, recorded
 from robobench.statistics import Bits, pack
 from robobench.store import key_of
 from robobench.trainer import Trainer
@@ -139,8 +139,13 @@ class Runner(Trainer):
             "data": self.plan.data_digest,
             "examples": self.plan.examples,
             "chunk": self.plan.run.chunk,
+            **({"search": self.plan.precision} if self._rounds(protocol) else {}),
             **self.plan.environment(),
         }
+
+    def _rounds(self, protocol: str) -> bool:
+        """Say whether images are searched for in bfloat16."""
+        return protocol == "white-box" and self.plan.precision == "bf16"
 
     def _blank_record(self, training: Training, cell: Cell, protocol: str, source: Training | None) -> dict[str, Any]:
         attack = cell.attack
@@ -221,7 +226,7 @@ class Runner(Trainer):
         def bits(number: int) -> tuple[Tensor, Curves]:
             index, right = chunks[number], clean[chunks[number]]
             if protocol == "white-box":
-                with recorded() as kept:
+                with recorded() as kept, in_bfloat16(self._rounds(protocol)):
                     found = evaluation.white_box_bits(model, cell.attack, data, index, right, plan.device)
                 return found, gather(kept)
             adv = load_file(examples[number] / "examples.safetensors", device=plan.device)["adv"]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from robobench.losses import errs
 from robobench.randomness import Noise
+from robobench.threat import per_image
 
 if TYPE_CHECKING:
     from robobench.api import IterativeAttack
@@ -63,6 +64,34 @@ class Found:
 
 
 _kept: ContextVar[dict[str, list[Tensor]] | None] = ContextVar("kept", default=None)
+_rounds: ContextVar[bool] = ContextVar("rounds", default=False)
+
+
+@contextmanager
+def in_bfloat16(enabled: bool = True) -> Iterator[None]:
+    """Let searches for verdicts inside the block compute in bfloat16; what counts as fallen is decided in float32.
+
+    A search with stop="never" stays in float32: its images are the result.
+    """
+    token = _rounds.set(enabled)
+    try:
+        yield
+    finally:
+        _rounds.reset(token)
+
+
+class Rounded(nn.Module):
+    """A network under bfloat16 autocast: float32 images in, float32 logits out."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (B, K)."""
+        with torch.autocast(images.device.type, torch.bfloat16):
+            logits: Tensor = self.model(images)
+        return logits.float()
 
 
 @contextmanager
@@ -145,13 +174,16 @@ def _search(
     fooled = torch.zeros(len(labels), dtype=torch.bool, device=images.device)
     left = torch.arange(len(labels), device=images.device)  # images still searched, by row
     watch = None if trace is None else Watch(len(labels), images.device)
+    seen = Rounded(model) if stop == "first" and _rounds.get() else model
     for restart in range(attack.restarts):
         state = attack.start(images[left], labels[left], noise[left].child("restart", restart))
         state, rows = replace(state, restart=restart), left
         for _ in range(attack.steps):
             visited = state.adv
-            state, logits = attack.step(model, state)
+            state, logits = attack.step(seen, state)
             wrong = fallen(attack, logits, visited, state)
+            if seen is not model:
+                wrong = confirmed(model, visited, state.labels, wrong)
             if watch is not None:
                 watch.look(logits, state.labels, rows, wrong)
             if stop == "first" and bool(wrong.any()):
@@ -169,6 +201,9 @@ def _search(
                 elif result is not state.adv:
                     logits = model(result)
                 wrong = fallen(attack, logits, last, state)
+                if seen is not model:  # the best point may err where bfloat16 did not see it
+                    best = fallen(attack, model(result), result, state)
+                    last, wrong = torch.where(per_image(best, last), result, last), wrong | best
             if watch is not None:
                 watch.look(logits, state.labels, rows, wrong)
             adv[rows], fooled[rows] = result, wrong
@@ -186,6 +221,15 @@ def fallen(attack: IterativeAttack, logits: Tensor, adv: Tensor, state: State) -
     wrong = errs(logits, state.labels)
     if attack.wanders:
         wrong &= attack.threat.distance(adv, state.images) <= attack.threat.eps
+    return wrong
+
+
+def confirmed(model: nn.Module, adv: Tensor, labels: Tensor, wrong: Tensor) -> Tensor:
+    """Say which of the images marked `wrong` (B,) bool the model gets wrong in float32."""
+    rows = wrong.nonzero().flatten()
+    if len(rows):
+        with torch.no_grad():
+            wrong = wrong.index_copy(0, rows, errs(model(adv[rows]), labels[rows]))
     return wrong
 
 

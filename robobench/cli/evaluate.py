@@ -45,6 +45,7 @@ def main(
         Path | None, typer.Option(help="Write RobustBench's JSON here; a description already in it is kept.")
     ] = None,
     device: o.Device = "auto",
+    precision: o.Precision = "auto",
     threads: o.Threads = None,
     devices: o.Devices = 1,
     attacks: o.Attacks = None,

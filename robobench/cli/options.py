@@ -24,11 +24,11 @@ Model = Annotated[
         help="A name of `list models`, timm:NAME, robustbench:ID, FILE.py:FUNCTION or package.module:FUNCTION."
     ),
 ]
-Preset = Annotated[str | None, typer.Option(help="quick, cifar or paper; the data set brings its own.")]
+Preset = Annotated[str | None, typer.Option(help="quick, cifar, fast or paper; the data set brings its own.")]
 Seed = Annotated[int, typer.Option(help="Seed of the training.")]
 Seeds = Annotated[str | None, typer.Option(help="Several seeds: 0,1,2.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Precision = Annotated[str, typer.Option(help="Of training: auto, fp32 or bf16.")]
+Precision = Annotated[str, typer.Option(help="Of training and white-box search: auto, fp32 or bf16.")]
 Compile = Annotated[str, typer.Option(help="Compile networks for training with torch.compile: auto, on or off.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads of each process.")]
 Devices = Annotated[int, typer.Option(help="GPUs of this machine (or CPU processes) that share the work.")]
