@@ -88,7 +88,7 @@ class APGD(IterativeAttack):
             logits = model(leaf)
             loss = self.loss(logits, state)
             grad = usable(torch.autograd.grad(loss.sum(), leaf)[0], self.name)
-        loss, adv = loss.detach(), state.adv
+        loss, adv = loss.detach().to(grad.dtype), state.adv
         memory = self._remember(state, loss, grad)
         if state.iteration in self.checkpoints:
             stuck = memory["rises"] <= self.progress * self.checkpoints[state.iteration]

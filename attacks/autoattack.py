@@ -66,9 +66,9 @@ class Budgeted(Attack):
     def budget(self) -> str:
         """Say "standard", or what is run instead; complete once a model's class count has been seen."""
         cfg: AutoAttackConfig = self.config
-        attacks, targets = usable(cfg, self.num_classes)
+        attacks, targets = allowed(cfg, self.num_classes)
         if cfg == type(cfg)() and attacks == STANDARD:
-            return "standard"
+            return "standard" if targets == cfg.targets else f"standard with {targets} targets"
         size = {"apgd-t": f"{cfg.steps}x{targets}", "fab-t": f"{cfg.steps}x{targets}", "square": cfg.queries}
         less = cfg.steps < 100 or cfg.targets < 9 or cfg.queries < 5000 or not {*STANDARD} <= {*attacks}
         parts = ", ".join(f"{name} {size.get(name, cfg.steps)}" for name in attacks)
@@ -92,7 +92,7 @@ class AutoAttack(Budgeted, Ensemble):
     def members(self) -> list[tuple[str, Mapping[str, Any]]]:
         """Return the parts that the last model's number of classes allows."""
         cfg: AutoAttackConfig = self.config
-        attacks, targets = usable(cfg, self.num_classes)
+        attacks, targets = allowed(cfg, self.num_classes)
         aimed = {"steps": cfg.steps, "targets": targets}
         square = {"queries": cfg.queries, "rescale": False}
         values: dict[str, Mapping[str, Any]] = {"apgd-t": aimed, "fab-t": aimed, "square": square}
@@ -119,7 +119,7 @@ class PyAutoAttack(Budgeted):
     def cost(self) -> float:
         """Eight forwards of checks, then each part with its own looks before and after."""
         cfg: AutoAttackConfig = self.config
-        attacks, targets = usable(cfg, self.num_classes)
+        attacks, targets = allowed(cfg, self.num_classes)
         apgd, fab = 2.0 * (cfg.steps + 1), 3.0 * cfg.steps + 2
         passes = {
             "apgd-ce": apgd + 2,
@@ -149,7 +149,7 @@ class PyAutoAttack(Budgeted):
         from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 
         cfg, ball = self.config, {"norm": self.threat.norm, "eps": self.threat.eps, "device": device}
-        attacks, targets = usable(cfg, self.num_classes)
+        attacks, targets = allowed(cfg, self.num_classes)
         it = pyautoattack.AutoAttack(model, version="custom", attacks=list(attacks), seed=seed, **ball)
         # Built anew because APGD's step schedule is computed from n_iter on construction.
         it.apgd = APGDAttack(model, n_iter=cfg.steps, logger=it.logger, **ball)
@@ -161,7 +161,7 @@ class PyAutoAttack(Budgeted):
         return it
 
 
-def usable(config: AutoAttackConfig, num_classes: int | None) -> tuple[tuple[str, ...], int]:
+def allowed(config: AutoAttackConfig, num_classes: int | None) -> tuple[tuple[str, ...], int]:
     """Return the attacks and the number of targets that a model of `num_classes` allows (None: many)."""
     attacks, targets = config.attacks, config.targets
     if num_classes is None:

@@ -116,7 +116,7 @@ class FABT(IterativeAttack):
             ends = model(leaf).gather(1, torch.stack((target, labels), 1))
             gap = ends[:, 0] - ends[:, 1]
             grad = torch.autograd.grad(gap.sum(), leaf)[0]
-        return gap.detach(), usable(grad, self.name)
+        return gap.detach().to(grad.dtype), usable(grad, self.name)
 
     def _length(self, delta: Tensor) -> Tensor:
         return self.threat.distance(delta, torch.zeros_like(delta[:1]))

@@ -37,6 +37,7 @@ class MIFGSM(IterativeAttack):
     """Iterative FGSM with momentum, from the clean image."""
 
     Config = MIFGSMConfig
+    rounds = True
 
     def start(self, images: Tensor, labels: Tensor, noise: Noise) -> State:
         """Start at the clean image, at rest."""

@@ -42,6 +42,7 @@ class PGD(IterativeAttack):
 
     Config = PGDConfig
     version = 1
+    rounds = True
     presets: ClassVar = {"quick:large": {"steps": 10}}
 
     def start(self, images: Tensor, labels: Tensor, noise: Noise) -> State:

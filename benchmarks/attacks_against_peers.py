@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 import robobench
 from robobench import data as datasets
-from robobench import provenance
+from robobench import provenance, results
 from robobench.evaluation import clean_bits
 from robobench.inner import frozen
 from robobench.plugins import load_attack
@@ -45,6 +45,7 @@ PEERS = {"pgd": "torchattacks", "autoattack": "pyautoattack"}
 def networks(options: argparse.Namespace) -> dict[tuple[str, int], nn.Module]:
     """Train what the store lacks, and load all three networks."""
     shared = {"dataset": options.dataset, "model": options.model, "out": options.out, "examples": 32, "attacks": "fgsm"}
+    shared |= {"device": options.device, "threads": options.threads}
     if options.data:
         shared |= {"data_dir": options.data, "preset": "cifar"}
         shared["sets"] = ("run.train_images=5000", "at.inner_steps=7")
@@ -52,14 +53,11 @@ def networks(options: argparse.Namespace) -> dict[tuple[str, int], nn.Module]:
         shared["epochs"] = options.epochs or 10
     made = {}
     for name, seed in (SOURCE, OTHER, TRAINED):
-        robobench.run(name, seeds=[seed], protocol="white-box", verbosity=0, **shared)
-        made[name, seed] = robobench.load(options.out, folder_of(options, name, seed), device=options.device)
+        rows = robobench.run(name, seeds=[seed], protocol="white-box", verbosity=0, **shared)
+        digest = rows.iloc[0]["weights_digest"]
+        folder = next(r["training"] for r in results.records(options.out) if r["weights_digest"] == digest)
+        made[name, seed] = robobench.load(options.out, folder, device=options.device)
     return made
-
-
-def folder_of(options: argparse.Namespace, name: str, seed: int) -> str:
-    """Find a trained network's folder in the store."""
-    return next(path.name for path in options.out.glob(f"{name}-{options.model}-{options.dataset}-s{seed}-*"))
 
 
 class Task:
@@ -179,6 +177,8 @@ def main() -> None:
     options.dataset = "cifar10" if options.data else "digits"
     options.precision = provenance.resolve_precision(options.precision, options.device)
     torch.set_num_threads(options.threads)
+    if options.device.startswith("cuda"):
+        torch.cuda.set_device(options.device)
 
     made = networks(options)
     data = datasets.load(options.dataset, data_dir=options.data, need_train=False, device=options.device).test

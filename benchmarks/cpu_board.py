@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,29 +128,40 @@ def plan(scale: Scale, out: Path, data_dir: Path | None) -> list[Job]:
 
 
 def belongs(record: dict[str, Any]) -> bool:
-    """Whether a cell of the store is the board's: trainings of other scripts may lie beside."""
+    """Whether a cell of the store is the board's; PGD with other steps may lie beside."""
     return record["attack"] != "pgd" or record["steps"] == PGD_STEPS
 
 
 def expectations(out: Path, scale: Scale) -> dict[str, bool]:
-    """What a sound tool finds on photographs, from the worst case of the cheap attacks at 8/255."""
+    """What a sound tool finds on photographs, from the worst case of the cheap attacks at 8/255; a hole holds not."""
     from robobench.results import records
-    from robobench.statistics import WORST, Bits, outcomes, pairs
+    from robobench.statistics import WORST, Bits, Pair, outcomes, pairs
 
     found = [r for r in records(out) if belongs(r) and r["examples"] == scale.examples and r["seed"] == 0]
     column = (WORST, "Linf", 8 / 255)
-    worst = {d: outcomes([r for r in found if r["defense"] == d])[column].accuracy for d in DEFENSES}
+    worst = {d: outcomes([r for r in found if r["defense"] == d]).get(column) for d in DEFENSES}
     clean = {r["defense"]: Bits.read(r["clean_bits"]).accuracy for r in found if r["status"] == "ok"}
+    compared = {
+        (pair.baseline, pair.network): pair
+        for baseline in ("at", SOURCE)
+        for pair in pairs(found, baseline)
+        if pair.column == column
+    }
 
-    def against(baseline: str) -> dict[str, Any]:
-        return {pair.network: pair for pair in pairs(found, baseline) if pair.column == column}
+    def above(name: str, points: float) -> bool:
+        one, other = worst[name], worst[SOURCE]
+        return one is not None and other is not None and one.accuracy - other.accuracy >= points
 
-    to_at, to_source = against("at"), against(SOURCE)
-    lines = {"at at least 18 points above standard": worst["at"] - worst[SOURCE] >= 0.18}
-    lines |= {f"{n} at least 12 points above standard": worst[n] - worst[SOURCE] >= 0.12 for n in ROBUST}
-    lines |= {f"{n} not significantly below at": to_at[n].difference >= 0 or to_at[n].p >= 0.05 for n in DISTILLED}
-    lines["rocl clean at least 20 %"] = clean["rocl"] >= 0.20
-    lines["rocl above standard"] = to_source["rocl"].difference > 0 and to_source["rocl"].p < 0.05
+    def holds(baseline: str, name: str, line: Callable[[Pair], bool]) -> bool:
+        return (baseline, name) in compared and line(compared[baseline, name])
+
+    lines = {"at at least 18 points above standard": above("at", 0.18)}
+    lines |= {f"{n} at least 12 points above standard": above(n, 0.12) for n in ROBUST}
+    lines |= {
+        f"{n} not significantly below at": holds("at", n, lambda p: p.difference >= 0 or p.p >= 0.05) for n in DISTILLED
+    }
+    lines["rocl clean at least 20 %"] = clean.get("rocl", 0.0) >= 0.20
+    lines["rocl above standard"] = holds(SOURCE, "rocl", lambda p: p.difference > 0 and p.p < 0.05)
     return lines
 
 

@@ -44,6 +44,7 @@ def compare(chosen: argparse.Namespace, devices: int, out: Path) -> pd.DataFrame
         protocol="white-box",
         examples=chosen.examples,
         sets=("run.chunk=36", "pgd.steps=20", *chosen.set),
+        device="cpu",
         precision="fp32",
         verbosity=0,
     )
@@ -65,8 +66,8 @@ def seconds(out: Path) -> str:
 def one_training(chosen: argparse.Namespace, out: Path, devices: int, batch_size: int) -> tuple[float, int]:
     """Train `at` once; return seconds a step, and the network's parameters."""
     sets = tuple(text for text in chosen.set if text.startswith(("run.", "at.")))
-    flags = {"threads": 1, "precision": "fp32", "verbosity": 0, "protocol": "white-box", "attacks": "fgsm"}
-    robobench.run("at", devices=devices, batch_size=batch_size, examples=8, out=out, sets=sets, **flags)
+    flags = {"threads": 1, "device": "cpu", "precision": "fp32", "protocol": "white-box", "attacks": "fgsm"}
+    robobench.run("at", devices=devices, batch_size=batch_size, examples=8, out=out, sets=sets, verbosity=0, **flags)
     (stage,) = json.loads(next(out.glob("at-*/timing.json")).read_text())["stages"]
     weights = load_file(next(out.glob("at-*/model.safetensors")))
     per_epoch = len(splits(stage["images"] // stage["epochs"], batch_size))
@@ -116,6 +117,8 @@ def evaluated(chosen: argparse.Namespace, devices: int, out: Path) -> tuple[floa
         "eps": "0.1",
         "examples": chosen.examples,
         "threads": 1,
+        "device": "cpu",
+        "precision": "fp32",
         "devices": devices,
     }
     robobench.evaluate(weights, out=again, sets=("run.chunk=36",), **flags)

@@ -63,9 +63,12 @@ def work(jobs: Sequence[Job], folder: Path, *, workers: int, minutes: float | No
         time.sleep(0.2)
     for _, process, _ in running:
         process.terminate()
+    left = len(waiting)
     for job, process, _ in running:
-        process.wait()
-        print(f"{job.name}: stopped", flush=True)
+        if process.wait() == 0:  # it was done before it could stop
+            (folder / job.mark).touch()
+        left += process.returncode != 0
+        print(f"{job.name}: {'stopped' if process.returncode else 'done'}", flush=True)
     for number, handler in before.items():
         signal.signal(number, handler)
-    return failed, len(waiting) + len(running)
+    return failed, left

@@ -16,10 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from robobench import plugins
+from robobench.api import Recipe
+from robobench.presets import PRESETS
 from robobench.registry import Registry
 
 MODULES = {
     "robobench": "What the command line does, as functions.",
+    "robobench.request": "What `run` and `compare` take as keywords (the flags; several: `seeds`, `sets`, `teachers`, "
+    "`plugins`), and what `--set run.FIELD=VALUE` sets.",
     "robobench.api": "What a plug-in subclasses.",
     "robobench.inner": "Inner maximization.",
     "robobench.threat": "What an adversary may do.",
@@ -32,9 +36,9 @@ MODULES = {
 
 
 def comments(cls: type) -> dict[str, str]:
-    """Read the comment beside each field of a dataclass and of those it extends."""
+    """Read the comment beside each field of a class and of those of ours that it extends."""
     out: dict[str, str] = {}
-    for base in reversed(cls.__mro__[:-1]):
+    for base in (base for base in reversed(cls.__mro__) if base.__module__.startswith("robobench.")):
         for name, comment in re.findall(r"^ {4}(\w+):[^#\n]*#\s*(.+)$", inspect.getsource(base), re.MULTILINE):
             out[name] = comment
     return out
@@ -47,12 +51,13 @@ def cell(value: Any) -> str:
 
 def config_table(cls: Any) -> str:
     """Write a Config as a table: field, default, what the presets give instead, meaning."""
-    said = comments(cls.Config)
+    said, given = comments(cls.Config), dict(cls.presets)
+    if issubclass(cls.Config, Recipe):
+        shared = {name: preset.get("recipe", {}) for name, preset in PRESETS.items()}
+        given = {name: {**values, **cls.presets.get(name, {})} for name, values in shared.items()}
     lines = ["| field | default | presets | meaning |", "| --- | --- | --- | --- |"]
     for field in dataclasses.fields(cls.Config):
-        other = ", ".join(
-            f"{name}: `{values[field.name]}`" for name, values in cls.presets.items() if field.name in values
-        )
+        other = ", ".join(f"{name}: `{values[field.name]}`" for name, values in given.items() if field.name in values)
         lines.append(f"| `{field.name}` | `{cell(field.default)}` | {cell(other)} | {cell(said.get(field.name, ''))} |")
     return "\n".join(lines) if len(lines) > 2 else "No fields to set."
 
@@ -99,8 +104,9 @@ def cli() -> str:
     from robobench.cli import main
 
     status = (
-        "Exit status: 0 done; 1 a cell failed (its reason stands in the row), or the store or the cluster could not go "
-        "on; 2 the request is wrong; 130 or 143 stopped by a signal."
+        "Exit status: 0 done; 1 a cell failed (its reason stands in the row), what was checked does not hold, or the "
+        "store, a process or the cluster could not go on; 2 the request is wrong, or a file is damaged or missing; 130 "
+        "or 143 stopped by a signal."
     )
     parts = [f"# Command line\n\n{status}\n"]
     for command in ("", *commands()):
@@ -131,6 +137,9 @@ def entry(name: str, value: Any) -> str:
     except ValueError:
         signature = ""
     out = f"### {name}\n\n```text\n{name}{signature}\n\n{inspect.getdoc(value) or ''}\n"
+    if inspect.isclass(value):
+        out += "".join(f"\n{field}: {comment}" for field, comment in comments(value).items())
+        out += "\n" * bool(comments(value))
     if inspect.isclass(value) and not issubclass(value, (Registry, Exception)):
         for method, function in vars(value).items():
             if not method.startswith("_") and inspect.isfunction(function) and function.__doc__:

@@ -333,6 +333,7 @@ class Attack(ABC):
     library: ClassVar[str | None] = None  # the package that does the work; its version is part of a result's key
     uses: ClassVar[tuple[str, ...]] = ()  # attacks this one is made of; a change of theirs changes its results
     argument: ClassVar[str | None] = None  # the Config field that the text after a colon sets, as in NAME:TEXT
+    rounds: ClassVar[bool] = False  # its search may be in bfloat16: it follows gradients and compares no losses
     gradient_free: bool = False  # looks at the model's outputs only; may be set in __init__ by the config
 
     def __init__(self, config: Any, threat: ThreatModel) -> None:
@@ -347,9 +348,14 @@ class Attack(ABC):
 
     @property
     def budget(self) -> str:
-        """Say in a few words how hard the attack tries, for the row and the table."""
-        parts = {f.name: getattr(self.config, f.name) for f in fields(self.config)}
-        return ", ".join(f"{name}={value}" for name, value in parts.items()) or "fixed"
+        """Say in a few words how hard the attack tries, for the row and the table.
+
+        It begins with "reduced" where a whole number, such as steps or restarts, is below the Config's default.
+        """
+        values = [(f, getattr(self.config, f.name)) for f in fields(self.config)]
+        less = any(type(v) is int and type(f.default) is int and v < f.default for f, v in values)
+        text = ", ".join(f"{f.name}={value}" for f, value in values) or "fixed"
+        return f"reduced: {text}" if less else text
 
     @property
     def steps(self) -> int | None:

@@ -237,10 +237,11 @@ class _Doctor:
         smallest = min(a.threat.eps for a in attacks)
         here = [(a, left) for a, left in standing.values() if a.threat.eps == smallest]
         searching = [a for a, _ in here if isinstance(a, IterativeAttack) and a.steps > 1]
+        ensembles = [a for a in attacks if a.parts and a.threat.eps == smallest]
+        left = self.ensembles(ensembles, torch.stack([self.right, *(left for _, left in here)]).all(0))
         if searching:
-            left = torch.stack([left for _, left in here]).all(0)
-            left = self.ensembles([a for a in attacks if a.parts and a.threat.eps == smallest], left)
             self.around(searching[0], left)
+        if here or ensembles:  # else there is nothing to be stronger than
             self.blind([a for a in attacks if a.gradient_free and a.threat.eps == smallest], left)
 
     def survivors(self, attack: Attack, among: Tensor | None = None) -> Tensor:

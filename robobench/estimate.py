@@ -177,6 +177,7 @@ def one_forward(plan: Plan, training: Training) -> float:
 
 def print_plan(plan: Plan, console: Console) -> None:
     """Print everything a request would do: hyperparameters, stages, cells, time, memory, what is missing."""
+    torch.set_num_threads(plan.threads)
     store = Store(plan.out)
     console.print(
         f"plan: preset {plan.preset}, {plan.dataset.name} (data {plan.data_digest}), "

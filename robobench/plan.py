@@ -57,6 +57,13 @@ class Training:
         return key_of(self.recipe)
 
     @property
+    def config_digest(self) -> str:
+        """Hash of the setting: the same for every seed."""
+        model = {**self.recipe["model"], "seed": None}
+        needed = {role: other.config_digest for role, other in self.requires.items()}
+        return key_of({**self.recipe, "seed": None, "model": model, "requires": needed})
+
+    @property
     def folder(self) -> str:
         """Name of the folder of the trained model."""
         what = f"{self.name}-{self.spec.name}-{self.dataset}"

@@ -212,6 +212,8 @@ class Planner:
         run = self.run
         stats = "imagenet" if run.pretrained else self.request.dataset
         mean, std = NORMALIZATION.get(stats, NORMALIZATION["imagenet"])
+        if models.normalizes(self.request.model):
+            mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         return models.ModelSpec(
             name=self.request.model,
             num_classes=self.dataset.num_classes,
@@ -354,6 +356,7 @@ class Planner:
             "external": file_digest(weights) if weights is not None else state_digest(model),
             "file": weights.stem if weights is not None else name.rpartition(":")[2],
             "model": spec.recipe(),
+            "resolution": self.run.attack_resolution,
             "store": STORE_VERSION,
             "train_images": 0,
         }
@@ -402,6 +405,8 @@ class Planner:
         for name in self.sets:
             if name not in self.used_names:
                 raise unknown("name in --set", name, self.used_names | {"run"})
+        if self.run.selection != "last" and any(t.config.epochs == 0 for t in trainings):
+            raise RequestError("run.selection=best has nothing to choose from in 0 epochs; give --epochs 1 or more")
         preset_examples = 0 if request.external else self.run.examples  # `evaluate` takes all
         if self.dry and self.run.pretrained and not models.pretrained_at_hand(self.spec(0)):
             self.missing.append(
@@ -435,4 +440,25 @@ class Planner:
 
 def make_plan(request: Request, *, dry: bool = False) -> Plan:
     """Resolve a request into a plan; with `dry`, missing data become a line of `missing`."""
-    return Planner(request, dry=dry).plan()
+    plan = Planner(request, dry=dry).plan()
+    for training in plan.order():
+        refuse_impossible(plan, training)
+    return plan
+
+
+def refuse_impossible(plan: Plan, training: Training) -> None:
+    """Build the stages of a training once, without values; raises RequestError where its settings allow none.
+
+    Networks of a user's own factory are left out: theirs may not build without values.
+    """
+    from robobench.estimate import forwards
+
+    networks = [training, *training.requires.values()]
+    if training.defense is External or any(models.normalizes(t.spec.name) for t in networks):
+        return
+    try:
+        forwards(plan, training)
+    except ValueError as err:
+        raise RequestError(f"defense '{training.name}': {err}") from None
+    except Exception:  # a stranger's method may need values; what is wrong with it stands in its row
+        return

@@ -50,6 +50,36 @@ def radius(eps: float) -> str:
     return eps_text(eps) if parse_eps(eps_text(eps), "L2") == eps else repr(eps)
 
 
+def together(cells: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Cut a network's cells into lists that one command makes: one config of each attack, one norm of those without."""
+    parts: list[list[dict[str, Any]]] = [[]]
+    for cell in cells:
+        part = next((part for part in parts if all(_agree(cell, other) for other in part)), None)
+        if part is None:
+            parts.append(part := [])
+        part.append(cell)
+    return parts
+
+
+def _agree(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    first, second = one["recipe"], other["recipe"]
+    if any(one[key] != other[key] for key in ("precision", "threads")) or first["chunk"] != second["chunk"]:
+        return False
+    if None not in (first["source"], second["source"]) and first["source"] != second["source"]:
+        return False
+    if one["attack"] == other["attack"] and first["attack"]["config"] != second["attack"]["config"]:
+        return False
+    return one["threat_norm"] == other["threat_norm"] or any(_own_norm(cell["attack"]) for cell in (one, other))
+
+
+def _own_norm(attack: str) -> str | None:
+    try:
+        norm: str | None = plugins.load_attack(attack.partition(":")[0]).own_norm
+    except RequestError:  # a stranger's plug-in that is not here
+        return None
+    return norm
+
+
 class Redo:
     """Commands for the networks of one store; raises ArtifactError where one of them is damaged."""
 
@@ -66,23 +96,32 @@ class Redo:
             self.cells.setdefault(record["training"], []).append(record)
 
     def command(self, name: str, *, examples: int) -> str:
-        """Return the command that trains the network in folder `name` again and attacks it as its records say."""
-        return shlex.join(["robobench", *self.words(name, examples=examples)])
+        """Return the command that trains the network in folder `name` again and attacks it as its records say.
 
-    def words(self, name: str, *, examples: int) -> list[str]:
-        """Return the words of that command after the program's name."""
-        config, cells = self.configs[name], [r for r in self.cells.get(name, []) if r["examples"] == examples]
+        It is several lines where no single command makes all cells.
+        """
+        cells = [r for r in self.cells.get(name, []) if r["examples"] == examples]
+        lines = [self.words(name, part, examples=examples) for part in together(cells)]
+        return "\n".join(shlex.join(["robobench", *words]) for words in lines)
+
+    def words(self, name: str, cells: list[dict[str, Any]], *, examples: int) -> list[str]:
+        """Return the words of the command for some cells of a network, after the program's name."""
+        config = self.configs[name]
         preset, model = config["preset"], config["spec"]["name"]
         if config["defense"].startswith("external:"):
             flags = ["evaluate", "WEIGHTS", "--model", model]
+            flags += ["--mean", spelled(config["spec"]["mean"]), "--std", spelled(config["spec"]["std"])]
         else:
             flags = ["run", "--defense", config["defense"], "--model", model]
-            flags += [] if self._installed("defense", config["defense"]) else ["--plugin", "FILE"]
-        flags += ["--dataset", config["dataset"], "--preset", preset, "--threads", str(config["threads"])]
+        used = [("defense", config["defense"])] if flags[0] == "run" else []
+        used += [("attack", cell["attack"].partition(":")[0]) for cell in cells]
+        flags += [] if all(self._installed(*plugin) for plugin in used) else ["--plugin", "FILE"]
+        first = cells[0] if cells else config
+        flags += ["--dataset", config["dataset"], "--preset", preset, "--threads", str(first["threads"])]
         flags += ["--devices", str(config["devices"])] if config["devices"] > 1 else []
         flags += ["--examples", str(examples)]
         sets = self._run_values(config, cells)
-        flags += ["--precision", cells[0]["precision"] if cells else config["precision"]]
+        flags += ["--precision", first["precision"]]
         if flags[0] == "run":
             flags += ["--seed", str(config["seed"])]
             flags += ["--compile", "on" if config["compiled"] else "off"]
@@ -112,8 +151,12 @@ class Redo:
         }
         if config["sync_batchnorm"]:
             used["sync_batchnorm"] = True
-        if spec["stem"] != "native":  # some networks have one stem, whatever the preset says
+        if spec["stem"] != "native" or spec["name"].startswith("timm:"):  # others have one, whatever the preset says
             used["stem"] = spec["stem"]
+        keys = {cell["recipe"]["source"] for cell in cells}
+        sources = [c["defense"] for c in self.configs.values() if c["key"] in keys]
+        if sources and not config["defense"].startswith("external:"):
+            used["source"] = sources[0]
         if config["defense"].startswith("external:"):
             del used["train_images"], used["held_out"], used["pretrained"]
         selections = {cell["selection"] for cell in cells}

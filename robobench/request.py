@@ -16,6 +16,8 @@ from typing import Any
 from robobench.errors import RequestError
 from robobench.registry import unknown
 
+__all__ = ["Request", "RunValues"]
+
 MIN_HELD_OUT = 1000  # fewer images tell epochs apart by chance alone
 EXECUTORS = ("serial", "ray")
 SELECTIONS = ("last", "best", "both")
@@ -28,9 +30,9 @@ class RunValues:
 
     image_size: int = 32  # side the network sees
     attack_resolution: int = 32  # side of the images that are attacked; resized inside the model if it differs
-    stem: str = "cifar"
-    interpolation: str = "bilinear"
-    pretrained: bool = False
+    stem: str = "cifar"  # of timm's ResNets: cifar (3x3, stride 1), imagenet (7x7, pooling), native
+    interpolation: str = "bilinear"  # bilinear | bicubic | nearest: how images are resized inside the model
+    pretrained: bool = False  # start from timm's ImageNet weights
     train_images: int = 0  # first N training images; 0: all that are not held out
     held_out: int = 0  # last N training images, kept from training: PGD accuracy on them picks the best epoch
     selection: str = "last"  # last | best | both: which epoch's weights are attacked

@@ -107,10 +107,20 @@ def cpu_seconds(timing: dict[str, Any]) -> float | None:
     return float(sum(stage["cpu_seconds"] for stage in stages)) if stages else None
 
 
-def worst_case(group: list[dict[str, Any]], norm: str, eps: float, protocol: str) -> Bits | None:
-    """Combine the attacks of one network at one (norm, eps): an image survives if it survives all."""
-    wanted = (norm, eps, protocol, "ok")
-    return worst(r for r in group if (r["threat_norm"], r["threat_eps"], r["protocol"], r["status"]) == wanted)
+def met(group: list[dict[str, Any]], record: dict[str, Any], protocol: str) -> list[dict[str, Any]]:
+    """Return the records of a network at a record's (norm, eps) under a protocol.
+
+    Transfer examples of one source only: the record's own, else the first one there is.
+    """
+    same = [r for r in group if all(r[key] == record[key] for key in ("threat_norm", "threat_eps"))]
+    same = [r for r in same if r["protocol"] == protocol]
+    source = (record if record["protocol"] == protocol else same[0])["source_digest"] if same else None
+    return [r for r in same if r["source_digest"] == source]
+
+
+def worst_case(group: list[dict[str, Any]], record: dict[str, Any], protocol: str) -> Bits | None:
+    """Combine the attacks of one network at a record's (norm, eps): an image survives if it survives all."""
+    return worst(r for r in met(group, record, protocol) if r["status"] == "ok")
 
 
 def transfer_only(clean: Bits, white: Bits | None, transfer: Bits | None) -> bool:
@@ -136,16 +146,16 @@ def rows_of(group: list[dict[str, Any]]) -> list[dict[str, Any]]:
         flags = list(timing.get("flags", []))
         if record["status"] == "ok":
             clean, bits = Bits.read(record["clean_bits"]), Bits.read(record["robust_bits"])
-            worst = worst_case(group, *point, record["protocol"])
+            worst = worst_case(group, record, record["protocol"])
             assert worst is not None
             out["clean_accuracy"], out["robust_accuracy"] = clean.accuracy, bits.accuracy
             out["ci_low"], out["ci_high"] = bits.interval
             out["worst_case_accuracy"] = worst.accuracy
             out["worst_case_ci_low"], out["worst_case_ci_high"] = worst.interval
-            if transfer_only(clean, *(worst_case(group, *point, p) for p in ("white-box", "transfer"))):
+            if transfer_only(clean, *(worst_case(group, record, p) for p in ("white-box", "transfer"))):
                 flags.append("transfer-only")
             flags += [f.check.name for f in from_records(group, *point) if f.raised]
-        same = [r for r in group if (r["threat_norm"], r["threat_eps"], r["protocol"]) == (*point, record["protocol"])]
+        same = met(group, record, record["protocol"])
         out["worst_case_attacks"] = ",".join(sorted({r["attack"] for r in same if r["status"] == "ok"}))
         out["flags"] = ",".join(dict.fromkeys(flags))
         rows.append(out)
@@ -170,11 +180,11 @@ def passes_of(timing: dict[str, Any]) -> str:
 
 
 def networks(all_records: list[dict[str, Any]]) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
-    """Group records by trained network (and which of its epochs) and number of images, in the order they come.
+    """Group records by trained network (and which of its epochs) and test images, in the order they come.
 
     Weights trained again under the same name, as `--fresh` does, are another network where their bytes differ.
     """
-    at = ("training", "selection", "weights_digest", "examples")
+    at = ("training", "selection", "weights_digest", "data_digest", "examples")
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for record in all_records:
         groups.setdefault(tuple(record.get(name) for name in at), []).append(record)

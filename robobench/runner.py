@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from robobench import evaluation, interrupts, processes, provenance
+from robobench.api import Attack
 from robobench.checkpoint import Unfinished, evaluated, save_evaluated, save_tensors
 from robobench.curves import Curves, gather, join, rounded
 from robobench.errors import StorageError
@@ -75,6 +76,9 @@ class Runner(Trainer):
         name = key_of(recipe)
         finished = self._finished(name, training, source)
         if finished is not None:
+            if finished["control"] and not self._is_control(training):  # a control of an earlier request, now asked for
+                finished["control"] = False
+                self._keep(name, recipe, finished)
             return finished
         for other in (t for t in (training, source) if t is not None and t.key not in self.broken):
             if self.find("model", other.folder) is None:
@@ -99,14 +103,20 @@ class Runner(Trainer):
                 f"{training.name} under {cell.attack.name} {cell.threat} ({protocol}): {record['reason']}"
             )
 
+        self._keep(name, recipe, record)
+        if record["status"] == "ok":
+            self.store.discard(self._partial(name, training, source))
+        return record
+
+    def _keep(self, name: str, recipe: dict[str, Any], record: dict[str, Any]) -> None:
         def keep() -> None:
             with self.store.building("evaluations", name, recipe) as work:
                 (work / "record.json").write_text(json.dumps(record, indent=1))
 
         processes.from_first(keep)
-        if record["status"] == "ok":
-            self.store.discard(self._partial(name, training, source))
-        return record
+
+    def _is_control(self, training: Training) -> bool:
+        return training.key in {t.key for t in self.plan.controls}
 
     def _finished(self, name: str, training: Training, source: Training | None) -> dict[str, Any] | None:
         """Return the record of an evaluation that is done, of these very weights: a GPU trains none twice the same."""
@@ -139,13 +149,14 @@ class Runner(Trainer):
             "data": self.plan.data_digest,
             "examples": self.plan.examples,
             "chunk": self.plan.run.chunk,
-            **({"search": self.plan.precision} if self._rounds(protocol) else {}),
+            **({"search": "bf16"} if self._rounds(cell.attack, protocol) else {}),
             **self.plan.environment(),
         }
 
-    def _rounds(self, protocol: str) -> bool:
+    def _rounds(self, attack: Attack, protocol: str) -> bool:
         """Say whether images are searched for in bfloat16."""
-        return protocol == "white-box" and self.plan.precision == "bf16"
+        able = attack.rounds or any(part.rounds for part in attack.parts)
+        return able and protocol == "white-box" and self.plan.precision == "bf16"
 
     def _blank_record(self, training: Training, cell: Cell, protocol: str, source: Training | None) -> dict[str, Any]:
         attack = cell.attack
@@ -159,7 +170,7 @@ class Runner(Trainer):
             "stem": training.spec.stem,
             "interpolation": training.spec.interpolation,
             "preset": self.plan.preset,
-            "config_digest": key_of({**training.recipe, "seed": None, "requires": None}),
+            "config_digest": training.config_digest,
             "defense": training.name,
             "defense_version": training.defense.version,
             "train_norm": training.threat.norm if training.threat else None,
@@ -171,7 +182,7 @@ class Runner(Trainer):
             "relative_step": attack.relative_step,
             "steps": attack.steps,
             "gradient_free": attack.gradient_free,
-            "stop": "never" if protocol == "transfer" else attack.stop,
+            "stop": "never" if protocol == "transfer" and not attack.parts else attack.stop,
             "budget": attack.budget,
             "protocol": protocol,
             "source_digest": self.weights_digest(source) if source and source.key not in self.broken else None,
@@ -185,7 +196,7 @@ class Runner(Trainer):
             "hardware": provenance.hardware(self.plan.device, self.plan.devices),
             "torch_version": torch.__version__,
             "commit": provenance.commit(),
-            "control": training.key in {t.key for t in self.plan.controls},
+            "control": self._is_control(training),
             "status": "failed",
             "reason": "",
             "clean_bits": None,
@@ -226,7 +237,7 @@ class Runner(Trainer):
         def bits(number: int) -> tuple[Tensor, Curves]:
             index, right = chunks[number], clean[chunks[number]]
             if protocol == "white-box":
-                with recorded() as kept, in_bfloat16(self._rounds(protocol)):
+                with recorded() as kept, in_bfloat16(self._rounds(cell.attack, protocol)):
                     found = evaluation.white_box_bits(model, cell.attack, data, index, right, plan.device)
                 return found, gather(kept)
             adv = load_file(examples[number] / "examples.safetensors", device=plan.device)["adv"]
@@ -293,7 +304,7 @@ class Runner(Trainer):
             return evaluation.transfer_examples(self.network(source), attack, data, chunks[number], device).cpu()
 
         if missing():  # a whole set is read without waiting for its lock
-            with self.store.lock("transfer", key_of(common)):
+            with self.store.lock("transfer", self.transfer_key(cell)):
                 left = missing()
                 for number, adv in zip(left, processes.each(left, make), strict=True):
                     processes.from_first(partial(self._keep_examples, recipes[number], adv))

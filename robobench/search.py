@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robobench.architectures import Classifier
 from robobench.losses import errs
 from robobench.randomness import Noise
 from robobench.threat import per_image
@@ -69,9 +70,9 @@ _rounds: ContextVar[bool] = ContextVar("rounds", default=False)
 
 @contextmanager
 def in_bfloat16(enabled: bool = True) -> Iterator[None]:
-    """Let searches for verdicts inside the block compute in bfloat16; what counts as fallen is decided in float32.
+    """Let searches for verdicts inside the block compute in bfloat16, where the attack `rounds`.
 
-    A search with stop="never" stays in float32: its images are the result.
+    What counts as fallen is decided in float32. A search with stop="never" stays there too: its images are the result.
     """
     token = _rounds.set(enabled)
     try:
@@ -81,7 +82,10 @@ def in_bfloat16(enabled: bool = True) -> Iterator[None]:
 
 
 class Rounded(nn.Module):
-    """A network under bfloat16 autocast: float32 images in, float32 logits out."""
+    """A network under bfloat16 autocast: float32 images in, float32 logits out.
+
+    The linear head of a network that says where it is stays in float32: logits of eight bits tie.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -90,8 +94,10 @@ class Rounded(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (B, K)."""
         with torch.autocast(images.device.type, torch.bfloat16):
-            logits: Tensor = self.model(images)
-        return logits.float()
+            if not isinstance(self.model, Classifier):
+                return cast(Tensor, self.model(images)).float()
+            features = self.model.features(images)
+        return cast(Tensor, self.model.head(features))
 
 
 @contextmanager
@@ -174,7 +180,7 @@ def _search(
     fooled = torch.zeros(len(labels), dtype=torch.bool, device=images.device)
     left = torch.arange(len(labels), device=images.device)  # images still searched, by row
     watch = None if trace is None else Watch(len(labels), images.device)
-    seen = Rounded(model) if stop == "first" and _rounds.get() else model
+    seen = Rounded(model) if attack.rounds and stop == "first" and _rounds.get() else model
     for restart in range(attack.restarts):
         state = attack.start(images[left], labels[left], noise[left].child("restart", restart))
         state, rows = replace(state, restart=restart), left

@@ -143,23 +143,40 @@ def outcomes(records: Iterable[dict[str, Any]]) -> Outcomes:
     return out
 
 
-def _networks(records: Iterable[dict[str, Any]]) -> dict[tuple[str, int], Outcomes]:
-    """Read the white-box outcomes of every network by name and seed; controls take no part.
+def efforts(records: Iterable[dict[str, Any]]) -> dict[Column, frozenset[tuple[str, str]]]:
+    """Say what stands behind each column of `outcomes`: the attacks and how hard each tried."""
+    out: dict[Column, frozenset[tuple[str, str]]] = {}
+    for r in records:
+        if r["protocol"] == "white-box" and r["status"] == "ok":
+            for name in (r["attack"], WORST):
+                key = (name, r["threat_norm"], r["threat_eps"])
+                out[key] = out.get(key, frozenset()) | {(r["attack"], r["budget"])}
+    return out
+
+
+def _networks(records: Iterable[dict[str, Any]]) -> dict[tuple[str, int], list[dict[str, Any]]]:
+    """Gather the white-box records of every network by name and seed; controls take no part.
 
     A defense's name stands for its network. Where both epochs were attacked the best one is "NAME, best epoch", and
-    "NAME'" is a second training of the same seed, with other settings.
+    "NAME'" is a training with other settings (the same ones for every seed), or a second one with the same.
     """
     shown = [r for r in records if not r["control"] and r["protocol"] == "white-box"]
     both = len({r["selection"] for r in shown}) > 1
-    found: dict[tuple[str, int], dict[str, list[dict[str, Any]]]] = {}
+    settings: dict[str, list[str]] = {}
+    found: dict[tuple[str, int, str, str, str], list[dict[str, Any]]] = {}
     for r in shown:
         name = f"{r['defense']}, best epoch" if both and r["selection"] == "best" else r["defense"]
-        found.setdefault((name, r["seed"]), {}).setdefault(r["training"], []).append(r)
-    return {
-        (name + "'" * nth, seed): outcomes(group)
-        for (name, seed), trainings in found.items()
-        for nth, group in enumerate(trainings.values())
-    }
+        if r["config_digest"] not in settings.setdefault(name, []):
+            settings[name].append(r["config_digest"])
+        key = (name, r["seed"], r["config_digest"], r["training"], r["weights_digest"])
+        found.setdefault(key, []).append(r)
+    out: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for (name, seed, setting, *_), group in found.items():
+        label = name + "'" * settings[name].index(setting)
+        while (label, seed) in out:
+            label += "'"
+        out[label, seed] = group
+    return out
 
 
 def pairs(records: Iterable[dict[str, Any]], baseline: str) -> list[Pair]:
@@ -167,28 +184,27 @@ def pairs(records: Iterable[dict[str, Any]], baseline: str) -> list[Pair]:
 
     Args:
         records: of networks on the same images.
-        baseline: a defense; its (first) network of each seed is compared with the others of that seed.
+        baseline: a defense, or a network's name as it comes back; its network of each seed is compared with the
+            others of that seed.
 
     Returns:
-        Pairs, column by column. A worst case is compared only where both networks saw the same attacks.
+        Pairs, column by column. Only what the same attacks with the same budgets found is compared.
     """
-    found = _networks(records)
+    groups = _networks(records)
+    found = {network: outcomes(group) for network, group in groups.items()}
+    tried = {network: efforts(group) for network, group in groups.items()}
     chosen = [(n, (baseline, n[1])) for n in found if n[0] != baseline and (baseline, n[1]) in found]
     several = len({seed for _, seed in found}) > 1
 
     def label(network: tuple[str, int]) -> str:
         return f"{network[0]} (seed {network[1]})" if several else network[0]
 
-    def comparable(column: Column, one: Outcomes, other: Outcomes) -> bool:
-        at = [{c for c in columns if c[1:] == column[1:]} for columns in (one, other)]
-        return column in one and column in other and (column[0] != WORST or at[0] == at[1])
-
     out: list[Pair] = []
     columns = {column for network in found.values() for column in network}
     for column in sorted(columns, key=lambda c: (c[1] != "Linf", *c[1:], c[0] == WORST, c[0])):
         raw = []
         for one, other in chosen:
-            if comparable(column, found[one], found[other]):
+            if column in tried[one] and tried[one][column] == tried[other].get(column):
                 mine, theirs = found[one][column], found[other][column]
                 only = mine.without(theirs), theirs.without(mine)
                 raw.append(Pair(column, label(one), label(other), *only, len(mine.values), mcnemar(*only)))
@@ -219,9 +235,10 @@ class Spread:
 
 
 def spreads(records: Iterable[dict[str, Any]]) -> list[Spread]:
-    """Gather the (defense, attack, norm, eps) that were measured on two seeds or more."""
-    found: dict[tuple[str, Column], list[float]] = {}
-    for (defense, _), columns in _networks(records).items():
-        for column, bits in columns.items():
-            found.setdefault((defense, column), []).append(bits.accuracy)
-    return [Spread(column, defense, tuple(v)) for (defense, column), v in found.items() if len(v) > 1]
+    """Gather the (defense, attack, norm, eps) that were measured on two seeds or more, with the same budgets."""
+    found: dict[tuple[str, Column, frozenset[tuple[str, str]]], list[float]] = {}
+    for (defense, _), group in _networks(records).items():
+        tried = efforts(group)
+        for column, bits in outcomes(group).items():
+            found.setdefault((defense, column, tried[column]), []).append(bits.accuracy)
+    return [Spread(column, defense, tuple(v)) for (defense, column, _), v in found.items() if len(v) > 1]

@@ -22,10 +22,11 @@ from robobench import data, evaluation, interface, plugins, results
 from robobench.allocator import keep_freed_memory
 from robobench.api import Attack
 from robobench.errors import ArtifactError, RequestError
-from robobench.provenance import resolve_device
+from robobench.provenance import has_bf16, resolve_device
 from robobench.redo import Redo
 from robobench.report.folder import matrix_csv
 from robobench.request import make
+from robobench.search import in_bfloat16
 from robobench.statistics import Bits, pack
 from robobench.store import WEIGHT_FILES, Store
 from robobench.threat import ThreatModel
@@ -151,7 +152,8 @@ class Verifier:
         for index in evaluation.chunks(count, recipe["chunk"]):
             right = evaluation.clean_bits(model, split, index, self.device)
             if maker is None:
-                bits = evaluation.white_box_bits(model, attack, split, index, right, self.device)
+                with in_bfloat16(recipe.get("search") == "bf16" and has_bf16(self.device)):
+                    bits = evaluation.white_box_bits(model, attack, split, index, right, self.device)
             else:
                 adv = evaluation.transfer_examples(maker, attack, split, index, self.device)
                 bits = evaluation.transfer_bits(model, adv, split.labels[index], right)
@@ -202,8 +204,8 @@ class Verifier:
     def _trained_again(self, record: Record, out: Path) -> Found:
         """Run the command that makes a cell from nothing, and read what it found."""
         folder = record["training"]
-        self.redo.cells[folder] = [{**record, "recipe": self.recipes[record["key"]]}]
-        words = self.redo.words(folder, examples=record["examples"])
+        cell = {**record, "recipe": self.recipes[record["key"]]}
+        words = self.redo.words(folder, [cell], examples=record["examples"])
         unknown = [word for word in words if word == "FILE" or word.endswith("WEIGHTS")]
         if unknown:
             raise RequestError(
@@ -212,9 +214,14 @@ class Verifier:
         words += ["--out", str(out), "--device", self.device]
         words += ["--data-dir", str(self.data_dir)] if self.data_dir else []
         done = subprocess.run([sys.executable, "-m", "robobench", *words], stdout=subprocess.DEVNULL)
-        same = ("defense", "seed", "selection", "attack", "threat_norm", "threat_eps", "protocol", "examples")
+        same = [
+            *("model", "defense", "train_norm", "train_eps", "seed", "selection", "attack", "budget"),
+            *("threat_norm", "threat_eps", "protocol", "examples", "data_digest"),
+        ]
         made = [r for r in results.records(out) if all(r[k] == record[k] for k in same)] if out.is_dir() else []
-        made = [r for r in made if r["status"] == "ok" and r["data_digest"] == record["data_digest"]]
+        configs = Redo(out).configs if made else {}
+        ours = self.redo.configs[folder]["config"]
+        made = [r for r in made if r["status"] == "ok" and configs[r["training"]]["config"] == ours]
         if done.returncode or not made:
             raise RequestError(f"training '{folder}' again failed; its command: {shlex.join(['robobench', *words])}")
         return self._found(record, made[-1]["clean_bits"], made[-1]["robust_bits"])

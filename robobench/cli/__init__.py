@@ -81,9 +81,9 @@ app.add_typer(paper.app, name="paper")
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status.
 
-    0: done. 1: some cell failed, its reason stands in the row, or the store could not be written, or a cluster
-    could not go on. 2: the request is wrong; one line on stderr says why, and nothing was created. 130 or 143:
-    stopped by a signal.
+    0: done. 1: some cell failed, its reason stands in the row, or what was checked (`verify`, `check`, `store check`)
+    does not hold, or the store could not be written, or a process or a cluster could not go on. 2: the request is
+    wrong, or a file is damaged or missing; one line on stderr says why. 130 or 143: stopped by a signal.
     """
     from robobench.errors import ArtifactError, ExecutorError, ProcessError, RequestError, StorageError
     from robobench.interrupts import Interrupted

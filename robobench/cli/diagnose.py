@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
     from robobench.doctor import Diagnosis
 
-HELP = "Look for gradient masking: does the network mislead the attacks rather than withstand them?"
+HELP = """Look for gradient masking: does the network mislead the attacks rather than withstand them?
+
+Looks at the first 128 test images unless --examples says otherwise, and adds every attack without gradients to
+--attacks. A network of the store brings its own model, data set and preset.
+"""
 EPILOG = """
 Examples:
 

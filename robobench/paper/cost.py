@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from robobench import estimate
 from robobench.paper.reproduce import Scale, requests, training_request
 from robobench.plan import Plan, Training
@@ -31,6 +33,7 @@ def cost_lines(made: list[tuple[Plan, tuple[str, ...]]]) -> list[str]:
     seen: set[str] = set()
     total, out = 0.0, []
     for plan, settings in made:
+        torch.set_num_threads(plan.threads)
         for training in plan.order():
             if training.key in seen:
                 continue

@@ -12,6 +12,7 @@ from robobench.registry import unknown
 from robobench.report.text import (
     BOARD,
     MISSING,
+    NAMED,
     NETWORK,
     count,
     groups,
@@ -69,7 +70,7 @@ def board(rows: pd.DataFrame) -> pd.DataFrame:
     flagged = rows.loc[rows["flags"].notna(), [*at, "flags"]]
     flagged = flagged.assign(flags=flagged["flags"].astype(str).str.split(",")).explode("flags")
     out = _joined(out, at, flagged[flagged["flags"] != ""], "flags", ",")
-    out["defense"] = [name_of(*parts) for parts in zip(out["defense"], out["seed"], out["control"], strict=True)]
+    out["defense"] = [name_of(*parts) for parts in out[NAMED].itertuples(index=False)]
     out = out.rename(
         columns={
             "worst_case_attacks": "attacks",

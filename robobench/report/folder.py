@@ -20,7 +20,7 @@ from robobench.errors import RequestError
 from robobench.report.formats import markdown, markdown_escape
 from robobench.report.front import front
 from robobench.report.matrix import PROTOCOLS, costs, matrix
-from robobench.report.text import BOARD, groups, percent, point
+from robobench.report.text import BOARD, groups, percent, point, with_names
 from robobench.store import MANIFEST, WEIGHT_FILES, Store, check_writable, key_of, storing, write_atomic
 
 MOST_BYTES = 8 * 2**20  # of a file of weights; larger ones stay in the store, and `verify --retrain` makes them again
@@ -120,7 +120,7 @@ def _slim(store: Store, kind: str, name: str, files: list[str], target: Store) -
 def matrix_csv(rows: pd.DataFrame) -> str:
     """Write the matrices of all boards as one table: a network, protocol and number of images a line, in percent."""
     parts = []
-    for board in groups(rows, BOARD):
+    for board in map(with_names, groups(rows, BOARD)):
         cost = costs(board).drop(columns="clean %")
         for protocol in PROTOCOLS:
             if (board["protocol"] == protocol).any():
@@ -206,6 +206,7 @@ def details(place: Path) -> str:
     commands = [
         redo.command(name, examples=examples)
         for name, examples in sorted({(r["training"], r["examples"]) for r in records})
+        if name in redo.configs  # a training that failed left none
     ]
     text = "\n".join(commands)
     parts.append(

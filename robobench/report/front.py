@@ -9,11 +9,13 @@ from typing import Any
 import pandas as pd
 
 from robobench import results
+from robobench.report.board import BETWEEN
 from robobench.report.formats import markdown, markdown_escape
-from robobench.report.text import MISSING, flags_of, groups, percent, point, seconds
+from robobench.report.text import MISSING, flags_of, groups, is_reduced, percent, point, seconds
 from robobench.statistics import WORST, pairs
 
-METHOD = ["model", "preset", "defense", "selection", "precision"]  # networks that differ in their seed only
+METHOD = ["model", "preset", "defense", "selection", "precision"]
+SETTING = [*METHOD, "config_digest"]  # networks that differ in their seed only
 
 
 def front(place: Path) -> str:
@@ -33,11 +35,14 @@ def front(place: Path) -> str:
 
 def _table(rows: pd.DataFrame, records: list[dict[str, Any]]) -> str:
     """Write the table of networks that saw the same images, with its legend."""
-    network = [*METHOD, "seed", "weights_digest", "config_digest"]
-    nth = rows.drop_duplicates(network)[network]
-    rows = rows.merge(nth.assign(nth=nth.groupby([*METHOD, "seed"], dropna=False).cumcount()), on=network)
+    settings = rows.drop_duplicates(SETTING)[SETTING]
+    rows = rows.merge(settings.assign(nth=settings.groupby(METHOD, dropna=False).cumcount()), on=SETTING)
+    said = rows["attack"] + ": " + rows["budget"].astype(str)
+    met = ["seed", "weights_digest", "examples", "threat_norm", "threat_eps", "protocol"]
+    by = rows.assign(effort=said).groupby([*SETTING, *met], dropna=False)["effort"]
+    rows["effort"] = by.transform(lambda each: BETWEEN.join(sorted(set(each))))
     points = _points(rows)
-    methods = [method for _, method in rows.groupby([*METHOD, "nth"], dropna=False, sort=False)]
+    methods = list(groups(rows, SETTING))
     several = {name: rows[name].nunique() > 1 for name in METHOD}
     methods.sort(key=lambda m: -(_mean(m, points[0]) or 0.0) if points else 0.0)
     alike = not any(several[c] for c in METHOD if c != "defense")
@@ -54,7 +59,7 @@ def _table(rows: pd.DataFrame, records: list[dict[str, Any]]) -> str:
             for protocol in ("white-box", "transfer"):
                 line[f"{_letter(number)} {protocol}"] = _worst(method, at, protocol)
             if number == 0 and p:
-                line["p"] = p.get(str(first["defense"]) + "'" * int(first["nth"]), "")
+                line["p"] = next((p[digest] for digest in method["weights_digest"] if digest in p), "")
         networks = method.drop_duplicates("weights_digest")
         for title, column in (
             ("own s", "own_seconds"),
@@ -66,9 +71,9 @@ def _table(rows: pd.DataFrame, records: list[dict[str, Any]]) -> str:
         lines.append(line)
     table = markdown(pd.DataFrame(lines).fillna(MISSING))
     legend = [
-        f"{_letter(number)}: worst case over {attacks.replace(',', ', ')} at {point(norm, eps)}, "
+        f"{_letter(number)}: worst case over {_attacks(effort)} at {point(norm, eps)}, "
         f"{examples} images of {rows.iloc[0]['dataset']} (data {rows.iloc[0]['data_digest']})"
-        for number, (examples, norm, eps, attacks) in enumerate(points)
+        for number, (examples, norm, eps, effort) in enumerate(points)
     ]
     note = (
         "In percent. Several seeds: mean ± standard deviation over trainings; one: 95 % interval over images. Transfer "
@@ -83,11 +88,17 @@ def _table(rows: pd.DataFrame, records: list[dict[str, Any]]) -> str:
     return "\n".join([table, "", *(f"* {line}" for line in legend), "", f"{note} Hardware: {hardware}."])
 
 
-Point = tuple[int, str, float, str]  # images, norm, radius, attacks of the worst case
+Point = tuple[int, str, float, str]  # images, norm, radius, attacks of the worst case with their budgets
 
 
 def _letter(number: int) -> str:
     return chr(ord("A") + number)
+
+
+def _attacks(effort: str) -> str:
+    """List the attacks of a point, with their budgets where these are reduced."""
+    parts = (part.split(": ", 1) for part in effort.split(BETWEEN))
+    return ", ".join(f"{attack} ({budget})" if is_reduced(budget) else attack for attack, budget in parts)
 
 
 def _points(rows: pd.DataFrame) -> list[Point]:
@@ -96,16 +107,16 @@ def _points(rows: pd.DataFrame) -> list[Point]:
     out = []
     for part in groups(white, ["examples", "threat_norm"]):
         eps, first = part["threat_eps"].min(), part.iloc[0]
-        attacks = max(set(part.loc[part["threat_eps"] == eps, "worst_case_attacks"]), key=lambda a: (a.count(","), a))
-        out.append((int(first["examples"]), str(first["threat_norm"]), float(eps), str(attacks)))
+        effort = max(set(part.loc[part["threat_eps"] == eps, "effort"]), key=lambda e: (e.count(BETWEEN), e))
+        out.append((int(first["examples"]), str(first["threat_norm"]), float(eps), str(effort)))
     return sorted(out, key=lambda p: (-p[0], p[1] != "Linf", p[2]))
 
 
 def _networks(method: pd.DataFrame, at: Point, protocol: str) -> pd.DataFrame:
     """One row a network that was measured at a point."""
-    examples, norm, eps, attacks = at
+    examples, norm, eps, effort = at
     keep = (method["examples"] == examples) & (method["threat_norm"] == norm) & (method["threat_eps"] == eps)
-    keep &= (method["protocol"] == protocol) & (method["worst_case_attacks"] == attacks)
+    keep &= (method["protocol"] == protocol) & (method["effort"] == effort)
     if protocol == "transfer":
         keep &= method["source_digest"] != method["weights_digest"]
     return method[keep].drop_duplicates("weights_digest")
@@ -135,10 +146,10 @@ def _spread(found: pd.DataFrame, column: str) -> str:
 
 
 def _p_values(records: list[dict[str, Any]], methods: list[pd.DataFrame], at: Point) -> dict[str, str]:
-    """Compare the first method's network with the others of its lowest seed at a point."""
+    """Compare the first method's network with the others of its lowest seed at a point: p by weights digest."""
     examples, norm, eps, _ = at
-    first = methods[0].iloc[0]["defense"]
-    seed = min(methods[0]["seed"])
-    same = [r for r in records if r["examples"] == examples and r["seed"] == seed]
-    found = pairs(same, str(first))
+    first = methods[0].sort_values("seed", kind="stable").iloc[0]
+    same = [r for r in records if r["examples"] == examples and r["seed"] == first["seed"]]
+    named = [{**r, "defense": r["weights_digest"], "selection": "last"} for r in same]  # each network by itself
+    found = pairs(named, str(first["weights_digest"]))
     return {pair.network: f"{pair.p:.2g}" for pair in found if pair.column == (WORST, norm, eps)}

@@ -68,6 +68,8 @@ def latex_matrices(rows: pd.DataFrame) -> str:
 
 def latex_matrix(rows: pd.DataFrame, protocol: str) -> str:
     """Write one board's matrix of a protocol. Bold: a column's best figure and all inside that one's interval."""
+    several = rows.groupby("attack")["budget"].transform("nunique") > 1
+    rows = rows.assign(attack=rows["attack"].where(~several, rows["attack"] + " [" + rows["budget"].astype(str) + "]"))
     done = rows[rows["status"] == "ok"]
     columns: list[tuple[str, str, float, str]] = []  # attack (or worst case), norm, eps, column of rows
     for norm in dict.fromkeys(norm for norm, _ in points(rows)):

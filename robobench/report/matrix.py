@@ -21,6 +21,7 @@ from robobench.report.text import (
     points,
     seconds,
     text,
+    with_names,
 )
 
 PROTOCOLS = {
@@ -160,7 +161,7 @@ def stacked(table: pd.DataFrame, title: str, caption: str | None = None) -> Grou
 
 def show(rows: pd.DataFrame, console: Console) -> None:
     """Print the matrices of every board: white-box, transfer, then costs and flags."""
-    for board in groups(rows, BOARD):
+    for board in map(with_names, groups(rows, BOARD)):
         first = board.iloc[0]
         where = f"{first['dataset']}, {', '.join(sorted(set(board['model'])))}, {first['examples']} test images"
         for protocol, meaning in PROTOCOLS.items():

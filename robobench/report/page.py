@@ -22,9 +22,9 @@ from robobench.report import figures as draw
 from robobench.report.board import board, board_text, boards
 from robobench.report.matrix import PROTOCOLS, budgets, costs, matrix
 from robobench.report.pictures import Worst, images_at_hand, lost_most, of_method
-from robobench.report.text import BOARD, cells, flags_of, groups, labelled, percent, point, points, text
+from robobench.report.text import BOARD, cells, flags_of, groups, labelled, percent, point, points, text, with_names
 from robobench.results import TRANSFER_ONLY_IMAGES
-from robobench.store import Store
+from robobench.store import WEIGHT_FILES, Store
 
 HERE = Path(__file__).parent
 Folders = dict[tuple[Any, ...], str]  # (defense, seed, digest of the weights) -> folder in the store
@@ -95,7 +95,8 @@ def sections(rows: pd.DataFrame, place: Path, data_dir: Path | None = None) -> l
     folders: Folders = {}
     for name, config in redo.configs.items():
         files = store.manifest(store.folder("model", name))["files"]
-        folders[config["defense"], config["seed"], files.get("model.safetensors", "")[:16]] = name
+        for file in WEIGHT_FILES.values():
+            folders[config["defense"], config["seed"], files.get(file, "")[:16]] = name
     return [
         _section(part, number, store, redo, folders, data_dir) for number, part in enumerate(groups(rows, BOARD), 1)
     ]
@@ -104,6 +105,7 @@ def sections(rows: pd.DataFrame, place: Path, data_dir: Path | None = None) -> l
 def _section(
     rows: pd.DataFrame, number: int, store: Store, redo: Redo, folders: Folders, data_dir: Path | None
 ) -> Section:
+    rows = with_names(rows)
     first, lines, prefix = rows.iloc[0], board(rows), f"f{number}"
     tables = []
     for title, part in boards(lines):

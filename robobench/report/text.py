@@ -13,6 +13,7 @@ MISSING = "-"
 
 # Rows that may stand in one table, and what makes one network in it.
 BOARD = ["dataset", "data_digest", "examples"]
+NAMED = ["defense", "seed", "control", "selection"]
 NETWORK = ["model", "preset", "defense", "seed", "config_digest", "weights_digest", "precision", "threads"]
 
 
@@ -52,22 +53,23 @@ def cells(rows: pd.DataFrame) -> Iterator[Any]:
     yield from rows.itertuples()
 
 
-def name_of(defense: Any, seed: Any, control: Any) -> str:
-    """Name a network in a table: its defense, its seed where it is not 0, 'control' where it is one."""
+def name_of(defense: Any, seed: Any, control: Any, selection: Any) -> str:
+    """Name a network in a table: its defense, its seed where it is not 0, 'control' or 'best epoch' where it is one."""
     marks = ["control"] if bool(control) else []
     marks += [f"seed {seed:g}"] if seed else []
-    return f"{defense} ({', '.join(marks)})" if marks else str(defense)
+    name = f"{defense} ({', '.join(marks)})" if marks else str(defense)
+    return f"{name}, best epoch" if selection == "best" else name
 
 
 def label(network: pd.DataFrame) -> str:
     """Name a network by the first of its rows."""
-    first = network.iloc[0]
-    name = name_of(first["defense"], first["seed"], first["control"])
-    return f"{name}, best epoch" if first["selection"] == "best" else name
+    return name_of(*network.iloc[0][NAMED])
 
 
 def labelled(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """Return the networks of a table with names that differ: a model or a dash is added where two are alike."""
+    if "name" in rows:
+        return [(str(network.iloc[0]["name"]), network) for network in groups(rows, ["name"])]
     several = rows["model"].nunique() > 1
     out: dict[str, pd.DataFrame] = {}
     for network in groups(rows, NETWORK):
@@ -76,6 +78,12 @@ def labelled(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
             name += "'"
         out[name] = network
     return list(out.items())
+
+
+def with_names(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of a board with the names of its networks, so that parts of it name them alike."""
+    parts = [network.assign(name=name) for name, network in labelled(rows)]
+    return pd.concat(parts).loc[rows.index]
 
 
 def point(norm: str, eps: float) -> str:

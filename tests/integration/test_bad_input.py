@@ -28,6 +28,9 @@ def refused(capsys, tmp_path, monkeypatch):
     return run
 
 
+BEST = ["--set", "run.selection=best", "--set", "run.held_out=1000"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -44,6 +47,10 @@ def refused(capsys, tmp_path, monkeypatch):
         (["run", "--defense", "standard", "--eps", "nan"], "nan"),
         (["run", "--defense", "standard", "--eps", "0"], "eps 0 leaves nothing to attack"),
         (["run", "--defense", "at", "--train-eps", "0"], "--train-eps 0"),
+        (["run", "--defense", "macd", "--set", "macd.student_patch=3"], "defense 'macd'"),
+        (["run", "--defense", "macd", "--set", "macd.student_patch=3", "--dry-run"], "defense 'macd'"),
+        (["run", "--defense", "macd", "--set", "macd.student_mask_ratio=0.999"], "keeps 0 of 256 patches"),
+        (["run", "--defense", "at", *BEST, "--epochs", "0"], "nothing to choose from in 0 epochs"),
         (["run", "--defense", "trades", "--set", "trades.bta=3"], "did you mean 'beta'?"),
         (["run", "--defense", "trades", "--set", "trades.beta=much"], "trades.beta takes a value of type float"),
         (["run", "--defense", "trades", "--set", "trades.beta=-1"], "trades: beta must be >= 0"),

@@ -19,7 +19,7 @@ from robobench import results
 from robobench.attacks.transfer import Transfer, TransferConfig
 from robobench.cli import main
 from robobench.errors import RequestError
-from robobench.redo import changes
+from robobench.redo import changes, together
 from robobench.report import folder
 from robobench.report.front import front
 from robobench.store import MANIFEST, file_digest, key_of
@@ -154,6 +154,44 @@ def test_a_cell_that_took_long_is_attacked_on_its_first_images(board):
     assert len(found.robust[0].values) == 6 and found.robust[0] == found.robust[1]
 
 
+def test_a_network_that_was_never_trained_does_not_stop_the_board(store, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(store, copy)
+    shutil.rmtree(next(copy.glob("at-*")))
+    folder.publish(copy, tmp_path / "board")
+    assert "--defense standard" in (tmp_path / "board" / "README.md").read_text()
+    assert "--defense at " not in (tmp_path / "board" / "README.md").read_text()
+
+
+def test_a_control_that_is_asked_for_later_is_a_network_like_others(store, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(store, copy)
+
+    def controls():
+        return {(r["defense"], r["seed"]) for r in results.records(copy) if r["control"]}
+
+    assert controls() == {("standard", 1)}
+    command = ["compare", "-q", *TINY, *ATTACKS, "--out", str(copy), "--defenses"]
+    assert main([*command, "standard", "--seeds", "0,1"]) == 0 and not controls()
+    assert main([*command, "standard"]) == 0 and not controls()
+
+
+def test_a_network_of_a_user_s_own_sees_the_same_images_when_trained_and_when_evaluated(tmp_path):
+    net = tmp_path / "net.py"
+    net.write_text(
+        "from torch import nn\n"
+        "def small(num_classes):\n"
+        "    return nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(192, num_classes))\n"
+    )
+    shared = ["-q", "--model", f"{net}:small", *TINY[:2], *TINY[4:6], *ATTACKS[:4], "--examples", "360"]
+    assert main(["run", "--defense", "standard", *shared, "--out", str(tmp_path / "a")]) == 0
+    weights = next((tmp_path / "a").glob("standard-*-s0-*/model.safetensors"))
+    assert main(["evaluate", str(weights), *shared, "--out", str(tmp_path / "b")]) == 0
+    trained, brought = (results.read(tmp_path / name) for name in "ab")
+    same = trained[trained["weights_digest"].isin(set(brought["weights_digest"]))]
+    assert set(brought["clean_accuracy"]) == set(same["clean_accuracy"]) != set()
+
+
 def test_what_moved_is_written_down(store, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(store, copy)
@@ -191,6 +229,16 @@ def test_a_markdown_file_s_tables_are_filled_and_others_refused(board, tmp_path)
     page.write_text("no comments")
     with pytest.raises(RequestError, match="has no table to fill"):
         folder.fill_file(page)
+
+
+def test_cells_that_no_single_command_makes_get_several():
+    def cell(attack, norm, steps=20):
+        recipe = {"chunk": 256, "source": None, "attack": {"config": {"steps": steps}}}
+        return {"attack": attack, "threat_norm": norm, "precision": "fp32", "threads": 1, "recipe": recipe}
+
+    linf, l2, own, hard = cell("pgd", "Linf"), cell("pgd", "L2"), cell("autoattack-l2", "L2"), cell("pgd", "Linf", 100)
+    assert together([linf, own, l2, hard]) == [[linf, own], [l2], [hard]]
+    assert together([]) == [[]]
 
 
 def test_examples_made_elsewhere_are_verified_and_redone_by_their_name_alone(tmp_path):

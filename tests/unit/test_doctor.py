@@ -118,11 +118,14 @@ def test_an_attack_spends_all_its_restarts_and_may_leave_the_ball_on_its_way(rob
     assert torch.equal(left[patient.right], ~fooled) and left.sum() < once.sum()
 
 
-def test_an_ensemble_meets_a_network_of_few_classes():
+@pytest.mark.parametrize("norm", ["Linf", "L2"])  # beside other attacks, and alone on its norm
+def test_an_ensemble_meets_a_network_of_few_classes(norm):
     data, net = Blobs(), trained_net(3)
     images, labels = data.images(torch.arange(12)), data.labels[:12]
     parts = AutoAttackConfig(attacks=("apgd-ce", "apgd-t", "square"), steps=2, queries=5)  # apgd-t wants four classes
-    found = doctor.diagnose(net, images, labels, [*attacks(3), AutoAttack(parts, at(0.05))], restarts=1, draws=2)
+    found = doctor.diagnose(
+        net, images, labels, [*attacks(3), AutoAttack(parts, ThreatModel(norm, 0.05))], restarts=1, draws=2
+    )
     looked = {f.check.name for f in found.findings if f.raised is not None}
     assert "black-box-lowers-ensemble" in looked
 

@@ -68,11 +68,17 @@ def test_what_a_gpu_piece_brings_back_is_taken_up_elsewhere(load, tmp_path):
     with store.Store(here).building("model", "standard-resnet18-cifar10-s0-0123456789", {}) as work:
         (work / "model.safetensors").write_bytes(bytes(range(256)) * 1000)
     (here / "jobs").mkdir()
-    (here / "jobs" / "standard-x.done").touch()
-    board.PART = 100  # so that the source comes in several files
+    for name in ("standard", "at", "autoattack-at", "autoattack-l2-at", "trades", "autoattack-trades"):
+        (here / "jobs" / f"{name}-x.done").touch()
+    for name in ("at", "trades"):
+        with store.Store(here).building("model", f"{name}-resnet18-cifar10-s0-0123456789", {}) as work:
+            (work / "model.safetensors").write_bytes(b"weights")
+    board.PART = 100  # so that the weights come in several files
     board.bring_back(here, back)
-    assert len(list(back.glob("source.tar.gz.*"))) > 3
+    assert len(list(back.glob("weights.tar.gz.*"))) > 3
     board.unpack(back, there)
     assert (there / "jobs" / "standard-x.done").exists()
     folder = store.Store(there).find("model", "standard-resnet18-cifar10-s0-0123456789")
     assert folder and json.loads((folder / "artifact.json").read_text())["files"]
+    assert store.Store(there).find("model", "trades-resnet18-cifar10-s0-0123456789")  # AutoAttack-L2 is to come
+    assert not list(there.glob("at-*"))  # over

@@ -5,7 +5,7 @@ import pytest
 
 from robobench import report
 from robobench.errors import RequestError
-from robobench.results import COLUMNS, read, rows_of, transfer_only, worst_case
+from robobench.results import COLUMNS, networks, read, rows_of, transfer_only, worst_case
 from robobench.statistics import Bits, wilson
 
 
@@ -21,12 +21,28 @@ def record(attack="pgd", protocol="white-box", robust="0011", clean="0111", eps=
 
 def test_the_worst_case_is_taken_image_by_image():
     group = [record("pgd", robust="0011"), record("fgsm", robust="0101")]
-    worst = worst_case(group, "Linf", 0.1, "white-box")
+    worst = worst_case(group, group[0], "white-box")
     assert worst is not None and worst.values == (False, False, False, True)
     rows = rows_of(group)
     assert [r["robust_accuracy"] for r in rows] == [0.5, 0.5]
     assert {r["worst_case_accuracy"] for r in rows} == {0.25}  # below the minimum of the two means
     assert rows[0]["worst_case_attacks"] == "fgsm,pgd"
+
+
+def test_transfer_examples_of_two_sources_are_two_worst_cases():
+    group = [
+        record("pgd", "transfer", robust="0011", source_digest="a"),
+        record("fgsm", "transfer", robust="0110", source_digest="b"),
+        record("pgd", robust="0001"),
+    ]
+    rows = rows_of(group)
+    assert [r["worst_case_accuracy"] for r in rows] == [0.5, 0.5, 0.25]
+    assert [r["worst_case_attacks"] for r in rows] == ["pgd", "fgsm", "pgd"]
+
+
+def test_the_same_weights_on_other_images_are_another_group():
+    first, other = record(robust="0011"), record(robust="1100", data_digest="other")
+    assert len(networks([first, other])) == 2
 
 
 def test_a_failed_cell_stays_empty_and_out_of_the_worst_case():

@@ -40,7 +40,8 @@ def record(defense, robust, attack="pgd", seed=0, eps=0.1, **more):
     return {
         "defense": defense, "seed": seed, "attack": attack, "robust_bits": robust, "status": "ok", "control": False,
         "protocol": "white-box", "threat_norm": "Linf", "threat_eps": eps, "selection": "last",
-        "training": f"{defense}-{seed}", **more,
+        "training": f"{defense}-{seed}", "budget": "steps=20", "config_digest": defense, "weights_digest": defense,
+        **more,
     }  # fmt: skip
 
 
@@ -85,11 +86,26 @@ def test_several_seeds_give_mean_and_spread_and_pairs_within_a_seed():
 
 
 def test_both_epochs_of_a_network_and_two_settings_of_a_method_are_networks_of_their_own():
-    records = [record("at", "1100"), record("at", "0011", selection="best"), record("at", "1010", training="other")]
+    records = [record("at", "1100"), record("at", "0011", selection="best")]
+    records += [record("at", "1010", config_digest="other")]
     found = {p.network: (p.only_network, p.only_baseline) for p in pairs([*records, record("macd", "1111")], "at")}
     assert found == {"at, best epoch": (2, 2), "at'": (1, 1), "macd": (2, 0)}
     only_best = [record(name, bits, selection="best") for name, bits in (("at", "1100"), ("macd", "1111"))]
     assert {p.network for p in pairs(only_best, "at")} == {"macd"}
+
+
+def test_a_setting_keeps_its_name_whatever_the_order_of_its_seeds():
+    def two(seed, order):
+        return [record("at", bits, seed=seed, config_digest=setting) for setting, bits in order]
+
+    records = [*two(0, (("a", "1111"), ("b", "0000"))), *two(1, (("b", "0000"), ("a", "1111")))]
+    assert {s.defense: s.values for s in spreads(records) if s.column[0] == "pgd"} == {"at": (1, 1), "at'": (0, 0)}
+
+
+def test_two_budgets_of_one_attack_are_not_compared():
+    records = [record("at", "1100"), record("macd", "1000", budget="steps=100")]
+    assert pairs(records, "at") == []
+    assert spreads([record("at", "1100"), record("at", "1000", seed=1, budget="steps=100")]) == []
 
 
 def test_the_printed_comparison_is_about_these_networks():
