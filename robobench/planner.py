@@ -12,17 +12,16 @@ import torch
 
 from robobench import data as datasets
 from robobench import launch, models, plugins, presets
-from robobench.api import Attack, Defense, Recipe
+from robobench.api import Attack, Defense
 from robobench.errors import PluginError, RequestError
-from robobench.evaluation import check_logits
+from robobench.outside import external
 from robobench.plan import STORE_VERSION, Cell, External, Plan, Training
 from robobench.provenance import arithmetic, compiles, resolve_device, resolve_precision
 from robobench.registry import unknown
-from robobench.request import Request, RunValues, check_executor, make, parse_sets, parse_value, typed
-from robobench.store import Store, check_writable, file_digest
-from robobench.teachers import Teacher, Teachers
-from robobench.threat import ThreatModel, canonical_norm, check_unit_range, parse_eps
-from robobench.weights import state_digest
+from robobench.request import Request, RunValues, check_executor, make, parse_sets, typed
+from robobench.store import Store, check_writable
+from robobench.teachers import Teachers
+from robobench.threat import ThreatModel, canonical_norm, parse_eps
 
 PROTOCOLS = {"transfer": ("transfer",), "white-box": ("white-box",), "both": ("white-box", "transfer")}
 # Per-channel mean and standard deviation of the first layer's normalization.
@@ -207,15 +206,15 @@ class Planner:
             raise RequestError("--train-eps 0 trains against nothing; use --defense standard for that")
         return ThreatModel(norm, eps)
 
-    def spec(self, seed: int) -> models.ModelSpec:
-        """Return the network of this run, as initialized from a seed."""
-        run = self.run
+    def spec(self, seed: int, name: str | None = None) -> models.ModelSpec:
+        """Return the network of this run, or of another name, as initialized from a seed."""
+        run, name = self.run, name or self.request.model
         stats = "imagenet" if run.pretrained else self.request.dataset
         mean, std = NORMALIZATION.get(stats, NORMALIZATION["imagenet"])
-        if models.normalizes(self.request.model):
+        if models.normalizes(name):
             mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         return models.ModelSpec(
-            name=self.request.model,
+            name=name,
             num_classes=self.dataset.num_classes,
             image_size=run.image_size,
             stem=run.stem,
@@ -288,7 +287,7 @@ class Planner:
         if given.spec is None:
             made = self.external(given.model or self.request.model, given.weights)
         else:
-            self._same_images(given)
+            given.refuse_other_images(self.dataset.num_classes, self.run.attack_resolution)
             made = self.external(given.spec.name, given.weights, given.spec)
         own = Store(self.request.out).trained(student, made.recipe["external"])
         if own is not None:
@@ -297,18 +296,6 @@ class Planner:
                 f"give weights of another defense, or leave the flag out to train the teacher"
             )
         return made
-
-    def _same_images(self, given: Teacher) -> None:
-        """Refuse a trained network that was made for other images or classes."""
-        for what, own, theirs in (
-            ("classes", self.dataset.num_classes, given.spec.num_classes if given.spec else None),
-            ("px images", self.run.attack_resolution, given.resolution),
-        ):
-            if own != theirs:
-                raise RequestError(
-                    f"teacher '{given.text}' was trained for {theirs} {what}, this run has {own}; give a teacher of "
-                    "the same data, or leave the flag out to train one"
-                )
 
     def _lacking(self, spec: models.ModelSpec, protocol: tuple[str, ...]) -> list[str]:
         """Return what a defense needs of a network that it has not; our own have everything.
@@ -322,54 +309,16 @@ class Planner:
         return models.missing_protocol(self._stranger, protocol)
 
     def external(self, name: str, weights: Path | None, spec: models.ModelSpec | None = None) -> Training:
-        """Return a network that came from elsewhere, loaded once and tried on two test images.
-
-        Args:
-            spec: of the network, where a store told it; else the run's with another name.
-
-        Raises:
-            RequestError: the weights are no weights, do not fit, or the outputs are no logits.
-        """
-        state = models.read_weights(weights) if weights is not None else None
-        classes = self.dataset.num_classes
-        matrices = [value for value in (state or {}).values() if value.dim() == 2]
-        if matrices and ":" in self.request.dataset:  # such a data set need not show every class
-            classes = max(classes, len(matrices[-1]))
-        spec = replace(spec or self.spec(0), name=name, num_classes=classes, pretrained=False)
-        if weights is None:
-            spec = models.with_own_weights(spec)
-        if models.normalizes(name) or self.request.mean or self.request.std:
-            mean = self._channels("mean", self.request.mean, 0.0)
-            std = self._channels("std", self.request.std, 1.0)
-            spec = replace(spec, mean=mean, std=std)
-        model = models.build(spec).to(self.device).eval()
-        if weights is not None:
-            models.load_weights(model, weights)
-        with torch.no_grad():
-            images = self.dataset.test.images(torch.arange(min(2, len(self.dataset.test))))
-            check_unit_range(images)
-            logits = model(images)
-        check_logits(logits, self.dataset.test.labels[: len(images)])
-        if int(self.dataset.test.labels.max()) >= logits.shape[1]:
-            check_logits(logits[:1], self.dataset.test.labels.max().view(1))
-        recipe = {
-            "external": file_digest(weights) if weights is not None else state_digest(model),
-            "file": weights.stem if weights is not None else name.rpartition(":")[2],
-            "model": spec.recipe(),
-            "resolution": self.run.attack_resolution,
-            "store": STORE_VERSION,
-            "train_images": 0,
-        }
-        return Training(External, Recipe(), 0, spec, None, {}, recipe, self.request.dataset, weights)
-
-    def _channels(self, flag: str, text: str | None, default: float) -> tuple[float, float, float]:
-        """Read three numbers of --mean or --std."""
-        if text is None:
-            return (default,) * 3
-        values = parse_value(text, tuple[float, ...], f"--{flag}")
-        if len(values) != 3 or (flag == "std" and min(values) <= 0):
-            raise RequestError(f"--{flag} takes three numbers{' above 0' if flag == 'std' else ''}, got '{text}'")
-        return values  # type: ignore[no-any-return]
+        """Return a network that came from elsewhere, as `outside.external`; by default one like the run's."""
+        return external(
+            spec or self.spec(0, name),
+            name,
+            weights,
+            self.request,
+            self.dataset,
+            device=self.device,
+            resolution=self.run.attack_resolution,
+        )
 
     @property
     def train_images(self) -> int:

@@ -44,6 +44,18 @@ class Teacher:
             raise RequestError(f"'{folder}' is no folder of a trained network ({err}); {FORM}") from None
         return cls(text, folder / "model.safetensors", spec=spec, resolution=config["resolution"])
 
+    def refuse_other_images(self, classes: int, resolution: int) -> None:
+        """Raise RequestError where a trained network was made for other images or classes than a run's."""
+        for what, own, theirs in (
+            ("classes", classes, self.spec.num_classes if self.spec else None),
+            ("px images", resolution, self.resolution),
+        ):
+            if own != theirs:
+                raise RequestError(
+                    f"teacher '{self.text}' was trained for {theirs} {what}, this run has {own}; give a teacher of "
+                    "the same data, or leave the flag out to train one"
+                )
+
 
 class Teachers:
     """The --teacher flags of a run, by role."""

@@ -19,9 +19,11 @@ from robobench import results
 from robobench.attacks.transfer import Transfer, TransferConfig
 from robobench.cli import main
 from robobench.errors import RequestError
+from robobench.planner import NORMALIZATION, Planner
 from robobench.redo import changes, together
 from robobench.report import folder
 from robobench.report.front import front
+from robobench.request import Request
 from robobench.store import MANIFEST, file_digest, key_of
 from robobench.threat import ThreatModel
 from robobench.verify import Found, Verifier
@@ -190,6 +192,9 @@ def test_a_network_of_a_user_s_own_sees_the_same_images_when_trained_and_when_ev
     trained, brought = (results.read(tmp_path / name) for name in "ab")
     same = trained[trained["weights_digest"].isin(set(brought["weights_digest"]))]
     assert set(brought["clean_accuracy"]) == set(same["clean_accuracy"]) != set()
+    planner = Planner(Request(external=True, model=f"{net}:small", weights=weights, out=tmp_path / "c"))
+    assert planner.spec(0).mean == (0, 0, 0)
+    assert planner.spec(0, "cnn").mean == NORMALIZATION["digits"][0]  # a source beside it, or a teacher
 
 
 def test_what_moved_is_written_down(store, tmp_path):
