@@ -348,7 +348,7 @@ class Planner:
                 controls = [self.training(self.run.source, 1)]
         elif transfer and not request.external:
             self._note(
-                f"the control row ('{self.run.source}' of another seed) is left out of this preset for its cost; "
+                f"the control row ('{self.run.source}' of another seed) is left out for its cost; "
                 "--set run.control=true adds it"
             )
         for name in self.sets:

@@ -92,7 +92,7 @@ class Runner(Trainer):
             try:
                 clean, robust, went, record["seconds"] = self._bits(training, cell, protocol, name)
                 record.update(clean_bits=pack(clean), robust_bits=pack(robust), curves=rounded(went), status="ok")
-                record["budget"] = cell.attack.budget  # may depend on the number of classes it met
+                record["budget"] = self._budget(cell.attack, protocol)  # may depend on the number of classes it met
             except StorageError:  # nothing else could be kept either
                 raise
             except Exception as err:  # the runner's edge: the reason becomes the row's
@@ -158,6 +158,10 @@ class Runner(Trainer):
         able = attack.rounds or any(part.rounds for part in attack.parts)
         return able and protocol == "white-box" and self.plan.precision == "bf16"
 
+    def _budget(self, attack: Attack, protocol: str) -> str:
+        """Say how hard an attack tries, and that it did so in bfloat16: figures of the two are not comparable."""
+        return attack.budget + (", bfloat16 search" if self._rounds(attack, protocol) else "")
+
     def _blank_record(self, training: Training, cell: Cell, protocol: str, source: Training | None) -> dict[str, Any]:
         attack = cell.attack
         there = training.key not in self.broken
@@ -183,7 +187,7 @@ class Runner(Trainer):
             "steps": attack.steps,
             "gradient_free": attack.gradient_free,
             "stop": "never" if protocol == "transfer" and not attack.parts else attack.stop,
-            "budget": attack.budget,
+            "budget": self._budget(attack, protocol),
             "protocol": protocol,
             "source_digest": self.weights_digest(source) if source and source.key not in self.broken else None,
             "weights_digest": self.weights_digest(training) if there else None,

@@ -178,6 +178,20 @@ def test_a_control_that_is_asked_for_later_is_a_network_like_others(store, tmp_p
     assert main([*command, "standard"]) == 0 and not controls()
 
 
+def test_a_bfloat16_search_says_so_and_stands_beside_the_exact_one(store, tmp_path, capsys):
+    weights = next(store.glob("at-*-s0-*/model.safetensors"))
+    shared = ["-q", *TINY[:6], "--examples", "24", *ATTACKS[:4], "--set", "run.chunk=16", "--out", str(tmp_path)]
+    for precision in ("fp32", "bf16"):
+        assert main(["evaluate", str(weights), *shared, "--precision", precision]) == 0
+    rows = results.read(tmp_path)
+    said = {
+        (row["attack"], row["precision"], row["budget"].endswith("bfloat16 search")) for row in rows.to_dict("records")
+    }
+    assert said == {("pgd", "fp32", False), ("pgd", "bf16", True), ("fgsm", "fp32", False)}  # FGSM's cell is the same
+    capsys.readouterr()
+    assert main(["verify", str(tmp_path), "--sample", "0"]) == 0
+
+
 def test_a_network_of_a_user_s_own_sees_the_same_images_when_trained_and_when_evaluated(tmp_path):
     net = tmp_path / "net.py"
     net.write_text(
