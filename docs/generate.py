@@ -17,7 +17,7 @@ from typing import Any
 
 from robobench import plugins
 from robobench.api import Recipe
-from robobench.presets import PRESETS
+from robobench.presets import LARGE, PRESETS, layers
 from robobench.registry import Registry
 
 MODULES = {
@@ -49,12 +49,24 @@ def cell(value: Any) -> str:
     return str(value).replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
+def preset_values(cls: Any, name: str) -> dict[str, Any]:
+    """Say what a preset gives a defense that the one below it does not: the recipe's values, then the defense's own."""
+    preset, _, large = name.partition(":")
+    order = layers(preset, LARGE[0] if large else "cnn")
+
+    def laid(names: list[str]) -> dict[str, Any]:
+        parts = [*(PRESETS[n].get("recipe", {}) for n in names), *(cls.presets.get(n, {}) for n in names)]
+        return {field: value for part in parts for field, value in part.items()}
+
+    below = laid(order[:-1])
+    return {field: value for field, value in laid(order).items() if below.get(field, ...) != value}
+
+
 def config_table(cls: Any) -> str:
     """Write a Config as a table: field, default, what the presets give instead, meaning."""
     said, given = comments(cls.Config), dict(cls.presets)
     if issubclass(cls.Config, Recipe):
-        shared = {name: preset.get("recipe", {}) for name, preset in PRESETS.items()}
-        given = {name: {**values, **cls.presets.get(name, {})} for name, values in shared.items()}
+        given = {name: preset_values(cls, name) for name in PRESETS}
     lines = ["| field | default | presets | meaning |", "| --- | --- | --- | --- |"]
     for field in dataclasses.fields(cls.Config):
         other = ", ".join(f"{name}: `{values[field.name]}`" for name, values in given.items() if field.name in values)

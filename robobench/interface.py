@@ -235,8 +235,8 @@ def diagnose(checkpoint: str | Path | None = None, *, source: str | None = None,
     planner = Planner(request)
     torch.set_num_threads(planner.threads)
 
-    def external(name: str, weights: Path | None) -> nn.Module:
-        spec = planner.external(name, weights).spec
+    def external(name: str, weights: Path | None, *, beside: bool = False) -> nn.Module:
+        spec = planner.external(name, weights, beside=beside).spec
         network = models.build(spec)
         if weights is not None:
             models.load_weights(network, weights)
@@ -247,7 +247,7 @@ def diagnose(checkpoint: str | Path | None = None, *, source: str | None = None,
     other = None
     if source is not None:
         name, _, file = source.partition("=")
-        other = external(name, Path(file) if file else None)
+        other = external(name, Path(file) if file else None, beside=True)
     count = min(request.examples or DIAGNOSED, len(planner.dataset.test))
     index = torch.arange(count)
     images, labels = planner.dataset.test.images(index), planner.dataset.test.labels[index].to(planner.device)

@@ -285,10 +285,10 @@ class Planner:
         """Return the network that --teacher names for a role, tried on two images; raises RequestError."""
         given = self.teachers.use(role)
         if given.spec is None:
-            made = self.external(given.model or self.request.model, given.weights)
+            made = self.external(given.model or self.request.model, given.weights, beside=True)
         else:
             given.refuse_other_images(self.dataset.num_classes, self.run.attack_resolution)
-            made = self.external(given.spec.name, given.weights, given.spec)
+            made = self.external(given.spec.name, given.weights, given.spec, beside=True)
         own = Store(self.request.out).trained(student, made.recipe["external"])
         if own is not None:
             raise RequestError(
@@ -308,13 +308,19 @@ class Planner:
             self._stranger = models.build(replace(spec, pretrained=False))
         return models.missing_protocol(self._stranger, protocol)
 
-    def external(self, name: str, weights: Path | None, spec: models.ModelSpec | None = None) -> Training:
-        """Return a network that came from elsewhere, as `outside.external`; by default one like the run's."""
+    def external(
+        self, name: str, weights: Path | None, spec: models.ModelSpec | None = None, *, beside: bool = False
+    ) -> Training:
+        """Return a network that came from elsewhere, as `outside.external`; by default one like the run's.
+
+        Args:
+            beside: a source or teacher, which --mean and --std are not about.
+        """
         return external(
             spec or self.spec(0, name),
             name,
             weights,
-            self.request,
+            replace(self.request, mean=None, std=None) if beside else self.request,
             self.dataset,
             device=self.device,
             resolution=self.run.attack_resolution,
@@ -339,7 +345,7 @@ class Planner:
         source, controls = None, []
         if transfer and request.source:
             name, _, file = request.source.partition("=")
-            source = self.external(name, Path(file) if file else None)
+            source = self.external(name, Path(file) if file else None, beside=True)
         elif transfer:
             source = self.training(self.run.source, 0)
         if transfer and self.run.control and not request.external:
@@ -407,6 +413,8 @@ def refuse_impossible(plan: Plan, training: Training) -> None:
         return
     try:
         forwards(plan, training)
+    except RequestError:  # timm cannot build this network without values
+        return
     except ValueError as err:
         raise RequestError(f"defense '{training.name}': {err}") from None
     except Exception:  # a stranger's method may need values; what is wrong with it stands in its row

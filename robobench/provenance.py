@@ -92,7 +92,7 @@ def compiles(name: str, device: str, images: int) -> bool:
 
 
 def resolve_precision(name: str, device: str) -> str:
-    """Turn auto|fp32|bf16 into the precision of training; auto is bf16 where the device has the units."""
+    """Turn auto|fp32|bf16 into that of training and white-box search; auto is bf16 where the device has the units."""
     if name not in ("auto", "fp32", "bf16"):
         raise RequestError(f"unknown precision '{name}'; known: auto, fp32, bf16")
     if name == "auto":

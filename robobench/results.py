@@ -184,7 +184,7 @@ def networks(all_records: list[dict[str, Any]]) -> dict[tuple[Any, ...], list[di
 
     Weights trained again under the same name, as `--fresh` does, are another network where their bytes differ.
     """
-    at = ("training", "selection", "weights_digest", "data_digest", "examples")
+    at = ("training", "selection", "weights_digest", "precision", "data_digest", "examples")
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for record in all_records:
         groups.setdefault(tuple(record.get(name) for name in at), []).append(record)

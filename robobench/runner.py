@@ -22,7 +22,7 @@ from robobench.api import Attack
 from robobench.checkpoint import Unfinished, evaluated, save_evaluated, save_tensors
 from robobench.curves import Curves, gather, join, rounded
 from robobench.errors import StorageError
-from robobench.plan import Cell, Plan, Training
+from robobench.plan import Cell, External, Plan, Training
 from robobench.progress import Reporter
 from robobench.search import in_bfloat16, recorded
 from robobench.statistics import Bits, pack
@@ -76,8 +76,11 @@ class Runner(Trainer):
         name = key_of(recipe)
         finished = self._finished(name, training, source)
         if finished is not None:
-            if finished["control"] and not self._is_control(training):  # a control of an earlier request, now asked for
-                finished["control"] = False
+            now: dict[str, Any] = {"config_digest": training.config_digest}
+            if not self._is_control(training):  # perhaps one of an earlier request, now asked for
+                now["control"] = False
+            if finished != {**finished, **now}:
+                finished |= now
                 self._keep(name, recipe, finished)
             return finished
         for other in (t for t in (training, source) if t is not None and t.key not in self.broken):
@@ -121,7 +124,9 @@ class Runner(Trainer):
     def _finished(self, name: str, training: Training, source: Training | None) -> dict[str, Any] | None:
         """Return the record of an evaluation that is done, of these very weights: a GPU trains none twice the same."""
         found = self.find("evaluations", name)
-        record: dict[str, Any] = json.loads((found / "record.json").read_text()) if found else {}
+        if found is None:
+            return None
+        record: dict[str, Any] = processes.from_first(lambda: json.loads((found / "record.json").read_text()))
         if record.get("status") != "ok":
             return None
         for network, digest in ((training, record["weights_digest"]), (source, record["source_digest"])):
@@ -150,6 +155,7 @@ class Runner(Trainer):
             "examples": self.plan.examples,
             "chunk": self.plan.run.chunk,
             **({"search": "bf16"} if self._rounds(cell.attack, protocol) else {}),
+            **({"precision": "bf16"} if training.defense is External and self.plan.precision == "bf16" else {}),
             **self.plan.environment(),
         }
 

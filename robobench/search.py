@@ -207,7 +207,7 @@ def _search(
                 elif result is not state.adv:
                     logits = model(result)
                 wrong = fallen(attack, logits, last, state)
-                if seen is not model:  # the best point may err where bfloat16 did not see it
+                if seen is not model and result is not state.adv:  # it may err where bfloat16 did not see it
                     best = fallen(attack, model(result), result, state)
                     last, wrong = torch.where(per_image(best, last), result, last), wrong | best
             if watch is not None:

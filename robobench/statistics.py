@@ -160,7 +160,7 @@ def _networks(records: Iterable[dict[str, Any]]) -> dict[tuple[str, int], list[d
     A defense's name stands for its network. Where both epochs were attacked the best one is "NAME, best epoch", and
     "NAME'" is a training with other settings (the same ones for every seed), or a second one with the same.
     """
-    shown = [r for r in records if not r["control"] and r["protocol"] == "white-box"]
+    shown = [r for r in records if r["status"] == "ok" and not r["control"] and r["protocol"] == "white-box"]
     both = len({r["selection"] for r in shown}) > 1
     settings: dict[str, list[str]] = {}
     found: dict[tuple[str, int, str, str, str], list[dict[str, Any]]] = {}

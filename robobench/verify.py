@@ -1,7 +1,7 @@
 """Attacks stored networks again and compares what is found with what was recorded.
 
-A figure holds if the accuracy found now lies in the 95 % interval of the recorded one, on the same images. On the
-hardware it was measured on it is the same image by image.
+A figure holds if the accuracy found now lies in the 95 % interval of the recorded one, on the same images. On the CPU
+it was measured on it is the same image by image.
 """
 
 from __future__ import annotations
@@ -215,13 +215,14 @@ class Verifier:
         words += ["--data-dir", str(self.data_dir)] if self.data_dir else []
         done = subprocess.run([sys.executable, "-m", "robobench", *words], stdout=subprocess.DEVNULL)
         same = [
-            *("model", "defense", "train_norm", "train_eps", "seed", "selection", "attack", "budget"),
+            *("model", "defense", "train_norm", "train_eps", "seed", "selection", "attack"),
             *("threat_norm", "threat_eps", "protocol", "examples", "data_digest"),
         ]
         made = [r for r in results.records(out) if all(r[k] == record[k] for k in same)] if out.is_dir() else []
-        configs = Redo(out).configs if made else {}
-        ours = self.redo.configs[folder]["config"]
-        made = [r for r in made if r["status"] == "ok" and configs[r["training"]]["config"] == ours]
+        again, attacked = Redo(out), cell["recipe"]["attack"]["config"]
+        recipes = {r["key"]: r["recipe"] for group in again.cells.values() for r in group}
+        made = [r for r in made if r["status"] == "ok" and recipes[r["key"]]["attack"]["config"] == attacked]
+        made = [r for r in made if again.configs[r["training"]]["config"] == self.redo.configs[folder]["config"]]
         if done.returncode or not made:
             raise RequestError(f"training '{folder}' again failed; its command: {shlex.join(['robobench', *words])}")
         return self._found(record, made[-1]["clean_bits"], made[-1]["robust_bits"])

@@ -38,7 +38,7 @@ def _table(rows: pd.DataFrame, records: list[dict[str, Any]]) -> str:
     settings = rows.drop_duplicates(SETTING)[SETTING]
     rows = rows.merge(settings.assign(nth=settings.groupby(METHOD, dropna=False).cumcount()), on=SETTING)
     said = rows["attack"] + ": " + rows["budget"].astype(str)
-    met = ["seed", "weights_digest", "examples", "threat_norm", "threat_eps", "protocol"]
+    met = ["seed", "weights_digest", "examples", "threat_norm", "threat_eps", "protocol", "source_digest"]
     by = rows.assign(effort=said).groupby([*SETTING, *met], dropna=False)["effort"]
     rows["effort"] = by.transform(lambda each: BETWEEN.join(sorted(set(each))))
     points = _points(rows)
@@ -51,7 +51,7 @@ def _table(rows: pd.DataFrame, records: list[dict[str, Any]]) -> str:
     for method in methods:
         first = method.iloc[0]
         name = ", ".join(
-            str(first[c]) for c in ("defense", "model", "preset", "selection") if c == "defense" or several[c]
+            str(first[c]) for c in ("defense", *(c for c in METHOD if c != "defense")) if c == "defense" or several[c]
         )
         line = {"defense": markdown_escape(name) + "'" * int(first["nth"]), "seeds": str(method["seed"].nunique())}
         line["clean"] = _spread(method, "clean_accuracy")
@@ -96,9 +96,9 @@ def _letter(number: int) -> str:
 
 
 def _attacks(effort: str) -> str:
-    """List the attacks of a point, with their budgets where these are reduced."""
+    """List the attacks of a point, with their budgets where these are reduced or rounded."""
     parts = (part.split(": ", 1) for part in effort.split(BETWEEN))
-    return ", ".join(f"{attack} ({budget})" if is_reduced(budget) else attack for attack, budget in parts)
+    return ", ".join(f"{attack} ({b})" if is_reduced(b) or "bfloat16" in b else attack for attack, b in parts)
 
 
 def _points(rows: pd.DataFrame) -> list[Point]:

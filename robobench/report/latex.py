@@ -7,7 +7,7 @@ import pandas as pd
 from robobench.radius import eps_text
 from robobench.report.board import board_text, boards
 from robobench.report.matrix import PROTOCOLS, budgets
-from robobench.report.text import BOARD, MISSING, groups, is_reduced, labelled, percent, points
+from robobench.report.text import BOARD, MISSING, groups, is_reduced, labelled, percent, points, with_names
 
 PACKAGES = "% needs \\usepackage{booktabs}\n"
 COLUMNS = ("rank", "defense", "model", "clean", "worst", "95 %", "transfer", "gap", "own s", "whole s", "flags")
@@ -58,7 +58,7 @@ def latex_boards(lines: pd.DataFrame) -> str:
 def latex_matrices(rows: pd.DataFrame) -> str:
     """Write the matrices as the MACD paper prints them: attacks over their radii, a defense a line."""
     out = []
-    for board in groups(rows, BOARD):
+    for board in map(with_names, groups(rows, BOARD)):
         for protocol in PROTOCOLS:
             part = board[board["protocol"] == protocol]
             if len(part):
@@ -68,6 +68,7 @@ def latex_matrices(rows: pd.DataFrame) -> str:
 
 def latex_matrix(rows: pd.DataFrame, protocol: str) -> str:
     """Write one board's matrix of a protocol. Bold: a column's best figure and all inside that one's interval."""
+    reduced = budgets(rows)
     several = rows.groupby("attack")["budget"].transform("nunique") > 1
     rows = rows.assign(attack=rows["attack"].where(~several, rows["attack"] + " [" + rows["budget"].astype(str) + "]"))
     done = rows[rows["status"] == "ok"]
@@ -116,6 +117,6 @@ def latex_matrix(rows: pd.DataFrame, protocol: str) -> str:
         f"{protocol} accuracy in percent on {first['dataset']}, {', '.join(sorted(set(rows['model'])))}, "
         f"{first['examples']} test images; {PROTOCOLS[protocol]}. Bold: best and all within its 95 % interval."
     )
-    caption = " ".join([caption, *budgets(rows)])
+    caption = " ".join([caption, *reduced])
     body = [" & ".join(values) + r" \\" for values in lines.values()]
     return table(latex_escape(caption), "lr" + "r" * len(columns), head, body)

@@ -29,7 +29,7 @@ PROTOCOLS = {
     "transfer": "attacks made on the undefended network; says nothing about white-box strength",
 }
 CELL = [
-    *("attack", "threat_norm", "threat_eps", "budget", "status", "robust_accuracy"),
+    *("attack", "threat_norm", "threat_eps", "budget", "status", "robust_accuracy", "source_digest"),
     *("worst_case_accuracy", "worst_case_ci_low", "worst_case_ci_high"),
 ]
 NAME_WIDTH = 30  # a longer name is folded
@@ -50,6 +50,7 @@ def matrix(rows: pd.DataFrame, protocol: str) -> pd.DataFrame:
         cells = network[CELL].to_dict("records")
         for norm, eps in radii:
             at = [cell for cell in cells if (cell["threat_norm"], cell["threat_eps"]) == (norm, eps)]
+            at = [cell for cell in at if str(cell["source_digest"]) == str(at[0]["source_digest"])]  # as the worst case
             for cell in at:
                 column = f"{cell['attack']} {point(norm, eps)}"
                 if several[str(cell["attack"])]:

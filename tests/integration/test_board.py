@@ -159,10 +159,16 @@ def test_a_cell_that_took_long_is_attacked_on_its_first_images(board):
 def test_a_network_that_was_never_trained_does_not_stop_the_board(store, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(store, copy)
-    shutil.rmtree(next(copy.glob("at-*")))
-    folder.publish(copy, tmp_path / "board")
-    assert "--defense standard" in (tmp_path / "board" / "README.md").read_text()
-    assert "--defense at " not in (tmp_path / "board" / "README.md").read_text()
+    (tmp_path / "shy.py").write_text(
+        "from robobench.api import DEFENSES, Defense\n\n\n"
+        '@DEFENSES.register("shy")\nclass Shy(Defense):\n'
+        '    def stages(self, setup):\n        raise RuntimeError("not today")\n'
+    )
+    failing = ["compare", "-q", "--defenses", "standard,shy", "--plugin", str(tmp_path / "shy.py")]
+    assert main([*failing, *TINY, *ATTACKS, "--out", str(copy)]) == 1
+    assert folder.publish(copy, tmp_path / "board") == []
+    text = (tmp_path / "board" / "README.md").read_text()
+    assert "--defense at " in text and "shy" not in text
 
 
 def test_a_control_that_is_asked_for_later_is_a_network_like_others(store, tmp_path):
@@ -187,7 +193,7 @@ def test_a_bfloat16_search_says_so_and_stands_beside_the_exact_one(store, tmp_pa
     said = {
         (row["attack"], row["precision"], row["budget"].endswith("bfloat16 search")) for row in rows.to_dict("records")
     }
-    assert said == {("pgd", "fp32", False), ("pgd", "bf16", True), ("fgsm", "fp32", False)}  # FGSM's cell is the same
+    assert said == {("pgd", "fp32", False), ("pgd", "bf16", True), ("fgsm", "fp32", False), ("fgsm", "bf16", False)}
     capsys.readouterr()
     assert main(["verify", str(tmp_path), "--sample", "0"]) == 0
 
