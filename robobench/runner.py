@@ -161,8 +161,9 @@ class Runner(Trainer):
 
     def _rounds(self, attack: Attack, protocol: str) -> bool:
         """Say whether images are searched for in bfloat16."""
-        able = attack.rounds or any(part.rounds for part in attack.parts)
-        return able and protocol == "white-box" and self.plan.precision == "bf16"
+        if protocol != "white-box" or self.plan.precision != "bf16":
+            return False
+        return attack.rounds or any(part.rounds for part in attack.parts)
 
     def _budget(self, attack: Attack, protocol: str) -> str:
         """Say how hard an attack tries, and that it did so in bfloat16: figures of the two are not comparable."""

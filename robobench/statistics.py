@@ -7,7 +7,7 @@ several seeds of each.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -131,26 +131,28 @@ class Pair:
         return (self.only_network - self.only_baseline) / self.examples
 
 
+def _columns(records: Iterable[dict[str, Any]]) -> Iterator[tuple[Column, dict[str, Any]]]:
+    """Walk white-box records with a figure, each in its attack's column and in that of the worst case."""
+    for r in records:
+        if r["protocol"] == "white-box" and r["status"] == "ok":
+            for name in (r["attack"], WORST):
+                yield (name, r["threat_norm"], r["threat_eps"]), r
+
+
 def outcomes(records: Iterable[dict[str, Any]]) -> Outcomes:
     """Read one network's white-box outcomes, and their worst case per (norm, eps)."""
     out: Outcomes = {}
-    for r in records:
-        if r["protocol"] == "white-box" and r["status"] == "ok":
-            bits = Bits.read(r["robust_bits"])
-            for name in (r["attack"], WORST):
-                key = (name, r["threat_norm"], r["threat_eps"])
-                out[key] = out[key] & bits if key in out else bits
+    for column, r in _columns(records):
+        bits = Bits.read(r["robust_bits"])
+        out[column] = out[column] & bits if column in out else bits
     return out
 
 
 def efforts(records: Iterable[dict[str, Any]]) -> dict[Column, frozenset[tuple[str, str]]]:
     """Say what stands behind each column of `outcomes`: the attacks and how hard each tried."""
     out: dict[Column, frozenset[tuple[str, str]]] = {}
-    for r in records:
-        if r["protocol"] == "white-box" and r["status"] == "ok":
-            for name in (r["attack"], WORST):
-                key = (name, r["threat_norm"], r["threat_eps"])
-                out[key] = out.get(key, frozenset()) | {(r["attack"], r["budget"])}
+    for column, r in _columns(records):
+        out[column] = out.get(column, frozenset()) | {(r["attack"], r["budget"])}
     return out
 
 
