@@ -14,17 +14,12 @@ from robobench.api import Attack
 from robobench.losses import errs
 from robobench.randomness import Noise
 from robobench.search import Found
-from robobench.threat import ThreatModel
 
 
 class Ensemble(Attack):
     """Registered attacks, run in order. Subclass, list their names in `uses`, return them from `members`."""
 
     stop = "first"
-
-    def __init__(self, config: Any, threat: ThreatModel) -> None:
-        super().__init__(config, threat)
-        self.num_classes: int | None = None  # of the last model attacked
 
     @abstractmethod
     def members(self) -> list[tuple[str, Mapping[str, Any]]]:
@@ -60,5 +55,21 @@ class Ensemble(Attack):
         return Found(adv, fooled)
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, noise: Noise) -> Tensor:
-        """Return what `find` finds: a transfer set of an ensemble holds first successes and clean images."""
-        return self.find(model, images, labels, noise).adv
+        """Spend the first part's full budget on every image, right or wrong, then that of each next on those still right.
+
+        An image that is right to the end is the first part's result. First successes, which `find` returns, hardly
+        transfer, and the reference leaves images that are wrong when clean as they are.
+        """
+        adv, left = images.clone(), torch.arange(len(images), device=images.device)
+        if len(images) and self.threat.eps > 0:
+            with torch.no_grad():
+                self.num_classes = model(images[:1]).shape[1]
+            for number, part in enumerate(self.parts):
+                found = part.perturb(model, images[left], labels[left], noise[left].child("part", number)).detach()
+                with torch.no_grad():
+                    wrong = errs(model(found), labels[left])
+                keep = wrong if number else torch.ones_like(wrong)
+                adv[left[keep]], left = found[keep], left[~wrong]
+                if len(left) == 0:
+                    break
+        return adv

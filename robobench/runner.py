@@ -73,6 +73,7 @@ class Runner(Trainer):
 
     def _evaluate(self, training: Training, cell: Cell, protocol: str, recipe: dict[str, Any]) -> dict[str, Any]:
         source = self.plan.source if protocol == "transfer" else None
+        cell.attack.num_classes = (source or training).spec.num_classes
         name = key_of(recipe)
         finished = self._finished(name, training, source)
         if finished is not None:
@@ -151,6 +152,7 @@ class Runner(Trainer):
             "source": source.key if source else None,
             "attack": cell.recipe(),
             "protocol": protocol,
+            **(self._whole(cell.attack) if protocol == "transfer" else {}),
             "data": self.plan.data_digest,
             "examples": self.plan.examples,
             "chunk": self.plan.run.chunk,
@@ -193,7 +195,7 @@ class Runner(Trainer):
             "relative_step": attack.relative_step,
             "steps": attack.steps,
             "gradient_free": attack.gradient_free,
-            "stop": "never" if protocol == "transfer" and not attack.parts else attack.stop,
+            "stop": "never" if protocol == "transfer" else attack.stop,
             "budget": self._budget(attack, protocol),
             "protocol": protocol,
             "source_digest": self.weights_digest(source) if source and source.key not in self.broken else None,
@@ -273,9 +275,15 @@ class Runner(Trainer):
         return {
             "source": self.plan.source.key,
             "attack": cell.recipe(),
+            **self._whole(cell.attack),
             "data": self.plan.data_digest,
             **self.plan.environment(),
         }
+
+    @staticmethod
+    def _whole(attack: Attack) -> dict[str, str]:
+        """What a key says of an ensemble's transfer set: older ones held first successes and clean images."""
+        return {"stop": "never"} if attack.parts else {}
 
     def transfer_key(self, cell: Cell) -> str:
         """Return the key under which a cell's transfer examples, all chunks together, are locked."""

@@ -37,6 +37,20 @@ def test_a_gradient_attack_reaches_the_closed_form_optimum(model, name, norm):
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_a_transfer_set_of_autoattack_takes_every_image_as_far_as_it_goes(model, norm):
+    reach = EPS * model.w.norm(DUAL[norm])
+    factors = torch.tensor([-0.5, 0.1, 0.9, 1.5])  # wrong when clean, soon wrong, late wrong, out of reach
+    images, labels = images_with_gaps(model, factors * reach), torch.zeros(4, dtype=torch.long)
+    cls = load_attack("autoattack")
+    attack = cls(cls.Config(queries=20), ThreatModel(norm, EPS))
+    noise = Noise.of(torch.arange(4), "autoattack")
+    drop = model.gap(images) - model.gap(attack.perturb(model, images, labels, noise))
+    torch.testing.assert_close(drop, reach.expand(4), rtol=1e-3, atol=1e-6)
+    early = model.gap(images) - model.gap(attack.find(model, images, labels, noise).adv)
+    assert early[0] == 0 and early[3] == 0  # for verdicts these stay
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
 @pytest.mark.parametrize("name", ["pgd", "apgd-ce", "autoattack"])
 def test_the_accuracy_left_is_the_closed_form(model, name, norm):
     reach = EPS * model.w.norm(DUAL[norm])
