@@ -55,7 +55,7 @@ class Ensemble(Attack):
         return Found(adv, fooled)
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, noise: Noise) -> Tensor:
-        """Spend the first part's full budget on every image, right or wrong, then that of each next on those still right.
+        """Spend the first part's full budget on every image, right or wrong, then each next one's on those still right.
 
         An image that is right to the end is the first part's result. First successes, which `find` returns, hardly
         transfer, and the reference leaves images that are wrong when clean as they are.
