@@ -170,8 +170,8 @@ class TorchattacksAutoAttack(Wrapped):
 
     @property
     def cost(self) -> float:
-        """10 iterations of each part, nine targets for two of them, and square's looks."""
-        return 22 + 9 * 22 + 9 * 32 + float(self.config.queries)
+        """10 iterations of each part, for every other class in two of them, and square's looks."""
+        return 22 + ((self.num_classes or 10) - 1) * (22 + 32) + float(self.config.queries)
 
     def build(self, model: nn.Module, num_classes: int, seed: int) -> Any:
         """Tell it the class count, which it would take for 10."""

@@ -335,7 +335,7 @@ class Attack(ABC):
     argument: ClassVar[str | None] = None  # the Config field that the text after a colon sets, as in NAME:TEXT
     rounds: ClassVar[bool] = False  # its search may be in bfloat16: it follows gradients and compares no losses
     gradient_free: bool = False  # looks at the model's outputs only; may be set in __init__ by the config
-    num_classes: int | None = None  # of the network attacked, or None before there is one: a budget may depend on it
+    num_classes: int | None = None  # of the data or the last network met: budget and cost may depend on it
 
     def __init__(self, config: Any, threat: ThreatModel) -> None:
         self.config, self.threat = config, threat

@@ -82,6 +82,10 @@ class Planner:
         self.defenses = {name: plugins.load_defense(name) for name in request.defenses}
         check_writable(request.out)
         self.dataset = self._dataset(dry)
+        for cell in self.cells:
+            cell.attack.num_classes = self.dataset.num_classes
+            for warning in cell.attack.warnings():
+                self._note(warning)
         if request.defenses and not self.missing:
             if self.train_images < 1:
                 raise RequestError(
@@ -164,8 +168,6 @@ class Planner:
             for eps in self._eps_of(norm, given):
                 attack = cls(config, ThreatModel(norm, eps))
                 cells.append(Cell(attack, PROTOCOLS[self.request.protocol]))
-                for warning in attack.warnings():
-                    self._note(warning)
         for norm in given:
             if norm not in used and used:
                 raise RequestError(f"--eps gives radii for {norm}, and no attack of this run is on {norm}")

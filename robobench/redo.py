@@ -157,6 +157,7 @@ class Redo:
         sources = [c["defense"] for c in self.configs.values() if c["key"] in keys]
         if sources and not config["defense"].startswith("external:"):
             used["source"] = sources[0]
+            used["control"] = any(cell["control"] for cell in cells)  # another network to train, where it is not this
         if config["defense"].startswith("external:"):
             del used["train_images"], used["held_out"], used["pretrained"]
         selections = {cell["selection"] for cell in cells}

@@ -83,6 +83,9 @@ def records(root: Path, mend: Store | None = None) -> list[dict[str, Any]]:
         record = whole("evaluations", folder.name, "record.json")
         if record is not None:
             out.append({**record, "timing": timing(record["training"])})
+    asked = {r["training"] for r in out if not r["control"]}  # a control of one request may be asked for in another
+    for r in out:
+        r["control"] = r["control"] and r["training"] not in asked
     keys = ("dataset", "model", "defense", "seed", "protocol", "attack", "threat_norm", "threat_eps")
     out.sort(key=lambda r: (*(str(r[k]) for k in keys), r["training"], r["selection"], r["examples"], r["budget"]))
     return out
@@ -244,4 +247,5 @@ def measured() -> list[Path]:
     """Return the folders of the boards that robobench itself measured and brings along."""
     found = importlib.util.find_spec("robobench.leaderboards")
     assert found is not None and found.submodule_search_locations
-    return sorted(file.parent for file in Path(next(iter(found.submodule_search_locations))).glob("*/rows.csv"))
+    place = Path(next(iter(found.submodule_search_locations)))
+    return sorted(file.parent for file in place.glob("[!.]*/rows.csv"))  # not what a broken-off `publish` left

@@ -73,7 +73,6 @@ class Runner(Trainer):
 
     def _evaluate(self, training: Training, cell: Cell, protocol: str, recipe: dict[str, Any]) -> dict[str, Any]:
         source = self.plan.source if protocol == "transfer" else None
-        cell.attack.num_classes = (source or training).spec.num_classes
         name = key_of(recipe)
         finished = self._finished(name, training, source)
         if finished is not None:

@@ -6,8 +6,9 @@ several seeds of each.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -108,6 +109,26 @@ def holm(values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(values) - rank) * values[at]))
         out[at] = highest
     return out
+
+
+def letters(networks: Mapping[str, Bits], level: float = 0.05) -> dict[str, str]:
+    """Give networks on the same images letters, so that those that share none differ significantly.
+
+    Every pair is tested (exact McNemar), Holm-corrected over all pairs. The most robust network has an "a".
+
+    Source: Piepho, Journal of Computational and Graphical Statistics 13, 2004 (insert and absorb).
+    """
+    order = sorted(networks, key=lambda name: -networks[name].count)
+    tested = list(itertools.combinations(order, 2))
+    raw = [mcnemar(networks[a].without(networks[b]), networks[b].without(networks[a])) for a, b in tested]
+    alike = [frozenset(order)]  # sets of networks of which no two differ
+    for pair, p in zip(tested, holm(raw), strict=True):
+        if p < level:
+            cut = [found - {gone} for found in alike if found.issuperset(pair) for gone in pair]
+            alike = list(dict.fromkeys([found for found in alike if not found.issuperset(pair)] + cut))
+            alike = [found for found in alike if not any(found < other for other in alike)]
+    alike.sort(key=lambda found: sorted(map(order.index, found)))
+    return {name: "".join(chr(ord("a") + n) for n, found in enumerate(alike) if name in found) for name in networks}
 
 
 # --- pairs of networks --------------------------------------------------------------------------

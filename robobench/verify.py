@@ -10,6 +10,7 @@ import random
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -56,7 +57,8 @@ class Found:
         count = len(was.values)
         same = count - was.without(now) - now.without(was)
         return (
-            f"{'holds' if self.holds else 'FAILS'}: {name(self.record)}, {count} images: {told(was, now)}; "
+            f"{'holds' if self.holds else 'FAILS'}: {name(self.record)}, {count} of {self.record['examples']} images: "
+            f"{told(was, now)}; "
             f"clean {told(*self.clean)}; {same} of {count} images as recorded"
         )
 
@@ -74,12 +76,23 @@ def tables(place: Path) -> list[str]:
     return [file for file, text in made.items() if (place / file).is_file() and (place / file).read_text() != text]
 
 
+def draw(records: list[Record], count: int, seed: int) -> list[Record]:
+    """Draw cells at random, of as many different attacks as can be, those that took least first; 0: all there are."""
+    cells = random.Random(seed).sample(records, len(records))
+    met: dict[str, int] = {}
+    turn = {}
+    for cell in cells:
+        turn[cell["key"]] = met[cell["attack"]] = met.get(cell["attack"], 0) + 1
+    chosen = sorted(cells, key=lambda cell: turn[cell["key"]])[: count or None]
+    return sorted(chosen, key=lambda cell: float(cell["seconds"]))
+
+
 class Verifier:
     """Attacks cells of one store or board again.
 
     Args:
-        minutes: what all cells may take together, by the time they took when they were made; a cell that took longer
-            than its share is attacked on its first images only.
+        minutes: what all cells may take together; one that took longer than its share of what is left, when it was
+            made, is attacked on its first images only.
         retrain: a store in which the networks are trained again first; None: the stored weights are attacked.
 
     Raises:
@@ -109,9 +122,9 @@ class Verifier:
         able = [r for r in records if retrain or self._at_hand(r)]
         if not able:
             raise RequestError(f"the weights are not in '{place}'; train them again with --retrain STORE")
-        self.cells = random.Random(seed).sample(able, min(sample, len(able))) if sample else able
+        self.cells = draw(able, sample, seed)
         self.left_out = len(records) - len(able)
-        self.share = 60 * minutes / len(self.cells)
+        self.end = time.monotonic() + 60 * minutes
         self.seconds = {r["key"]: self._seconds(r, records) for r in self.cells}
         self._data: dict[tuple[str, int], data.Dataset] = {}
         keep_freed_memory()
@@ -136,10 +149,11 @@ class Verifier:
         return float(max(r["seconds"] for r in (alike if record["protocol"] == "transfer" else [record])))
 
     def __iter__(self) -> Iterator[Found]:
-        for record in self.cells:
-            yield self._again(record) if self.retrain is None else self._trained_again(record, self.retrain)
+        for number, record in enumerate(self.cells):
+            share = max(0.0, self.end - time.monotonic()) / (len(self.cells) - number)
+            yield self._again(record, share) if self.retrain is None else self._trained_again(record, self.retrain)
 
-    def _again(self, record: Record) -> Found:
+    def _again(self, record: Record, share: float) -> Found:
         """Attack a stored network as its record says, chunk by chunk."""
         recipe, split = self.recipes[record["key"]], self._images(record).test
         torch.set_num_threads(record["threads"])
@@ -147,7 +161,7 @@ class Verifier:
         model = self._network(record["training"], record["selection"], record["weights_digest"])
         source = self._source(record)
         maker = self._network(source, "last", record["source_digest"]) if source else None
-        count = min(record["examples"], max(1, int(self.share / self.seconds[record["key"]] * record["examples"])))
+        count = min(record["examples"], max(1, int(share / self.seconds[record["key"]] * record["examples"])))
         clean, robust = [], []
         for index in evaluation.chunks(count, recipe["chunk"]):
             right = evaluation.clean_bits(model, split, index, self.device)
@@ -203,6 +217,7 @@ class Verifier:
 
     def _trained_again(self, record: Record, out: Path) -> Found:
         """Run the command that makes a cell from nothing, and read what it found."""
+        self._images(record)  # refused before hours of training where they are others
         folder = record["training"]
         cell = {**record, "recipe": self.recipes[record["key"]]}
         words = self.redo.words(folder, [cell], examples=record["examples"])

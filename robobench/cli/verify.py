@@ -23,11 +23,11 @@ Examples:
 
 def main(
     place: Annotated[Path, typer.Argument(help="A folder of leaderboards/ or a store.")],
-    sample: Annotated[int, typer.Option(help="Cells, drawn at random; 0: all.")] = 3,
+    sample: Annotated[int, typer.Option(help="Cells, drawn at random from different attacks; 0: all.")] = 3,
     seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
     minutes: Annotated[
         float,
-        typer.Option(help="For all cells, by their recorded times; one above its share sees its first images only."),
+        typer.Option(help="For all cells; one that took longer than its share of them sees its first images only."),
     ] = 8.0,
     retrain: Annotated[Path | None, typer.Option(help="Train the networks again first, in this store.")] = None,
     device: o.Device = "auto",

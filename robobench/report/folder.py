@@ -201,7 +201,7 @@ def details(place: Path) -> str:
 
     redo, records = Redo(place), results.records(place)
     rows = results.frame(records)
-    parts = ["## Setting", _setting(rows, redo), "## Stages", _stages(records)]
+    parts = ["## Setting", _setting(rows, records, redo), "## Stages", _stages(records)]
     parts += ["## Values that are not the published ones", _unpublished(redo), "## Commands"]
     commands = [
         redo.command(name, examples=examples)
@@ -210,12 +210,14 @@ def details(place: Path) -> str:
     ]
     text = "\n".join(commands)
     parts.append(
-        f"`robobench verify` attacks a sample of these cells again. Each network from the start:\n\n```\n{text}\n```"
+        "`robobench verify` attacks a sample of these cells again. Each network from the start (with `--data-dir DIR` "
+        "where the files it was measured on are not inside robobench):\n\n"
+        f"```\n{text}\n```"
     )
     return "\n\n".join(parts)
 
 
-def _setting(rows: pd.DataFrame, redo: Any) -> str:
+def _setting(rows: pd.DataFrame, records: list[Record], redo: Any) -> str:
     def of(name: str) -> str:
         return ", ".join(sorted({str(v) for v in rows[name].dropna()}))
 
@@ -227,8 +229,10 @@ def _setting(rows: pd.DataFrame, redo: Any) -> str:
         "training images": ", ".join(sorted({f"{c['train_images']} ({c['held_out']} held out)" for c in configs})),
         "trained against": ", ".join(sorted(point(*threat) for threat in threats)),
         "hardware": of("hardware"),
-        "precision, threads a process": f"{of('precision')}, {of('threads')}",
-        "torch, robobench commit": f"{of('torch_version')}, {of('commit')}",
+        "precision, threads a process, compiled": f"{of('precision')}, {of('threads')}, {of('compiled')}",
+        "torch": of("torch_version"),
+        "robobench commits, training": ", ".join(sorted({str(r["timing"].get("commit")) for r in records})),
+        "robobench commits, attacks": of("commit"),
     }
     return "\n".join(f"* {name}: {markdown_escape(value)}" for name, value in lines.items() if value)
 
@@ -243,6 +247,7 @@ def _stages(records: list[Record]) -> str:
                 "epochs": str(stage["epochs"]),
                 "s": f"{stage['seconds']:.1f}",
                 "CPU s": f"{stage['cpu_seconds']:.1f}",
+                "warm-up s": f"{stage['warmup_seconds']:.1f}",
                 "images/s": f"{stage['images_per_second']:.0f}",
                 "peak GiB": f"{stage['peak_memory_bytes'] / 2**30:.2f}",
             }

@@ -9,21 +9,23 @@ from typing import Any
 import pandas as pd
 
 from robobench import results
+from robobench.flags import worst
 from robobench.report.board import BETWEEN
 from robobench.report.formats import markdown, markdown_escape
-from robobench.report.text import MISSING, flags_of, groups, is_reduced, percent, point, seconds
-from robobench.statistics import WORST, pairs
+from robobench.report.text import MISSING, flags_of, groups, percent, point, seconds
+from robobench.statistics import letters
 
 METHOD = ["model", "preset", "defense", "selection", "precision"]
 SETTING = [*METHOD, "config_digest"]  # networks that differ in their seed only
+Point = tuple[int, str, float, str]  # images, norm, radius, attacks of the worst case with their budgets
 
 
 def front(place: Path) -> str:
     """Write the front table of a board or store, in Markdown, best white-box worst case first.
 
-    For each norm and number of images the smallest radius is shown. Several seeds: mean ± standard deviation of the
-    trainings; one: the 95 % interval over images. Transfer leaves out the network the examples were made on. `p`
-    compares the first line's network with each other one of the same seed, image by image.
+    For each norm and number of images the smallest radius is shown, that with the most attacks first. Several seeds:
+    mean ± standard deviation of the trainings; one: the 95 % interval over images. Letters say which networks of one
+    seed the images tell apart. Transfer leaves out the network the examples were made on.
     """
     records = results.records(place)
     rows = results.frame(records)
@@ -37,7 +39,7 @@ def _table(rows: pd.DataFrame, records: list[dict[str, Any]]) -> str:
     """Write the table of networks that saw the same images, with its legend."""
     settings = rows.drop_duplicates(SETTING)[SETTING]
     rows = rows.merge(settings.assign(nth=settings.groupby(METHOD, dropna=False).cumcount()), on=SETTING)
-    said = rows["attack"] + ": " + rows["budget"].astype(str)
+    said = rows["attack"] + " (" + rows["budget"].astype(str) + ")"
     met = ["seed", "weights_digest", "examples", "threat_norm", "threat_eps", "protocol", "source_digest"]
     by = rows.assign(effort=said).groupby([*SETTING, *met], dropna=False)["effort"]
     rows["effort"] = by.transform(lambda each: BETWEEN.join(sorted(set(each))))
@@ -45,21 +47,25 @@ def _table(rows: pd.DataFrame, records: list[dict[str, Any]]) -> str:
     methods = list(groups(rows, SETTING))
     several = {name: rows[name].nunique() > 1 for name in METHOD}
     methods.sort(key=lambda m: -(_mean(m, points[0]) or 0.0) if points else 0.0)
-    alike = not any(several[c] for c in METHOD if c != "defense")
-    p = _p_values(records, methods, points[0]) if alike and points else {}
+    ties = [_ties(records, methods, at) for at in points]
+    sources = set(rows["source_digest"].dropna())
     lines = []
-    for method in methods:
+    for nth, method in enumerate(methods):
         first = method.iloc[0]
         name = ", ".join(
             str(first[c]) for c in ("defense", *(c for c in METHOD if c != "defense")) if c == "defense" or several[c]
         )
         line = {"defense": markdown_escape(name) + "'" * int(first["nth"]), "seeds": str(method["seed"].nunique())}
-        line["clean"] = _spread(method, "clean_accuracy")
         for number, at in enumerate(points):
-            for protocol in ("white-box", "transfer"):
-                line[f"{_letter(number)} {protocol}"] = _worst(method, at, protocol)
-            if number == 0 and p:
-                line["p"] = next((p[digest] for digest in method["weights_digest"] if digest in p), "")
+            letter = chr(ord("A") + number)
+            if not number or at[0] != points[number - 1][0]:
+                line[f"{letter} clean"] = _spread(method[method["examples"] == at[0]], "clean_accuracy", method)
+            line[f"{letter} white-box"] = _worst(method, at, "white-box")
+            if ties[number]:
+                line[f"{letter} ties"] = ties[number].get(nth, "")
+            shown = _worst(method, at, "transfer")
+            is_control = shown != MISSING and bool(sources & set(method["weights_digest"]))
+            line[f"{letter} transfer"] = shown + ", control" * is_control
         networks = method.drop_duplicates("weights_digest")
         for title, column in (
             ("own s", "own_seconds"),
@@ -67,38 +73,27 @@ def _table(rows: pd.DataFrame, records: list[dict[str, Any]]) -> str:
             ("whole CPU s", "whole_cpu_seconds"),
         ):
             line[title] = seconds(pd.to_numeric(networks[column]).mean())
-        line["flags"] = ", ".join(flags_of(method)) or MISSING
+        line["flags"] = _flags(method, points)
         lines.append(line)
     table = markdown(pd.DataFrame(lines).fillna(MISSING))
     legend = [
-        f"{_letter(number)}: worst case over {_attacks(effort)} at {point(norm, eps)}, "
+        f"{chr(ord('A') + number)}: worst case over {effort} at {point(norm, eps)}, "
         f"{examples} images of {rows.iloc[0]['dataset']} (data {rows.iloc[0]['data_digest']})"
         for number, (examples, norm, eps, effort) in enumerate(points)
     ]
     note = (
         "In percent. Several seeds: mean ± standard deviation over trainings; one: 95 % interval over images. Transfer "
-        "examples are made on one undefended network, which is left out of that column."
+        "examples are made on one undefended network, which is left out of that column; what undefended networks of "
+        "other seeds keep is the control: what transfer alone is worth."
     )
-    if p:
+    if any(ties):
         note += (
-            " p: exact McNemar against the first line, A white-box, networks of one seed, Holm-corrected; about these "
-            "networks, not about the methods."
+            " Ties: networks that share a letter are not told apart by these images (exact McNemar in pairs, "
+            "white-box, one seed, Holm-corrected over the column, 5 %); about these networks, not about the methods."
         )
-    hardware = "; ".join(sorted({str(h) for h in rows["hardware"].dropna()}))
-    return "\n".join([table, "", *(f"* {line}" for line in legend), "", f"{note} Hardware: {hardware}."])
-
-
-Point = tuple[int, str, float, str]  # images, norm, radius, attacks of the worst case with their budgets
-
-
-def _letter(number: int) -> str:
-    return chr(ord("A") + number)
-
-
-def _attacks(effort: str) -> str:
-    """List the attacks of a point, with their budgets where these are reduced or rounded."""
-    parts = (part.split(": ", 1) for part in effort.split(BETWEEN))
-    return ", ".join(f"{attack} ({b})" if is_reduced(b) or "bfloat16" in b else attack for attack, b in parts)
+    machine = rows[["hardware", "threads", "compiled"]].drop_duplicates().itertuples(index=False, name=None)
+    told = sorted(f"{hardware}, threads: {threads}{', compiled' * bool(on)}" for hardware, threads, on in machine)
+    return "\n".join([table, "", *(f"* {line}" for line in legend), "", f"{note} Hardware: {'; '.join(told)}."])
 
 
 def _points(rows: pd.DataFrame) -> list[Point]:
@@ -109,17 +104,21 @@ def _points(rows: pd.DataFrame) -> list[Point]:
         eps, first = part["threat_eps"].min(), part.iloc[0]
         effort = max(set(part.loc[part["threat_eps"] == eps, "effort"]), key=lambda e: (e.count(BETWEEN), e))
         out.append((int(first["examples"]), str(first["threat_norm"]), float(eps), str(effort)))
-    return sorted(out, key=lambda p: (-p[0], p[1] != "Linf", p[2]))
+    return sorted(out, key=lambda p: (-p[3].count(BETWEEN), -p[0], p[1] != "Linf", p[2]))
+
+
+def _at(rows: pd.DataFrame, at: Point) -> pd.DataFrame:
+    """Keep the rows of a point's images and radius."""
+    return rows[(rows["examples"] == at[0]) & (rows["threat_norm"] == at[1]) & (rows["threat_eps"] == at[2])]
 
 
 def _networks(method: pd.DataFrame, at: Point, protocol: str) -> pd.DataFrame:
     """One row a network that was measured at a point."""
-    examples, norm, eps, effort = at
-    keep = (method["examples"] == examples) & (method["threat_norm"] == norm) & (method["threat_eps"] == eps)
-    keep &= (method["protocol"] == protocol) & (method["effort"] == effort)
+    found = _at(method, at)
+    keep = (found["protocol"] == protocol) & (found["effort"] == at[3])
     if protocol == "transfer":
-        keep &= method["source_digest"] != method["weights_digest"]
-    return method[keep].drop_duplicates("weights_digest")
+        keep &= found["source_digest"] != found["weights_digest"]
+    return found[keep].drop_duplicates("weights_digest")
 
 
 def _mean(method: pd.DataFrame, at: Point) -> float | None:
@@ -132,24 +131,52 @@ def _worst(method: pd.DataFrame, at: Point, protocol: str) -> str:
     if len(found) == 1:
         low, high = found.iloc[0]["worst_case_ci_low"], found.iloc[0]["worst_case_ci_high"]
         return f"{percent(found.iloc[0]['worst_case_accuracy'])} [{percent(low)}, {percent(high)}]"
-    return _spread(found, "worst_case_accuracy")
+    return _spread(found, "worst_case_accuracy", method)
 
 
-def _spread(found: pd.DataFrame, column: str) -> str:
-    """Mean over networks, with the standard deviation where there are several; of most images where that differs."""
-    if found.empty:
+def _spread(found: pd.DataFrame, column: str, method: pd.DataFrame) -> str:
+    """Mean over networks, with the standard deviation where there are several, and their number where some lack."""
+    values = [float(v) for v in found.drop_duplicates("weights_digest")[column]]
+    if not values:
         return MISSING
-    found = found.sort_values("examples", ascending=False, kind="stable").drop_duplicates("weights_digest")
-    values = [float(v) for v in found[column]]
     mean = percent(numbers.fmean(values))
-    return f"{mean} ± {100 * numbers.stdev(values):.1f}" if len(values) > 1 else mean
+    some = f" (n = {len(values)})" if 1 < len(values) < method["weights_digest"].nunique() else ""
+    return f"{mean} ± {100 * numbers.stdev(values):.1f}{some}" if len(values) > 1 else mean
 
 
-def _p_values(records: list[dict[str, Any]], methods: list[pd.DataFrame], at: Point) -> dict[str, str]:
-    """Compare the first method's network with the others of its lowest seed at a point: p by weights digest."""
-    examples, norm, eps, _ = at
-    first = methods[0].sort_values("seed", kind="stable").iloc[0]
-    same = [r for r in records if r["examples"] == examples and r["seed"] == first["seed"]]
-    named = [{**r, "defense": r["weights_digest"], "selection": "last"} for r in same]  # each network by itself
-    found = pairs(named, str(first["weights_digest"]))
-    return {pair.network: f"{pair.p:.2g}" for pair in found if pair.column == (WORST, norm, eps)}
+def _ties(records: list[dict[str, Any]], methods: list[pd.DataFrame], at: Point) -> dict[int, str]:
+    """Give the methods (by number) letters: their networks of the lowest seed that all those measured have."""
+    found = {nth: _networks(method, at, "white-box") for nth, method in enumerate(methods)}
+    found = {nth: network for nth, network in found.items() if len(network)}
+    seeds = set.intersection(*(set(network["seed"]) for network in found.values())) if found else set()
+    if len(found) < 2 or not seeds:
+        return {}
+    bits = {}
+    for nth, network in found.items():
+        one = network[network["seed"] == min(seeds)].iloc[0]
+        same = {name: one[name] for name in ("weights_digest", "examples", "threat_norm", "threat_eps", "precision")}
+        same |= {"protocol": "white-box", "status": "ok"}
+        combined = worst(r for r in records if all(r[name] == value for name, value in same.items()))
+        assert combined is not None
+        bits[str(nth)] = combined
+    return {int(nth): text for nth, text in letters(bits).items()}
+
+
+def _flags(method: pd.DataFrame, points: list[Point]) -> str:
+    """List flags with the columns or radii they were raised at; one that every cell carries stands alone."""
+    places: dict[str, list[str]] = {}
+    for number, at in enumerate(points):
+        for flag in flags_of(_at(method, at)):
+            places.setdefault(flag, []).append(chr(ord("A") + number))
+    shown = {at[:3] for at in points}
+    for part in groups(method, ["examples", "threat_norm", "threat_eps"]):
+        first = part.iloc[0]
+        if (first["examples"], first["threat_norm"], first["threat_eps"]) not in shown:
+            for flag in flags_of(part):
+                places.setdefault(flag, []).append(f"{point(first['threat_norm'], first['threat_eps'])}")
+    every = set(method.fillna({"flags": ""})["flags"].map(lambda text: frozenset(str(text).split(","))))
+    told = (
+        flag if all(flag in each for each in every) else f"{flag} ({', '.join(dict.fromkeys(where))})"
+        for flag, where in sorted(places.items())
+    )
+    return ", ".join(told) or MISSING

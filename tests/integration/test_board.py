@@ -22,11 +22,11 @@ from robobench.errors import RequestError
 from robobench.planner import NORMALIZATION, Planner
 from robobench.redo import changes, together
 from robobench.report import folder
-from robobench.report.front import front
+from robobench.report.front import _flags, front
 from robobench.request import Request
 from robobench.store import MANIFEST, file_digest, key_of
 from robobench.threat import ThreatModel
-from robobench.verify import Found, Verifier
+from robobench.verify import Found, Verifier, draw
 
 ROOT = Path(__file__).parents[2]
 TINY = ("--dataset", "digits", "--model", "cnn", "--threads", "1", "--epochs", "2", "--examples", "24")
@@ -81,8 +81,9 @@ def test_a_board_holds_the_store_s_figures_and_only_what_they_need(store, board)
 
 def test_the_readme_says_where_figures_come_from_and_keeps_what_people_wrote(store, board):
     text = (board / "README.md").read_text()
-    for said in ("Made by hand.", "| at | 1 |", "worst case over fgsm, pgd at Linf 0.1, 24 images of digits", "CPU s",
-                 "epochs=2 (200)", "robobench run --defense at --model cnn"):  # fmt: skip
+    for said in ("Made by hand.", "| at | 1 |", "worst case over fgsm (fixed); pgd (steps=20, relative_step=0.25, ",
+                 "restarts=1) at Linf 0.1, 24 images of digits", "CPU s", "epochs=2 (200)",
+                 "robobench run --defense at --model cnn"):  # fmt: skip
         assert said in text, said
     (board / "README.md").write_text(text.replace("Made by hand.", "Mine."))
     folder.publish(store, board)
@@ -96,10 +97,48 @@ def test_the_front_table_leaves_the_source_s_own_transfer_out(board):
     assert set(by_name) == {"at", "standard"} and by_name["standard"]["seeds"] == "2"
     rows = results.read(board)
     control = rows[(rows["seed"] == 1) & (rows["protocol"] == "transfer")].iloc[0]["worst_case_accuracy"]
-    assert by_name["standard"]["A transfer"].startswith(f"{100 * control:.1f} [")  # of the control alone
+    shown = by_name["standard"]["A transfer"]
+    assert shown.startswith(f"{100 * control:.1f} [") and shown.endswith("], control")  # of another seed alone
+    assert "control" not in by_name["at"]["A transfer"]
     seeds = rows[(rows["defense"] == "standard") & (rows["protocol"] == "white-box")].drop_duplicates("seed")
-    assert by_name["standard"]["clean"].startswith(f"{100 * seeds['clean_accuracy'].mean():.1f} ± ")
-    assert by_name["at"]["p"] == "" or by_name["standard"]["p"] == ""  # the first line is what p compares with
+    assert by_name["standard"]["A clean"].startswith(f"{100 * seeds['clean_accuracy'].mean():.1f} ± ")
+    assert "a" in {by_name["at"]["A ties"], by_name["standard"]["A ties"]}
+
+
+def test_the_column_with_the_most_attacks_comes_first_and_each_set_of_images_has_its_clean_accuracy(store, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(store, copy)
+    command = ["compare", "-q", *TINY, "--out", str(copy), "--defenses", "standard,at", "--protocol", "white-box"]
+    fewer = ["--examples", "16", "--attacks", "pgd,fgsm,jitter", "--eps", "0.1"]  # the later --examples counts
+    assert main([*command, *fewer]) == 0
+    table = front(copy).splitlines()
+    head = [name.strip() for name in table[0].strip("|").split("|")]
+    assert [name for name in head if name.endswith(("clean", "white-box"))] == [
+        "A clean", "A white-box", "B clean", "B white-box"
+    ]  # fmt: skip
+    legend = "\n".join(line for line in table if line.startswith("* "))
+    assert "* A: worst case over fgsm (fixed); jitter (" in legend and ", 16 images" in legend
+    assert "* B: worst case over fgsm (fixed); pgd (steps=20" in legend and ", 24 images" in legend
+
+
+def test_a_flag_is_shown_with_the_columns_it_was_raised_at():
+    rows = pd.DataFrame(
+        [
+            {"examples": n, "threat_norm": "Linf", "threat_eps": e, "flags": f}
+            for n, e, f in ((200, 0.1, "slow,transfer-only"), (1000, 0.1, "slow"), (1000, 0.2, "slow,odd"))
+        ]
+    )
+    points = [(200, "Linf", 0.1, "pgd"), (1000, "Linf", 0.1, "pgd")]
+    assert _flags(rows, points) == "odd (Linf 0.2), slow, transfer-only (A)"
+    assert _flags(rows.assign(flags=None), points) == "-"
+
+
+def test_cells_are_drawn_from_different_attacks_and_the_quickest_comes_first():
+    cells = [{"key": str(n), "attack": "pgd" if n < 9 else "autoattack", "seconds": 20 - n} for n in range(10)]
+    for seed in range(5):
+        assert [c["attack"] for c in draw(cells, 2, seed)] == ["autoattack", "pgd"]
+        assert [c["seconds"] for c in draw(cells, 0, seed)] == sorted(c["seconds"] for c in cells)
+    assert len({draw(cells, 1, seed)[0]["key"] for seed in range(5)}) > 1
 
 
 def test_every_figure_of_a_fresh_board_holds_image_by_image(board, capsys):
@@ -116,7 +155,7 @@ def test_a_false_figure_fails_and_the_rest_does_not(board, capsys):
     assert main(["verify", str(board), "--sample", "0"]) == 1
     said = capsys.readouterr().out
     assert said.count("FAILS") == 2 and "FAILS: matrix.csv is not what the records give" in said
-    assert "FAILS: at (seed 0), pgd Linf 0.1, white-box, 24 images" in said and "11 of 12 figures hold" in said
+    assert "FAILS: at (seed 0), pgd Linf 0.1, white-box, 24 of 24 images" in said and "11 of 12 figures hold" in said
 
 
 def test_edited_tables_weights_and_other_images_are_noticed(board, capsys):

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from robobench import comparison
 from robobench.cli import main
-from robobench.statistics import holm, mcnemar, pairs, spreads
+from robobench.statistics import Bits, holm, letters, mcnemar, pairs, spreads
 
 
 @pytest.mark.parametrize(
@@ -121,3 +121,15 @@ def test_a_baseline_that_is_not_compared_is_refused_before_anything_is_made(tmp_
     assert main(arguments) == 2
     assert "unknown baseline 'att'; did you mean 'at'?" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_networks_share_a_letter_where_the_images_do_not_tell_them_apart():
+    def first(count):
+        return Bits(tuple(i < count for i in range(200)))
+
+    # Of nested sets of images only one of two networks errs alone: p = 2 / 2^n, and holm multiplies by at most 6.
+    assert letters({"a": first(100), "b": first(94), "c": first(88), "d": first(0)}) == {
+        "a": "a", "b": "ab", "c": "b", "d": "c"
+    }  # fmt: skip
+    assert letters({"low": first(100), "high": first(120)}) == {"low": "b", "high": "a"}
+    assert letters({"one": first(3), "same": first(3)}) == {"one": "a", "same": "a"}
