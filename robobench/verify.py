@@ -124,7 +124,7 @@ class Verifier:
             raise RequestError(f"the weights are not in '{place}'; train them again with --retrain STORE")
         self.cells = draw(able, sample, seed)
         self.left_out = len(records) - len(able)
-        self.end = time.monotonic() + 60 * minutes
+        self.minutes = minutes
         self.seconds = {r["key"]: self._seconds(r, records) for r in self.cells}
         self._data: dict[tuple[str, int], data.Dataset] = {}
         keep_freed_memory()
@@ -149,8 +149,9 @@ class Verifier:
         return float(max(r["seconds"] for r in (alike if record["protocol"] == "transfer" else [record])))
 
     def __iter__(self) -> Iterator[Found]:
+        end = time.monotonic() + 60 * self.minutes
         for number, record in enumerate(self.cells):
-            share = max(0.0, self.end - time.monotonic()) / (len(self.cells) - number)
+            share = max(0.0, end - time.monotonic()) / (len(self.cells) - number)
             yield self._again(record, share) if self.retrain is None else self._trained_again(record, self.retrain)
 
     def _again(self, record: Record, share: float) -> Found:
