@@ -45,6 +45,9 @@ class RunValues:
     sync_batchnorm: bool = False  # BatchNorm over the images of all GPUs, not of each
 
     def __post_init__(self) -> None:
+        for name, least in (("chunk", 1), ("examples", 0), ("train_images", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.held_out and self.held_out < MIN_HELD_OUT:
             raise ValueError(f"held_out must be 0 or at least {MIN_HELD_OUT}, got {self.held_out}")
         if self.selection not in SELECTIONS:
