@@ -29,7 +29,7 @@ class Teacher:
     def read(cls, text: str) -> Teacher:
         """Read what stands behind ROLE=; raises RequestError for a folder that holds no trained network."""
         model, equals, file = text.partition("=")
-        if equals:
+        if equals and not Path(text).exists():  # a path may hold "=" itself, as in outputs/lr=0.1/at.pt
             return cls(text, Path(file), model)
         if text.startswith("robustbench:"):
             return cls(text, None, text)

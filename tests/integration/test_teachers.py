@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import robobench
 from robobench.cli import main
 from robobench.data import load as load_data
 from robobench.models import ModelSpec, build
+from robobench.teachers import Teacher
 from robobench.trainer import save_tensors
 
 TINY = {
@@ -121,6 +123,15 @@ def five_classes(tmp_path):
 )
 def test_a_teacher_that_cannot_serve_is_refused_before_any_training(refused, five_classes, flags, said):
     assert said in refused("--defense", "mtard", *(f"--teacher={flag}" for flag in flags))
+
+
+def test_an_equals_sign_in_the_path_of_a_teacher_separates_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=0.1").mkdir()
+    (tmp_path / "lr=0.1" / "at.pt").touch()
+    for text, model in (("lr=0.1/at.pt", None), ("resnet20=lr=0.1/at.pt", "resnet20")):
+        given = Teacher.read(text)
+        assert (given.model, given.weights) == (model, Path("lr=0.1/at.pt"))
 
 
 def test_a_teacher_for_a_defense_that_takes_none_is_refused(refused, five_classes):
