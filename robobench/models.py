@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from robobench import zoo
 from robobench.errors import RequestError
+from robobench.plugins import import_file
 from robobench.registry import unknown
 from robobench.weights import load_weights, read_weights
 
@@ -306,12 +307,8 @@ def _from_factory(spec: ModelSpec) -> nn.Module:
     try:
         if where.endswith(".py"):
             tag = f"robobench_model_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
-            found = importlib.util.spec_from_file_location(tag, file)
-            assert found is not None and found.loader is not None
-            module = importlib.util.module_from_spec(found)
             with _importing_from(file.parent):
-                found.loader.exec_module(module)
-            sys.modules[tag] = module  # so that its classes can be pickled
+                module = import_file(tag, file)
         else:
             with _importing_from(Path.cwd()):
                 module = importlib.import_module(where)

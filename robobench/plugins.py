@@ -127,21 +127,27 @@ def found(kind: str) -> dict[str, Plugin]:
     return plugins
 
 
+def import_file(name: str, file: Path) -> Any:
+    """Run a file as a module of that name, under which dataclasses and pickle find it; one that fails is forgotten."""
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(name, None)
+        raise
+    return module
+
+
 def _import(module: str) -> Any:
     """Import a plug-in's module; the reason it failed becomes one line."""
     if module in sys.modules:
         return sys.modules[module]
     try:
-        if module not in _files:
-            return importlib.import_module(module)
-        spec = importlib.util.spec_from_file_location(module, _files[module])
-        assert spec is not None and spec.loader is not None
-        loaded = importlib.util.module_from_spec(spec)
-        sys.modules[module] = loaded
-        spec.loader.exec_module(loaded)
-        return loaded
+        return import_file(module, _files[module]) if module in _files else importlib.import_module(module)
     except Exception as err:
-        sys.modules.pop(module, None)
         reason = " ".join(str(err).split()) or type(err).__name__
         raise PluginError(
             f"plug-in module '{module}' fails to import: {type(err).__name__}: {reason}; "

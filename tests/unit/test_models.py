@@ -236,6 +236,12 @@ def test_the_key_of_a_factory_follows_its_source(factory):
     assert spec.recipe() != before and spec.recipe()["name"] == before["name"]
 
 
+def test_a_factory_s_file_may_hold_a_dataclass_with_postponed_annotations(tmp_path, images):
+    config = "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+    (tmp_path / "mine.py").write_text(f"{config}{FACTORY}\n@dataclass\nclass Config:\n    width: int = 4\n")
+    assert build(ModelSpec(f"{tmp_path / 'mine.py'}:make", 7))(images).shape == (2, 7)
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
