@@ -143,6 +143,7 @@ MASKED = {
     "softmax": (lambda x: x, lambda z: (20 * z).softmax(1), {"softmax-output", "zero-gradients", "survives-large-eps"}),
     "noise": (lambda x: x + 0.2 * torch.randn_like(x), lambda z: z, {"random-output"}),
     "cut graph": (lambda x: x.detach(), lambda z: z, {"zero-gradients"}),
+    "gradient of its own": (lambda x: x.detach().requires_grad_(), lambda z: z, {"zero-gradients"}),
     "infinite slope": (lambda x: x + 0 * (x * 0).sqrt(), lambda z: z, {"non-finite-gradients"}),
 }
 
