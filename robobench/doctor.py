@@ -240,6 +240,9 @@ class _Doctor:
         ensembles = [a for a in attacks if a.parts and a.threat.eps == smallest]
         left = self.ensembles(ensembles, torch.stack([self.right, *(left for _, left in here)]).all(0))
         if searching:
+            drawn = [a for a in searching if self.begins_anew(a)]
+            if drawn:
+                self.again(drawn[0], left)
             self.around(searching[0], left)
         if here or ensembles:  # else there is nothing to be stronger than
             self.blind([a for a in attacks if a.gradient_free and a.threat.eps == smallest], left)
@@ -320,8 +323,16 @@ class _Doctor:
             left = left & mine
         return left
 
-    def around(self, attack: IterativeAttack, left: Tensor) -> None:
-        """Restarts, random draws and another network's examples on the images that white-box attacks left."""
+    def begins_anew(self, attack: IterativeAttack) -> bool:
+        """Say whether two starts of an attack differ; restarts of one from the clean image find nothing new."""
+        images, labels, noise = self.images[:1], self.labels[:1], Noise.of(self.index[:1], "begins-anew")
+        with frozen(self.model):
+            attack.prepare(self.model, images)
+            one, two = (attack.start(images, labels, noise.child("again", n)).adv for n in (0, 1))
+        return not torch.equal(one, two)
+
+    def again(self, attack: IterativeAttack, left: Tensor) -> None:
+        """Restarts on the images that white-box attacks left."""
         found = []
         standing = left
         for number in range(2 * self.restarts):
@@ -337,6 +348,9 @@ class _Doctor:
         first, second = sum(found[: self.restarts]), sum(found[self.restarts :])
         text = f"found by restarts {self.restarts + 1} to {2 * self.restarts} of {attack.name}, {first} by those before"
         self.count("restarts-help", second, f"{text}, at {attack.threat}")
+
+    def around(self, attack: IterativeAttack, left: Tensor) -> None:
+        """Random draws and another network's examples on the images that white-box attacks left."""
         standing = left.clone()
         for number in range(self.draws):
             if bool(standing.any()):
@@ -387,6 +401,7 @@ def _draw(threat: ThreatModel, images: Tensor, noise: Noise) -> Tensor:
 
 _NO_ATTACK = "no attack of this run has what it takes (--attacks), or no gradient reaches the images"
 MISSING = dict.fromkeys(CHECKS, _NO_ATTACK) | {
+    "restarts-help": "no search of this run, of several steps, has a random start (--attacks)",
     "transfer-stronger": "name another network with --source",
     "transfer-only": "shown by the rows of a run under both protocols",
     "black-box-stronger": "no attack without gradients was asked for or found",

@@ -15,6 +15,7 @@ from robobench.attacks.autoattack import AutoAttack, AutoAttackConfig
 from robobench.attacks.fab import FABT, FABConfig
 from robobench.attacks.fgsm import FGSM
 from robobench.attacks.jitter import Jitter
+from robobench.attacks.mifgsm import MIFGSM, MIFGSMConfig
 from robobench.attacks.pgd import PGD, PGDConfig
 from robobench.cli import main
 from robobench.errors import RequestError
@@ -195,6 +196,14 @@ def test_a_model_in_training_mode_is_noticed_and_left_as_it_came(held_out):
 def test_images_outside_the_unit_range_are_noticed_before_any_attack(digits_net, held_out):
     found = doctor.diagnose(digits_net, 4 * held_out[0] - 2, held_out[1], attacks())
     assert "input-range" in found.flags and found.curves == []
+
+
+def test_restarts_are_of_a_search_with_a_random_start_or_not_looked_at(robust_net, held_out):
+    clean, drawn = MIFGSM(MIFGSMConfig(steps=2), at(0.05)), PGD(PGDConfig(steps=2), at(0.05))
+    for asked, raised, text in (([clean], None, "not looked at: no search"), ([clean, drawn], False, "of pgd")):
+        found = doctor.diagnose(robust_net, *held_out, asked, restarts=1, draws=1)
+        (seen,) = (f for f in found.findings if f.check.name == "restarts-help")
+        assert seen.raised is raised and text in seen.measured
 
 
 def test_too_few_steps_leave_the_loss_rising(robust_net, held_out):
