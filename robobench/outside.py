@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def external(
     *,
     device: str,
     resolution: int,
+    note: Callable[[str], None] = lambda text: None,
 ) -> Training:
     """Return a network that came from elsewhere, loaded once and tried on two test images.
 
@@ -35,6 +37,7 @@ def external(
         spec: of a network like it, whose name is replaced by `name`.
         weights: None where the network brings its own.
         resolution: side of the images, in pixels.
+        note: told what the user should know about the weights.
 
     Raises:
         RequestError: the weights are no weights, do not fit, or the outputs are no logits.
@@ -52,7 +55,8 @@ def external(
         spec = replace(spec, mean=mean, std=std)
     model = models.build(spec).to(device).eval()
     if weights is not None:
-        models.load_weights(model, weights)
+        for line in models.load_weights(model, weights):
+            note(line)
     with torch.no_grad():
         images = dataset.test.images(torch.arange(min(2, len(dataset.test))))
         check_unit_range(images)

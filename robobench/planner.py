@@ -326,6 +326,7 @@ class Planner:
             self.dataset,
             device=self.device,
             resolution=self.run.attack_resolution,
+            note=self._note,
         )
 
     @property

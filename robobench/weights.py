@@ -22,8 +22,7 @@ STRAYS = ("mu", "sigma", "mean", "std")  # a stranger's normalization; ours is i
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Read a state dict from safetensors, or from what torch.save wrote, in any usual wrapping.
 
-    Containers ('state_dict', 'model', 'net', 'last', 'best') are opened, prefixes ('module.', 'model.') stripped,
-    stored normalization constants dropped.
+    Containers ('state_dict', 'model', 'net', 'last', 'best') are opened, prefixes ('module.', 'model.') stripped.
 
     Raises:
         RequestError: no such file, damaged, not weights, or a pickle that would run code.
@@ -55,11 +54,16 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return _plain(found)
 
 
+def _stray(key: str, value: Tensor) -> bool:
+    """Tell whether an entry may be a constant of a normalization."""
+    return key.split(".")[-1] in STRAYS and value.numel() <= 3
+
+
 def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Drop stored normalization constants and the prefixes that every key shares."""
-    state = {k: v for k, v in state.items() if not (k.split(".")[-1] in STRAYS and v.numel() <= 3)}
+    """Drop the prefixes that every key shares, but for normalization constants, which may stand beside the network."""
     for prefix in PREFIXES * 2:
-        if state and all(key.startswith(prefix) for key in state):
+        keys = [key for key, value in state.items() if not _stray(key, value)]
+        if keys and all(key.startswith(prefix) for key in keys):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
 
@@ -72,19 +76,36 @@ def _contents(found: object) -> str:
     return f"a {type(found).__name__}"
 
 
-def load_weights(model: Prepared, path: str | Path) -> None:
+def _named(model: Prepared, found: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return a file's entries by the model's names for them, and normalization constants that the model has not."""
+    own = model.state_dict().keys()
+    names: list[Callable[[str], str]] = [str, model.own_key, lambda key: model.own_key(key.removeprefix("net."))]
+    names += [lambda key, prefix=prefix: f"net.{prefix}{key}" for prefix in PREFIXES]  # type: ignore[misc]
+    strays = {key: value for key, value in found.items() if _stray(key, value)}
+    layouts = [{name(key): value for key, value in found.items() if key not in strays} for name in names]
+    state, foreign = max(layouts, key=lambda layout: len(layout.keys() & own)), {}
+    for key, value in strays.items():
+        mine = next((name(key) for name in names if name(key) in own), None)
+        if mine is None:
+            foreign[key] = value
+        else:
+            state[mine] = value
+    return state, foreign
+
+
+def load_weights(model: Prepared, path: str | Path) -> list[str]:
     """Load a file into a built model, strictly; its names may be ours or those of the bare network.
+
+    Returns:
+        A line for each normalization constant of the file that the model has not, and that differs from the model's.
 
     Raises:
         RequestError: as `read_weights`; another number of classes; a missing, unexpected or misshapen entry.
     """
-    found, own = read_weights(path), model.state_dict()
-    names: list[Callable[[str], str]] = [str, model.own_key, lambda key: model.own_key(key.removeprefix("net."))]
-    names += [lambda key, prefix=prefix: f"net.{prefix}{key}" for prefix in PREFIXES]  # type: ignore[misc]
-    layouts = [{name(key): value for key, value in found.items()} for name in names]
-    state = max(layouts, key=lambda layout: len(layout.keys() & own.keys()))
+    own = model.state_dict()
+    state, foreign = _named(model, read_weights(path))
     for key in own.keys() - state.keys():
-        tail = key.split(".")[-1]  # older files lack the count, which nothing reads; constants were dropped above
+        tail = key.split(".")[-1]  # older files lack the count, which nothing reads, or hold no constants
         if tail == "num_batches_tracked" or (tail in STRAYS and own[key].numel() <= 3):
             state[key] = own[key]
     missing, unexpected = [k for k in own if k not in state], [k for k in state if k not in own]
@@ -107,6 +128,16 @@ def load_weights(model: Prepared, path: str | Path) -> None:
                 f"not {tuple(value.shape)}; give the --model, stem and image size they were trained with"
             )
     model.load_state_dict(state)
+    said = []
+    for key, value in foreign.items():
+        ours = (model.mean if key.split(".")[-1] in ("mean", "mu") else model.std).flatten().cpu()
+        if model.normalizes and value.numel() in (1, 3) and bool(((value.flatten().cpu() - ours).abs() > 0.01).any()):
+            theirs, own_values = (", ".join(f"{v:.4g}" for v in values.flatten().tolist()) for values in (value, ours))
+            said.append(
+                f"weights '{path}' hold '{key}' = {theirs}, the model normalizes with {own_values}; give --mean and "
+                "--std if they were trained with theirs"
+            )
+    return said
 
 
 def state_digest(module: nn.Module) -> str:

@@ -294,8 +294,8 @@ def wrappings(state):
     yield "plain", state
     yield "state_dict", {"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}
     yield "model", {"model": {f"module.model.{k}": v for k, v in state.items()}, "optimizer": {"lr": 0.1}}
-    yield "net", {"net": {**state, "mu": torch.zeros(1, 3, 1, 1), "sigma": torch.ones(1, 3, 1, 1)}, "acc": 93.1}
-    yield "last", {"last": {f"1.{k}": v for k, v in state.items()} | {"0.mean": torch.zeros(3)}}
+    yield "net", {"net": {**state, "mu": torch.tensor(MEAN).view(1, 3, 1, 1), "sigma": torch.tensor(STD)}, "acc": 93.1}
+    yield "last", {"last": {f"1.{k}": v for k, v in state.items()} | {"0.mean": torch.tensor(MEAN)}}
     yield "best", {"best": {"state_dict": state}}
 
 
@@ -341,6 +341,27 @@ def test_weights_of_a_users_network_load_whatever_its_attributes_are_called(tmp_
             nn.init.zeros_(fresh.get_parameter(f"net.{name}.weight"))
             load_weights(fresh, tmp_path / f"{name}{number}.pt")
             assert torch.equal(next(fresh.parameters()), next(model.parameters()))
+
+
+@pytest.mark.parametrize("wrap", ["", "module."])
+def test_constants_that_a_users_network_keeps_come_from_the_file(tmp_path, wrap):
+    (tmp_path / "own.py").write_text(
+        "import torch\nfrom torch import nn\nclass Scale(nn.Module):\n    def __init__(self):\n"
+        "        super().__init__()\n        self.register_buffer('mean', torch.zeros(3))\n"
+        "        self.sigma = nn.Parameter(torch.ones(1))\n"
+        "def net(k): return nn.Sequential(Scale(), nn.Linear(4, k))\n"
+    )
+    model = build(ModelSpec(f"{tmp_path / 'own.py'}:net", 3))
+    state = {f"{wrap}{key}": torch.full_like(value, 0.5) for key, value in model.net.state_dict().items()}
+    torch.save(state, tmp_path / "w.pt")
+    load_weights(model, tmp_path / "w.pt")
+    assert all(torch.equal(value, torch.full_like(value, 0.5)) for value in model.state_dict().values())
+
+
+def test_constants_of_a_file_that_differ_from_the_models_are_named(tmp_path):
+    torch.save({**bare_state(build(small())), "mu": torch.zeros(3), "sigma": torch.tensor(STD)}, tmp_path / "w.pt")
+    (said,) = load_weights(build(small()), tmp_path / "w.pt")
+    assert "hold 'mu' = 0, 0, 0, the model normalizes with 0.5, 0.4, 0.3; give --mean and --std" in said
 
 
 class Evil:
