@@ -287,10 +287,10 @@ class Planner:
         """Return the network that --teacher names for a role, tried on two images; raises RequestError."""
         given = self.teachers.use(role)
         if given.spec is None:
-            made = self.external(given.model or self.request.model, given.weights, beside=True)
+            made = self.external(given.model or self.request.model, given.weights, teacher=True)
         else:
             given.refuse_other_images(self.dataset.num_classes, self.run.attack_resolution)
-            made = self.external(given.spec.name, given.weights, given.spec, beside=True)
+            made = self.external(given.spec.name, given.weights, given.spec, teacher=True)
         own = Store(self.request.out).trained(student, made.recipe["external"])
         if own is not None:
             raise RequestError(
@@ -311,21 +311,29 @@ class Planner:
         return models.missing_protocol(self._stranger, protocol)
 
     def external(
-        self, name: str, weights: Path | None, spec: models.ModelSpec | None = None, *, beside: bool = False
+        self,
+        name: str,
+        weights: Path | None,
+        spec: models.ModelSpec | None = None,
+        *,
+        beside: bool = False,
+        teacher: bool = False,
     ) -> Training:
         """Return a network that came from elsewhere, as `outside.external`; by default one like the run's.
 
         Args:
-            beside: a source or teacher, which --mean and --std are not about.
+            beside: a source, which --mean and --std are not about.
+            teacher: beside, and with the classes of the data set.
         """
         return external(
             spec or self.spec(0, name),
             name,
             weights,
-            replace(self.request, mean=None, std=None) if beside else self.request,
+            replace(self.request, mean=None, std=None) if beside or teacher else self.request,
             self.dataset,
             device=self.device,
             resolution=self.run.attack_resolution,
+            outputs=self.dataset.num_classes if teacher else None,
             note=self._note,
         )
 

@@ -93,6 +93,18 @@ def _named(model: Prepared, found: dict[str, Tensor]) -> tuple[dict[str, Tensor]
     return state, foreign
 
 
+def class_count(model: Prepared, found: dict[str, Tensor], classes: int) -> int:
+    """Return for how many classes a file's entries are, given a model like theirs for `classes`; that where none tells.
+
+    The head is what differs between networks for different numbers of classes, in its first dimension only.
+    """
+    state, _ = _named(model, found)
+    heads = [key for key, value in model.state_dict().items() if value.dim() and len(value) == classes and key in state]
+    shapes = {key: (state[key].shape, model.state_dict()[key].shape) for key in heads}
+    others = {theirs[0] for theirs, ours in shapes.values() if theirs != ours and theirs[1:] == ours[1:]}
+    return int(others.pop()) if len(others) == 1 else classes
+
+
 def load_weights(model: Prepared, path: str | Path) -> list[str]:
     """Load a file into a built model, strictly; its names may be ours or those of the bare network.
 

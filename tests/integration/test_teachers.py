@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -123,6 +124,15 @@ def five_classes(tmp_path):
 )
 def test_a_teacher_that_cannot_serve_is_refused_before_any_training(refused, five_classes, flags, said):
     assert said in refused("--defense", "mtard", *(f"--teacher={flag}" for flag in flags))
+
+
+def test_a_teacher_of_more_classes_than_the_data_show_is_refused(refused, five_classes, tmp_path):
+    images, labels = np.zeros((8, 32, 32, 3), np.uint8), np.arange(8) % 3
+    np.savez(tmp_path / "d.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    said = refused(
+        "--dataset", "npz:d.npz", "--preset", "quick", "--defense", "iad", f"--teacher=robust={five_classes}"
+    )
+    assert "teacher 'five.safetensors' gives 5 classes, the data set has 3" in said
 
 
 def test_an_equals_sign_in_the_path_of_a_teacher_separates_nothing(tmp_path, monkeypatch):

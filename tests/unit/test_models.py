@@ -16,6 +16,7 @@ from torch import nn
 from robobench.errors import RequestError
 from robobench.models import MODELS, ModelSpec, build, load_weights, missing_protocol, read_weights
 from robobench.tiny_maps import TinyMapConv2d, speed_up_tiny_maps
+from robobench.weights import class_count
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 FACTORY = """
@@ -341,6 +342,16 @@ def test_weights_of_a_users_network_load_whatever_its_attributes_are_called(tmp_
             nn.init.zeros_(fresh.get_parameter(f"net.{name}.weight"))
             load_weights(fresh, tmp_path / f"{name}{number}.pt")
             assert torch.equal(next(fresh.parameters()), next(model.parameters()))
+
+
+@pytest.mark.parametrize("name", ["cnn", "timm:vit_tiny_patch16_224", "own"])
+def test_the_classes_of_a_file_are_read_off_its_head_whatever_the_order(tmp_path, factory, name):
+    with torch.device("meta"):
+        made = [build(ModelSpec(f"{factory}:bare" if name == "own" else name, k)) for k in (3, 11)]
+    found = dict(sorted(made[1].state_dict().items()))
+    assert class_count(made[0], found, 3) == 11
+    assert class_count(made[1], found, 11) == 11
+    assert class_count(made[0], {"other.weight": torch.zeros(7, 5)}, 3) == 3  # nothing tells
 
 
 @pytest.mark.parametrize("wrap", ["", "module."])
