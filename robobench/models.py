@@ -135,10 +135,7 @@ def build(spec: ModelSpec) -> Prepared:
     from robobench.tiny_maps import speed_up_tiny_maps
 
     inputs = (spec.image_size, spec.interpolation, spec.mean, spec.std)
-    if spec.pretrained and (is_factory(spec.name) or spec.name in ARCHITECTURES):
-        raise RequestError(
-            f"model '{spec.name}' has no pretrained weights; ask for random ones (--set run.pretrained=false)"
-        )
+    check_pretrained(spec)
     model: Prepared
     with _seeded(spec.seed):
         if is_factory(spec.name):
@@ -204,6 +201,27 @@ def with_own_weights(spec: ModelSpec) -> ModelSpec:
     return replace(spec, pretrained=True, stem="native", interpolation=way, **shape)
 
 
+def check_pretrained(spec: ModelSpec) -> None:
+    """Raise RequestError where a spec asks for pretrained weights that nobody has."""
+    if not spec.pretrained or spec.name.startswith(zoo.PREFIX):
+        return
+    config = None
+    if spec.name in TIMM or spec.name.startswith("timm:"):
+        import timm
+
+        name = TIMM.get(spec.name) or spec.name.removeprefix("timm:")
+        if not timm.is_model(name):  # building it says so, and suggests others
+            return
+        config = timm.get_pretrained_cfg(name)
+    if config is None or not (config.hf_hub_id or config.url or config.file):
+        raise RequestError(
+            f"model '{spec.name}' has no pretrained weights; {', '.join(TIMM)} and most of timm:NAME have them; "
+            "ask for random ones (--set run.pretrained=false)"
+        )
+    if spec.stem == "cifar":
+        raise RequestError(f"pretrained '{spec.name}' keeps its own stem; --set run.stem=imagenet goes with it")
+
+
 def pretrained_at_hand(spec: ModelSpec) -> bool:
     """Tell whether timm's pretrained weights of a model are in the Hugging Face cache; asks no network."""
     import timm
@@ -233,8 +251,6 @@ def _from_timm(spec: ModelSpec) -> Prepared:
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"; did you mean {' or '.join(close)}?" if close else ";"
         raise RequestError(f"unknown timm model '{name}'{hint} timm.list_models() prints all")
-    if spec.pretrained and spec.stem == "cifar":
-        raise RequestError(f"pretrained '{spec.name}' keeps its own stem; --set run.stem=imagenet goes with it")
     options: dict[str, Any] = {}
     config = timm.get_pretrained_cfg(name)
     if config is not None and config.fixed_input_size and spec.image_size:

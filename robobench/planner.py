@@ -236,6 +236,7 @@ class Planner:
         cls = plugins.load_defense(name)
         config = self._config(cls, name, presets.merged(self.preset, self.request.model, "recipe"))
         spec = self.spec(seed)
+        models.check_pretrained(spec)
         lacking = self._lacking(spec, cls.protocol)
         if lacking:
             raise RequestError(
@@ -374,7 +375,8 @@ class Planner:
         if self.run.selection != "last" and any(t.config.epochs == 0 for t in trainings):
             raise RequestError("run.selection=best has nothing to choose from in 0 epochs; give --epochs 1 or more")
         preset_examples = 0 if request.external else self.run.examples  # `evaluate` takes all
-        if self.dry and self.run.pretrained and not models.pretrained_at_hand(self.spec(0)):
+        fresh = self.run.pretrained and not request.external  # what `evaluate` looks at is trained
+        if self.dry and fresh and not models.pretrained_at_hand(self.spec(0)):
             self.missing.append(
                 f"pretrained weights of '{request.model}' are not in the Hugging Face cache; a network at hand fetches "
                 "them, --set run.pretrained=false starts from random weights instead"

@@ -29,6 +29,7 @@ def refused(capsys, tmp_path, monkeypatch):
 
 
 BEST = ["--set", "run.selection=best", "--set", "run.held_out=1000"]
+UNTRAINED = ["--model", "cnn", "--set", "run.pretrained=true"]
 
 
 @pytest.mark.parametrize(
@@ -61,6 +62,8 @@ BEST = ["--set", "run.selection=best", "--set", "run.held_out=1000"]
         (["run", "--defense", "standard", "--precision", "fp8"], "unknown precision 'fp8'"),
         (["run", "--defense", "standard", "--compile", "yes"], "unknown --compile 'yes'; known: auto, on, off"),
         (["run", "--defense", "standard", "--examples", "0"], "--examples must be at least 1"),
+        (["run", "--defense", "at", *UNTRAINED], "model 'cnn' has no pretrained weights; resnet18, resnet50"),
+        (["run", "--defense", "at", *UNTRAINED, "--dry-run"], "--set run.pretrained=false"),
         (["run", "--defense", "standard", "--set", "run.chunk=0"], "run: chunk must be at least 1, got 0"),
         (["run", "--defense", "standard", "--set", "run.examples=-3"], "run: examples must be at least 0, got -3"),
         (["run", "--defense", "standard", "--set", "run.train_images=-1"], "run: train_images must be at least 0"),
