@@ -21,7 +21,7 @@ from robobench.registry import unknown
 from robobench.weights import load_weights, read_weights
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from robobench.architectures import Prepared
 
@@ -162,6 +162,31 @@ def missing_protocol(model: nn.Module, names: tuple[str, ...]) -> list[str]:
         return isinstance(value, nn.Linear) if name == "head" else callable(value)
 
     return [name for name in names if not has(name)]
+
+
+def check_protocol(model: Any, name: str, images: Tensor) -> None:
+    """Raise RequestError unless head(features(images)) is model(images), as MACD and RoCL take it to be; eval mode."""
+    import torch
+
+    model.eval()
+    try:
+        with torch.no_grad():
+            logits, parts = model(images), model.head(model.features(images))
+    except Exception as err:
+        raise RequestError(
+            f"model '{name}' fails on two images: {_one_line(err)}; features(images) must return the (B, D) that head "
+            "takes, and head(features(images)) what model(images) does"
+        ) from err
+    if parts.shape != logits.shape or not torch.allclose(parts, logits, rtol=1e-3, atol=1e-4):
+        apart = (
+            f"differ by up to {(parts - logits).abs().max():.3g}"
+            if parts.shape == logits.shape
+            else (f"have shapes {tuple(parts.shape)} and {tuple(logits.shape)}")
+        )
+        raise RequestError(
+            f"model '{name}': head(features(images)) and model(images) {apart}; let features return exactly what head "
+            "is given in forward, or choose another model"
+        )
 
 
 @contextmanager

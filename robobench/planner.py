@@ -303,13 +303,18 @@ class Planner:
     def _lacking(self, spec: models.ModelSpec, protocol: tuple[str, ...]) -> list[str]:
         """Return what a defense needs of a network that it has not; our own have everything.
 
-        A stranger's network is built once here, so that one that cannot be is refused before anything exists.
+        A stranger's network is built once here, so that one that cannot be, or whose features and head do not give its
+        logits, is refused before anything exists.
         """
         if spec.name in models.MODELS and ":" not in spec.name:
             return []
         if self._stranger is None:
-            self._stranger = models.build(replace(spec, pretrained=False))
-        return models.missing_protocol(self._stranger, protocol)
+            self._stranger = models.build(replace(spec, pretrained=False)).to(self.device)
+        lacking = models.missing_protocol(self._stranger, protocol)
+        if models.normalizes(spec.name) and {"features", "head"} <= {*protocol} and not lacking:  # timm's are cut by us
+            images = self.dataset.test.images(torch.arange(min(2, len(self.dataset.test))))
+            models.check_protocol(self._stranger, spec.name, images.to(self.device))
+        return lacking
 
     def external(
         self,

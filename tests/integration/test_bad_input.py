@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -139,3 +141,15 @@ def test_a_broken_plugin_is_listed_and_stops_only_the_run_that_asks_for_it(refus
     assert "no_such_module" in capsys.readouterr().out
     line = refused("run", "--defense", "standard", "--attacks", "bad", "--plugin", "bad.py")
     assert "no_such_module" in line
+
+
+def test_a_network_whose_features_are_not_what_its_head_takes_is_refused(refused, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\n\nclass Net(nn.Module):\n    def __init__(self, k):\n        super().__init__()\n"
+        "        self.head = nn.Linear(3, k)\n\n    def features(self, images):\n        return images.mean((2, 3))\n\n"
+        "    def forward(self, images):\n        return self.head(self.features(images).sqrt())\n"
+    )
+    assert "head(features(images)) and model(images) differ" in refused(
+        "run", "--defense", "rocl", "--model", "net.py:Net"
+    )

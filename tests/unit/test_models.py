@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from robobench.errors import RequestError
-from robobench.models import MODELS, ModelSpec, build, load_weights, missing_protocol, read_weights
+from robobench.models import MODELS, ModelSpec, build, check_protocol, load_weights, missing_protocol, read_weights
 from robobench.tiny_maps import TinyMapConv2d, speed_up_tiny_maps
 from robobench.weights import class_count
 
@@ -227,6 +227,21 @@ def test_a_module_without_the_protocol_is_told_by_name(factory):
     assert model(torch.rand(2, 3, 4, 4)).shape == (2, 7)
     assert missing_protocol(model, ("features", "head")) == ["features", "head"]
     assert not hasattr(model, "features")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("self.head(self.features(images))", "self.head(self.features(images).relu() - 1)"), "differ by up to "),
+        ((".mean((2, 3))", ""), "fails on two images: RuntimeError"),
+    ],
+)
+def test_features_and_head_that_do_not_give_the_logits_are_refused(tmp_path, factory, images, change, said):
+    check_protocol(build(ModelSpec(f"{factory}:make", 7)), "mine", images)
+    (tmp_path / "other.py").write_text(FACTORY.replace(*change))
+    with pytest.raises(RequestError) as caught:
+        check_protocol(build(ModelSpec(f"{tmp_path / 'other.py'}:make", 7)), "mine", images)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_the_key_of_a_factory_follows_its_source(factory):
