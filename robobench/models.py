@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import hashlib
 import importlib
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,10 +91,10 @@ class ModelSpec:
         return cls(**plain | {"pretrained": False})
 
     def recipe(self) -> dict[str, Any]:
-        """Return plain values for an artefact's key; a user's factory adds the digest of its file."""
+        """Return plain values for an artefact's key; a user's factory adds the digest of its source."""
         values = asdict(self)
         if is_factory(self.name):
-            values["source"] = hashlib.sha256(factory_file(self.name).read_bytes()).hexdigest()
+            values["source"] = hashlib.sha256(b"\0".join(factory_source(self.name))).hexdigest()
         return values
 
 
@@ -337,6 +339,56 @@ def factory_file(name: str) -> Path:
             f"no module '{where}' for model '{name}'; write package.module:{function} or FILE.py:{function}"
         )
     return Path(found.origin)
+
+
+def factory_source(name: str) -> list[bytes]:
+    """Read the file behind a factory, then every local file that it imports at any depth; nothing is run.
+
+    Local is what lies below the folder that its imports start from: of FILE.py its own, of package.module the one the
+    package lies in; of an installed package the package alone.
+    """
+    where, file = name.rpartition(":")[0], factory_file(name)
+    root, start, own = file.parent, [file], ""
+    if not where.endswith(".py"):
+        root = file.parents[where.count(".") + (file.name == "__init__.py")]
+        start, own = [*_modules(root, where), file], where.partition(".")[0]
+    installed = root.name in ("site-packages", "dist-packages")
+    texts: dict[Path, bytes] = {}
+    while start:
+        path = start.pop()
+        if path not in texts:
+            again = path == file and where.endswith(".py")  # runs whenever it is built; Python imports others once
+            texts[path] = path.read_bytes() if again else _read_once(path)
+            for base, module in _imports(path, texts[path], root):
+                if base != root or not installed or module.partition(".")[0] == own:
+                    start += _modules(base, module)
+    return [texts.pop(file), *(texts[path] for path in sorted(texts))]
+
+
+@cache
+def _read_once(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+def _modules(base: Path, name: str) -> Iterator[Path]:
+    """Find the files that importing a dotted name from a folder may run."""
+    for part in name.split("."):
+        base = base / part
+        yield from (path for path in (base.parent / f"{part}.py", base / "__init__.py") if path.is_file())
+
+
+def _imports(path: Path, text: bytes, root: Path) -> Iterator[tuple[Path, str]]:
+    """Find what a file imports: dotted names, and the folders that they start from."""
+    try:
+        nodes = list(ast.walk(ast.parse(text)))
+    except (SyntaxError, ValueError):  # nothing imports it with success
+        return
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from ((root, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = path.parents[node.level - 1] if node.level else root
+            yield from ((base, f"{node.module or ''}.{alias.name}".lstrip(".")) for alias in node.names)
 
 
 def _from_factory(spec: ModelSpec) -> nn.Module:

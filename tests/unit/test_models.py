@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import pickle
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
+from robobench import models
 from robobench.errors import RequestError
 from robobench.models import MODELS, ModelSpec, build, check_protocol, load_weights, missing_protocol, read_weights
 from robobench.tiny_maps import TinyMapConv2d, speed_up_tiny_maps
@@ -256,6 +258,45 @@ def test_a_factory_s_file_may_hold_a_dataclass_with_postponed_annotations(tmp_pa
     config = "from __future__ import annotations\nfrom dataclasses import dataclass\n"
     (tmp_path / "mine.py").write_text(f"{config}{FACTORY}\n@dataclass\nclass Config:\n    width: int = 4\n")
     assert build(ModelSpec(f"{tmp_path / 'mine.py'}:make", 7))(images).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "followed"),
+    [
+        ("net.py:make", ["net.py", "blocks.py", "parts/deep.py"]),
+        ("nets:make", ["nets/__init__.py", "nets/resnet.py", "blocks.py", "parts/deep.py"]),
+    ],
+)
+def test_the_key_of_a_factory_follows_every_local_file_that_it_imports(tmp_path, monkeypatch, name, followed):
+    texts = {
+        "net.py": "import torch\nfrom blocks import Net\n",
+        "blocks.py": "def lazy():\n    import parts.deep\n",
+        "parts/deep.py": "import blocks\n",
+        "nets/__init__.py": "from .resnet import make\n",
+        "nets/resnet.py": "from blocks import *\n",
+        "other.py": "",
+        "nets/other.py": "",
+    }
+    for file, text in texts.items():
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(text)
+    monkeypatch.chdir(tmp_path)
+
+    def key():
+        models._read_once.cache_clear()  # a new process
+        return ModelSpec(name, 7).recipe()["source"]
+
+    before = key()
+    for file, text in texts.items():
+        (tmp_path / file).write_text(text + "# changed\n")
+        assert (key() != before) is (file in followed), file
+        (tmp_path / file).write_text(text)
+    assert key() == before
+
+
+def test_the_key_of_a_factory_of_one_file_is_that_of_its_bytes(factory):
+    with open(factory, "rb") as file:
+        assert ModelSpec(f"{factory}:make", 7).recipe()["source"] == hashlib.sha256(file.read()).hexdigest()
 
 
 @pytest.mark.parametrize(
