@@ -381,12 +381,16 @@ class Attack(ABC):
     def warnings(self) -> list[str]:
         """Say what about this config weakens the attack; shown once a run."""
         steps, step = getattr(self.config, "steps", None), self.relative_step
-        if steps and step and steps > 1 and steps * step < 2:
+        if steps and step and steps > 1 and steps * step < (way := self._way()) - 1e-9:  # ten tenths are one
             return [
                 f"attack '{self.name}': {steps} steps of {step:g} eps reach {steps * step:g} eps in all; "
-                "below 2 eps an image may be out of reach"
+                f"below {way} eps an image may be out of reach"
             ]
         return []
+
+    def _way(self) -> int:
+        """Return how many eps an image may lie from the start: across the ball from a random one."""
+        return 2
 
     @abstractmethod
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, noise: Noise) -> Tensor:
@@ -427,6 +431,14 @@ class IterativeAttack(Attack):
     def cost(self) -> float | None:
         """A forward and a backward to the input each step, and a last look after each restart."""
         return self.restarts * (2.0 * self.steps + 1)
+
+    def _way(self) -> int:
+        images, label = torch.full((1, 3, 8, 8), 0.5), torch.zeros(1, dtype=torch.long)
+        try:
+            begun = self.start(images, label, Noise.of(label, "way"))
+        except Exception:  # a start may need `prepare`, and that a model
+            return 2
+        return 1 if torch.equal(begun.adv, images) else 2
 
     def prepare(self, model: nn.Module, images: Tensor) -> None:
         """Look at the model once, before the first start; raise RequestError where the attack cannot serve it."""

@@ -80,6 +80,16 @@ def test_a_loss_that_a_model_has_too_few_classes_for_is_refused_by_name():
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_steps_that_cannot_cross_the_ball_from_their_start_are_warned_about(norm):
+    threat = ThreatModel(norm, 0.1)
+    assert MIFGSM(MIFGSMConfig(), threat).warnings() == []  # from the clean image 10 steps of 0.1 eps reach the surface
+    (said,) = MIFGSM(MIFGSMConfig(steps=5), threat).warnings()
+    assert "5 steps of 0.1 eps reach 0.5 eps in all; below 1 eps" in said
+    (said,) = CW(CWConfig(steps=10, relative_step=0.1), threat).warnings()
+    assert "reach 1 eps in all; below 2 eps" in said
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
 @pytest.mark.parametrize("make", [lambda t: CW(CWConfig(), t), lambda t: MIFGSM(MIFGSMConfig(), t)])
 def test_the_new_gradient_attacks_reach_the_optimum_of_a_linear_model(make, norm):
     model, threat = LinearTwoClass((3, 6, 6)).requires_grad_(False), ThreatModel(norm, 0.05)
