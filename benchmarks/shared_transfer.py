@@ -70,10 +70,10 @@ def main() -> None:
         cls = load_attack("pgd")
         for number in range(asked.repeats):
             begun = time.perf_counter()
-            # Another radius each time, so that nothing is at hand.
-            compare(f"{8 - number}/255", sets=("pgd.steps=40",), attacks="pgd", examples=count)
+            # A larger radius each time, so that nothing is at hand.
+            compare(f"{8 + number}/255", sets=("pgd.steps=40",), attacks="pgd", examples=count)
             seconds["ours"].append(time.perf_counter() - begun)
-            attack = cls(cls.Config(steps=40), ThreatModel("Linf", (8 - number) / 255))
+            attack = cls(cls.Config(steps=40), ThreatModel("Linf", (8 + number) / 255))
             begun = time.perf_counter()
             for index in torch.arange(count).split(CHUNK):
                 adv = transfer_examples(networks[0], attack, test, index, asked.device)
