@@ -1,26 +1,30 @@
 """Our attacks against torchattacks' and the reference AutoAttack: time, robust accuracy, agreement, memory, transfer.
 
-    python benchmarks/attacks_against_peers.py [--data DIR] [--model resnet20] [--images 128] [--repeats 3]
+    python benchmarks/attacks_against_peers.py --data DIR --networks PLACE [--only pgd] [--threads 2]
 
-Trains three small networks through robobench, once (`--out` keeps them): undefended, adversarially trained, and a
-second undefended one for transfer. DIR holds CIFAR-10 as parquet files or torchvision's archive (Linf 8/255,
-L2 0.5); without it the embedded digits serve (Linf 0.1, L2 1.0). Each pair of tools runs alternately in one process;
-times are medians of `--repeats`. Memory is the rise of the resident set's high water in a process of its own, where
-Square gets 20 queries, or the allocator's peak on a GPU. `--precision bf16` (auto: where the hardware has it) is for
-our searches; verdicts are float32. The full size takes hours on two cores; `--pgd-images 16 --images 8 --queries 100`
-minutes.
+PLACE is a store or a board with trained networks `standard` of seeds 0 and 1 and `at` of seed 0, DIR holds their
+CIFAR-10 as parquet files or torchvision's archive (Linf 8/255, L2 0.5). Without both, networks are trained on the
+embedded digits (Linf 0.1, L2 1.0). Peers get a copy of the network in PyTorch's usual memory layout (NCHW), in float32
+and with contiguous images, as their users have it. `--precision bf16` (auto: where the hardware has it) is for our
+searches; verdicts are float32, each on the network that was attacked.
+
+Both tools run in one process after a warm-up, the first of them in turn; times and their ratio are medians of
+`--repeats`. An image that falls leaves our search at once and stays in torchattacks' to the end: the ratio falls as
+the robust accuracy rises, which stands beside it. What is left of ours is compared with every repeat of the peer, whose
+seed changes. Memory (PGD only) is that of one run in a process of its own, beyond what was held before: resident
+memory, or the allocator's peak on a GPU. At the end stands which of the asked figures hold; `--only` chooses lines by
+the beginning of their name, so that pieces can run side by side.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib.metadata
-import resource
 import statistics
 import subprocess
 import sys
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyautoattack
@@ -30,195 +34,240 @@ from torch import Tensor, nn
 
 import robobench
 from robobench import data as datasets
-from robobench import provenance, results
-from robobench.evaluation import clean_bits
+from robobench import provenance, timing
+from robobench.evaluation import attack_noise, clean_bits, transfer_examples
 from robobench.inner import frozen
 from robobench.plugins import load_attack
-from robobench.randomness import Noise
 from robobench.search import in_bfloat16
 from robobench.threat import ThreatModel
 
 SOURCE, OTHER, TRAINED = ("standard", 0), ("standard", 1), ("at", 0)
 PEERS = {"pgd": "torchattacks", "autoattack": "pyautoattack"}
+QUERIES = 5000  # of Square, in the standard AutoAttack
 
 
 def networks(options: argparse.Namespace) -> dict[tuple[str, int], nn.Module]:
-    """Train what the store lacks, and load all three networks."""
-    shared = {"dataset": options.dataset, "model": options.model, "out": options.out, "examples": 32, "attacks": "fgsm"}
-    shared |= {"device": options.device, "threads": options.threads}
-    if options.data:
-        shared |= {"data_dir": options.data, "preset": "cifar"}
-        shared["sets"] = ("run.train_images=5000", "at.inner_steps=7")
-    if options.data or options.epochs:
-        shared["epochs"] = options.epochs or 10
-    made = {}
+    """Load the three networks; where no place is given, train on the digits what is missing."""
+    place, made = options.networks or Path("runs/attacks-against-peers"), {}
     for name, seed in (SOURCE, OTHER, TRAINED):
-        rows = robobench.run(name, seeds=[seed], protocol="white-box", verbosity=0, **shared)
-        digest = rows.iloc[0]["weights_digest"]
-        folder = next(r["training"] for r in results.records(options.out) if r["weights_digest"] == digest)
-        made[name, seed] = robobench.load(options.out, folder, device=options.device)
+        if not options.networks:
+            chosen = {"model": options.model, "device": options.device, "threads": options.threads}
+            few = {"attacks": "fgsm", "examples": 32, "protocol": "white-box"}
+            robobench.run(name, seeds=[seed], dataset="digits", out=place, verbosity=0, **chosen, **few)
+        found = [folder.name for folder in place.glob(f"{name}-{options.model}-{options.dataset}-s{seed}-*")]
+        if len(found) != 1:
+            raise SystemExit(f"'{place}' holds {len(found)} networks '{name}' of seed {seed}, one is needed")
+        made[name, seed] = robobench.load(place, found[0], device=options.device)
     return made
-
-
-class Task:
-    """One attack on one network, by our tool or theirs: images in, examples out."""
-
-    def __init__(self, tool: str, kind: str, threat: ThreatModel, options: argparse.Namespace) -> None:
-        self.tool, self.kind, self.threat, self.options = tool, kind, threat, options
-
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        """Attack for verdicts; each tool gets the network as its own users give it."""
-        if self.tool == "robobench":
-            values = {"pgd": {"steps": 40}, "autoattack": {"queries": self.options.queries}}[self.kind]
-            cls = load_attack(self.kind)
-            noise = Noise.of(torch.arange(len(images), device=images.device), "attack", self.kind)
-            with frozen(model), in_bfloat16(self.options.precision == "bf16"):
-                return cls(cls.Config(**values), self.threat).find(model, images, labels, noise).adv
-        if self.kind == "pgd":
-            return torchattacks.PGD(model, eps=self.threat.eps, alpha=self.threat.eps / 4, steps=40)(images, labels)
-        reference = pyautoattack.AutoAttack(
-            model, norm=self.threat.norm, eps=self.threat.eps, version="standard", seed=0, device=images.device
-        )
-        reference.square.n_queries = self.options.queries
-        return reference.run_standard_evaluation(images, labels, batch_size=len(images))[0]
 
 
 def right(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Say which images the float32 network gets right."""
     with torch.no_grad():
-        return model(images).argmax(1) == labels
+        logits: Tensor = model(images)
+    return logits.argmax(1) == labels
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: an attack on a network of ours."""
+    """A row of the table: an attack on a network of ours and on the peers' copy of it, and what is asked."""
 
-    what: str
+    name: str
     kind: str
     threat: ThreatModel
     model: nn.Module
+    copied: nn.Module
     images: Tensor
     labels: Tensor
+    asked: float  # times faster
+    fair: bool  # whether this is the setting that is asked about
 
-    def run(self, tool: str, options: argparse.Namespace) -> Tensor:
-        """Attack with one of the two tools."""
-        return Task(tool, self.kind, self.threat, options)(self.model, self.images, self.labels)
+    def run(self, tool: str, options: argparse.Namespace, seed: int = 0, steps: int = 40) -> Tensor:
+        """Attack with one of the two tools; `steps` is PGD's."""
+        torch.manual_seed(seed)
+        images, labels, eps = self.images, self.labels, self.threat.eps
+        if tool == "robobench":
+            cls = load_attack(self.kind)
+            attack = cls(
+                cls.Config(**({"steps": steps} if self.kind == "pgd" else {"queries": options.queries})), self.threat
+            )
+            noise = attack_noise(attack, torch.arange(len(images)), options.device)
+            with frozen(self.model), in_bfloat16(options.precision == "bf16"):
+                return attack.find(self.model, images, labels, noise).adv
+        images = images.contiguous()
+        if self.kind == "pgd":
+            adv: Tensor = torchattacks.PGD(self.copied, eps=eps, alpha=eps / 4, steps=steps)(images, labels)
+            return adv
+        reference = pyautoattack.AutoAttack(
+            self.copied, norm=self.threat.norm, eps=eps, version="standard", seed=seed, device=images.device
+        )
+        reference.square.n_queries = options.queries
+        adv = reference.run_standard_evaluation(images, labels, batch_size=len(images))[0]
+        return adv
+
+    def stands(self, tool: str, adv: Tensor) -> Tensor:
+        """Say which images stand, (B,) bool, on the network that was attacked."""
+        return right(self.model if tool == "robobench" else self.copied, adv, self.labels)
 
 
-def peak(row: Row, tool: str, options: argparse.Namespace) -> float:
-    """Measure the rise of the memory's high water during one run, in MiB."""
-    if row.images.is_cuda:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        row.run(tool, options)
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak(row: Row, tool: str, options: argparse.Namespace) -> int:
+    """Measure what a run needs beyond what is held before it, in bytes, once the libraries' lazy parts are loaded."""
+    replace(row, images=row.images[:8], labels=row.labels[:8]).run(tool, options, steps=2)
+    timing.reset_peak_memory(options.device)
+    before = timing.peak_memory(options.device)
     row.run(tool, options)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return timing.peak_memory(options.device) - before
 
 
-def peak_elsewhere(number: int, tool: str) -> float:
-    """Measure in a process of its own, by this script's flags."""
-    words = [sys.executable, __file__, *sys.argv[1:], "--queries", "20", "--peak", f"{number}:{tool}"]
-    return float(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+def peak_elsewhere(row: Row, tool: str) -> float:
+    """Measure in a process of its own, by this script's flags; in MiB."""
+    words = [sys.executable, __file__, *sys.argv[1:], "--peak", f"{row.name}:{tool}"]
+    return int(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]) / 2**20
 
 
-def compare(number: int, row: Row, options: argparse.Namespace) -> str:
-    """Run both tools in turn and return a line of the table."""
-    peer = PEERS[row.kind]
+def verdict(claim: str, figure: float, sign: str, asked: float, fair: bool) -> str:
+    """Say whether a figure is what was asked for; `fair` is whether this run was one to say so."""
+    holds = figure >= asked if sign == ">=" else figure <= asked
+    word = ("holds" if holds else "FAILS") if fair else "not measured (this is another setting)"
+    return f"- {claim}: {figure:.2f}, asked {sign} {asked:g}: {word}"
+
+
+def compare(row: Row, options: argparse.Namespace) -> tuple[str, list[str]]:
+    """Run both tools in turn and return a line of the table and its verdicts."""
+    peer, count = PEERS[row.kind], len(row.images)
     seconds: dict[str, list[float]] = {"robobench": [], peer: []}
-    left: dict[str, Tensor] = {}
-    memory = [peak_elsewhere(number, tool) for tool in seconds] if options.memory else []
-    for _ in range(options.repeats):
-        for tool, times in seconds.items():
-            begun = time.perf_counter()
-            adv = row.run(tool, options)
-            if adv.is_cuda:
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - begun)
-            left[tool] = right(row.model, adv, row.labels)
+    stands: dict[str, list[Tensor]] = {tool: [] for tool in seconds}
+    memory = [peak_elsewhere(row, tool) for tool in seconds] if row.kind == "pgd" else []
+    for tool in seconds:
+        replace(row, kind="pgd").run(tool, options, steps=2)
+    for repeat in range(options.repeats):
+        for tool in list(seconds)[:: 1 if repeat % 2 == 0 else -1]:
+            watch = timing.Stopwatch(options.device)
+            with watch.account(tool) as account:
+                adv = row.run(tool, options, seed=repeat)
+            seconds[tool].append(account.seconds)
+            stands[tool].append(row.stands(tool, adv))
+    pairs = list(zip(stands["robobench"], stands[peer], strict=True))
     ours, theirs = map(statistics.median, seconds.values())
-    accuracy = " / ".join(f"{100 * stands.float().mean():.1f}" for stands in left.values())
-    agree = (left["robobench"] == left[peer]).float().mean()
-    used = " / ".join(f"{figure:.0f}" for figure in memory) or "-"
-    return (
-        f"| {row.what} | {row.threat} | {len(row.images)} | {peer} | {ours:.1f} / {theirs:.1f} | {theirs / ours:.2f} "
-        f"| {accuracy} | {100 * agree:.1f} | {used} |"
+    faster = statistics.median(t / o for o, t in zip(*seconds.values(), strict=True))
+    accuracy = " / ".join(f"{100 * torch.stack(each).float().mean():.1f}" for each in stands.values())
+    above = [int(o.sum() - t.sum()) for o, t in pairs]
+    agree = min(100 * (o == t).float().mean().item() for o, t in pairs)
+    line = (
+        f"| {row.name} | {row.threat} | {count} | {peer} | {ours:.1f} / {theirs:.1f} | {faster:.2f} | {accuracy} "
+        f"| {', '.join(f'{n:+d}' for n in above)} | {agree:.1f} | {' / '.join(f'{m:.0f}' for m in memory) or '-'} |"
     )
+    what = f"{row.name}, {count} images"
+    allowed = max(1.0, 0.002 * count) if row.kind == "pgd" and count >= 1000 else 1.0
+    said = [
+        verdict(f"{what}, times faster", faster, ">=", row.asked, row.fair),
+        verdict(f"{what}, images left above {peer}'s (the most of all repeats)", max(above), "<=", allowed, row.fair),
+    ]
+    if memory:
+        said.append(verdict(f"{what}, memory above {peer}'s, MiB", memory[0] - memory[1], "<=", 0, row.fair))
+    else:
+        said.append(verdict(f"{what}, verdicts that agree, %", agree, ">=", 99, row.fair))
+    return line, said
 
 
-def transfer(source: nn.Module, other: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel) -> str:
-    """Say what our PGD set and torchattacks' leave of another network."""
-    cls, noise = load_attack("pgd"), Noise.of(torch.arange(len(images), device=images.device), "attack", "pgd")
-    with frozen(source):
-        ours = cls(cls.Config(steps=40), threat).perturb(source, images, labels, noise)
-    theirs = torchattacks.PGD(source, eps=threat.eps, alpha=threat.eps / 4, steps=40)(images, labels)
-    figures = [100 * right(other, adv, labels).float().mean().item() for adv in (ours, theirs)]
-    return f"Transfer to another network, {threat}: ours leaves {figures[0]:.1f} %, torchattacks' {figures[1]:.1f} %."
+def transfer(
+    made: dict[tuple[str, int], nn.Module],
+    test: datasets.Split,
+    index: Tensor,
+    threat: ThreatModel,
+    options: argparse.Namespace,
+) -> list[str]:
+    """Compare what our PGD set and torchattacks' leave of other networks."""
+    cls, source, labels, said = load_attack("pgd"), made[SOURCE], test.labels[index].to(options.device), []
+    ours = transfer_examples(source, cls(cls.Config(steps=40), threat), test, index, options.device)
+    attack = torchattacks.PGD(contiguous(source), eps=threat.eps, alpha=threat.eps / 4, steps=40)
+    theirs = attack(test.images(index).contiguous(), labels)
+    for name, seed in (OTHER, TRAINED):
+        left = [100 * right(made[name, seed], adv, labels).float().mean().item() for adv in (ours, theirs)]
+        what = f"transfer to {name} (seed {seed}), {len(index)} images, {threat}"
+        claim = f"{what}: ours leaves {left[0]:.1f} %, torchattacks' {left[1]:.1f} %, points apart"
+        said.append(verdict(claim, abs(left[0] - left[1]), "<=", 2, options.data is not None and len(index) >= 512))
+    return said
+
+
+def contiguous(model: nn.Module) -> nn.Module:
+    """Copy a network into PyTorch's usual memory layout, as peers have it."""
+    return copy.deepcopy(model).to(memory_format=torch.contiguous_format)
 
 
 def main() -> None:
-    """Measure, and print a Markdown table."""
+    """Measure, and print a Markdown table and the verdicts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="CIFAR-10; without it the embedded digits")
+    parser.add_argument("--data", type=Path, help="CIFAR-10, for --networks; without both the embedded digits")
+    parser.add_argument("--networks", type=Path, help="store or board to take the networks from")
     parser.add_argument("--model", default="resnet20")
-    parser.add_argument("--epochs", type=int, help="of each training; 10 on CIFAR-10, the preset's on the digits")
-    parser.add_argument("--out", type=Path, default=Path("runs/attacks-against-peers"))
+    parser.add_argument("--only", default="", help="names or their beginnings, such as pgd,autoattack-l2,transfer")
     parser.add_argument("--pgd-images", type=int, default=512)
-    parser.add_argument("--images", type=int, default=128)
-    parser.add_argument("--queries", type=int, default=5000, help="of Square, in both tools")
+    parser.add_argument("--images", type=int, default=128, help="for AutoAttack")
+    parser.add_argument("--queries", type=int, default=QUERIES, help="of Square, in both tools")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", default="auto", help="of our searches: auto, fp32 or bf16")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
-    parser.add_argument("--no-memory", dest="memory", action="store_false", help="skip the runs that measure memory")
     options = parser.parse_args()
+    if (options.data is None) != (options.networks is None):
+        parser.error("--data and --networks go together")
     options.dataset = "cifar10" if options.data else "digits"
     options.precision = provenance.resolve_precision(options.precision, options.device)
     torch.set_num_threads(options.threads)
-    if options.device.startswith("cuda"):
-        torch.cuda.set_device(options.device)
+    on_gpu = options.device.startswith("cuda")
 
     made = networks(options)
-    data = datasets.load(options.dataset, data_dir=options.data, need_train=False, device=options.device).test
+    test = datasets.load(options.dataset, data_dir=options.data, need_train=False, device=options.device).test
     linf, l2 = (ThreatModel("Linf", 8 / 255), ThreatModel("L2", 0.5)) if options.data else (
         ThreatModel("Linf", 0.1), ThreatModel("L2", 1.0)
     )  # fmt: skip
-    count = min(max(options.pgd_images, options.images), len(data))
-    index = torch.arange(count)
-    images, labels = data.images(index), data.labels[index].to(options.device)
-    many, few = slice(options.pgd_images), slice(options.images)
-
-    rows = [
-        Row(what, kind, threat, made[key], images[part], labels[part])
-        for what, kind, threat, key, part in (
-            ("PGD-40, undefended", "pgd", linf, SOURCE, many),
-            ("PGD-40, AT", "pgd", linf, TRAINED, many),
-            ("AutoAttack, AT", "autoattack", linf, TRAINED, few),
-            ("AutoAttack, AT", "autoattack", l2, TRAINED, few),
-        )
-    ]
+    units = on_gpu or (options.precision == "bf16" and provenance.has_bf16(options.device))
+    whole = options.queries >= QUERIES and units
+    rows = []
+    for name, threat, key, asked in (
+        ("pgd-standard", linf, SOURCE, 10.0),
+        ("pgd-at", linf, TRAINED, 2.5),
+        ("autoattack-linf", linf, TRAINED, 3.0 if on_gpu else 2.0),
+        ("autoattack-l2", l2, TRAINED, 3.0 if on_gpu else 2.0),
+    ):
+        kind = name.partition("-")[0]
+        wanted, least = (options.pgd_images, 512) if kind == "pgd" else (options.images, 128)
+        index = torch.arange(min(wanted, len(test)))
+        images, labels = test.images(index), test.labels[index].to(options.device)
+        fair = options.data is not None and len(index) >= least and (kind == "pgd" or whole)
+        rows.append(Row(name, kind, threat, made[key], contiguous(made[key]), images, labels, asked, fair))
     if options.peak:
-        number, tool = options.peak.split(":")
-        print(peak(rows[int(number)], tool, options))
+        name, _, tool = options.peak.partition(":")
+        print(peak(next(row for row in rows if row.name == name), tool, options))
         return
 
     packages = ("torch", "torchattacks", "pyautoattack", "robobench")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     print(f"{provenance.hardware(options.device)}, {options.threads} threads, {options.precision}, {versions}.")
     print(f"{options.dataset}, {options.model}, medians of {options.repeats}; ours / theirs.")
-    clean = {key: clean_bits(model, data, index, options.device).float().mean() for key, model in made.items()}
+    index = torch.arange(min(max(options.pgd_images, options.images), len(test)))
+    clean = {key: clean_bits(model, test, index, options.device).float().mean() for key, model in made.items()}
     shown = ", ".join(f"{name} (seed {seed}) {100 * value:.1f}" for (name, seed), value in clean.items())
-    print(f"Clean accuracy: {shown}.")
-    print()
-    print("| attack | threat | images | peer | seconds | times faster | robust accuracy | agree, % | peak MiB |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    for number, row in enumerate(rows):
-        print(compare(number, row, options), flush=True)
-    print()
-    print(transfer(made[SOURCE], made[OTHER], images[many], labels[many], linf))
-    sys.stdout.flush()
+    print(f"Clean accuracy: {shown}.\n")
+    print(
+        "| attack | threat | images | peer | seconds | times faster | robust accuracy | images above | agree, % | MiB |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    chosen, verdicts = tuple(options.only.split(",")), []
+    for row in rows:
+        said = [f"- {row.name}: not measured"]
+        if row.name.startswith(chosen):
+            line, said = compare(row, options)
+            print(line, flush=True)
+        verdicts += said
+    if "transfer".startswith(chosen):
+        index = torch.arange(min(options.pgd_images, len(test)))
+        verdicts += transfer(made, test, index, linf, options)
+    else:
+        verdicts.append("- transfer: not measured")
+    print("", *verdicts, sep="\n", flush=True)
 
 
 if __name__ == "__main__":
