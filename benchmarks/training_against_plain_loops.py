@@ -1,15 +1,24 @@
 """Training in robobench against plain loops, as the methods' repositories train: float32, eager, images NCHW.
 
-    python benchmarks/training_against_plain_loops.py [--data-dir DIR] [--models resnet20,resnet18] [--repeats 3]
-    python benchmarks/training_against_plain_loops.py --accuracy [--seeds 3]
+    python benchmarks/training_against_plain_loops.py [--only speed,harness,cost] [--data-dir DIR] [--models resnet20]
+    python benchmarks/training_against_plain_loops.py --only accuracy [--seeds 3]
 
-Every measurement is a process of its own, and the sides alternate: `ours` is `run_train`, `bare` the same objective and
-optimizer over batches made beforehand (what the harness costs), `plain` a loop written as the repositories of AT
-(locuslab/robust_overfitting), TRADES (yaodongyu/TRADES) and AdaAD (boyellow/AdaAD) have it: their forwards, their
-BatchNorm modes, their backward passes; these stay float32 and eager whatever `--precision` and `--compile` give ours.
-MACD has no published code; its distillation epoch is shown beside AT's. Ten inner steps, batches of 128. `--accuracy`
-trains both sides for some epochs instead and attacks them with PGD-20. DIR holds CIFAR-10 as parquet files or
-torchvision's archive; without it the embedded digits serve.
+Every defense has the values of the preset `cifar`, ten inner steps and batches of 128.
+
+speed     `run_train` beside a loop written as the repositories of AT (locuslab/robust_overfitting), TRADES
+          (yaodongyu/TRADES) and AdaAD (boyellow/AdaAD) have it: their forwards, their BatchNorm modes, their backward
+          passes, float32 and eager whatever `--precision` and `--compile` give ours, on the same batches. The sides
+          alternate, each in a process of its own. MACD has no published loop, so no peer.
+harness   `run_train` and the same steps in a bare loop, on batches that the engine made beforehand, alternate in one
+          process.
+cost      An epoch of MACD's distillation beside one of AT, in seconds and as robobench counts passes: forwards an
+          image, of which a backward to the image is 1, to the weights 2, and a pass of a teacher or of half the
+          autoencoder 1 like one of the network. All of MACD is the standard network, both phases of the autoencoder,
+          the static attack and the distillation, each for its epochs in the preset, as AT's.
+accuracy  Both sides train for some epochs and are attacked with PGD-20. AdaAD's teacher comes from our AT.
+
+At the end stands which of the asked figures hold. DIR holds CIFAR-10 as parquet files or torchvision's archive; without
+it the embedded digits serve.
 """
 
 from __future__ import annotations
@@ -20,26 +29,27 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robobench import allocator, evaluation, models, provenance
+from robobench import allocator, evaluation, models, presets, provenance
 from robobench import data as datasets
-from robobench.api import Frozen, Produce, Produced, Setup, Train
-from robobench.augment import augment
+from robobench.api import Frozen, Produce, Produced, Setup, Stage, Train
 from robobench.plugins import load_attack, load_defense
-from robobench.randomness import Noise, permutation
+from robobench.randomness import permutation
 from robobench.threat import ThreatModel
 from robobench.timing import Stopwatch
-from robobench.training import Engine, build_objective, one_step, run_train
+from robobench.training import Engine, Images, one_step, run_produce, run_train, splits
 
-EPS, STEP, INNER = 8 / 255, 2 / 255, 10
+EPS, STEP, INNER, BATCH = 8 / 255, 2 / 255, 10, 128
 Gradient = Callable[[Tensor], Tensor]
 
 
@@ -69,7 +79,7 @@ def plain_at(model: nn.Module, teacher: nn.Module, images: Tensor, labels: Tenso
     """Attack in train mode through a full backward, as locuslab; the parameters' gradients are thrown away."""
 
     def gradient(adv: Tensor) -> Tensor:
-        F.cross_entropy(model(adv), labels).backward()
+        F.cross_entropy(model(adv), labels).backward()  # type: ignore[no-untyped-call]
         assert adv.grad is not None
         return adv.grad
 
@@ -106,105 +116,142 @@ def plain_adaad(model: nn.Module, teacher: nn.Module, images: Tensor, labels: Te
 PLAIN = {"at": plain_at, "trades": plain_trades, "adaad": plain_adaad}
 
 
-def stage_of(
-    name: str, model: nn.Module, teacher: nn.Module, shape: tuple[int, int, int], count: int, epochs: int
-) -> Train:
-    """Build a defense's main stage; what it requires of other networks is the teacher."""
-    cls = load_defense(name)
-    config = cls.Config(epochs=epochs, batch_size=128, **({"schedule": "one-cycle"} if epochs > 1 else {}))
+def stages_of(name: str, model: nn.Module, teacher: nn.Module, train: Images, epochs: int | None = None) -> list[Stage]:
+    """Build a defense's stages; what it requires of other networks is the teacher."""
+    cls, shape = load_defense(name), tuple(train.images(torch.arange(1)).shape[1:])
+    values = {**presets.PRESETS["cifar"]["recipe"], **cls.presets.get("cifar", {}), "batch_size": BATCH}
+    config = cls.Config(**values | ({} if epochs is None else {"epochs": epochs}))
     setup = Setup(
         model=model,
         threat=ThreatModel("Linf", EPS),
         config=config,
         num_classes=10,
-        image_shape=shape,
-        train_size=count,
+        image_shape=shape,  # type: ignore[arg-type]
+        train_size=len(train),
         required={role: Frozen(teacher) for role in cls.requires},
     )
-    for stage in cls(config).stages(setup):
+    stages = cls(config).stages(setup)
+    for stage in stages:
         if isinstance(stage, Produce):
-            setup.produced[stage.name] = Produced(np.zeros((count, *shape), np.uint8), next(model.parameters()).device)
-        elif stage.name in ("train", "distill"):
-            return stage
-    raise SystemExit(f"{name} has no stage 'train' or 'distill'")
+            empty = np.zeros((len(train), *shape), np.uint8)
+            setup.produced[stage.name] = Produced(empty, next(model.parameters()).device)
+    return stages
 
 
-def measured(options: argparse.Namespace) -> dict[str, float]:
-    """Run one side once, in this process; return images a second and the peak in MiB, or accuracies."""
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(options.seed)
-    name, side = options.defenses, options.side
-    device = options.device
-    dataset = datasets.load("cifar10" if options.data_dir else "digits", data_dir=options.data_dir, device=device)
-    assert dataset.train is not None
-    train = dataset.train.first(options.train_images if options.accuracy else options.steps * 128)
-    shape = tuple(train.images(torch.arange(1)).shape[1:])
-    spec = models.ModelSpec(options.models, 10, 0, "cifar" if options.models == "resnet18" else "native")
-    model = models.build(replace(spec, seed=options.seed)).to(device)
-    teacher = models.build(replace(spec, seed=100)).to(device).eval()
-    epochs = options.epochs if options.accuracy else 1
-    engine = Engine(device, options.precision, options.seed, compiled=options.compile)
-    watch = Stopwatch(device)
-    stage = stage_of(name, model, teacher, shape, len(train), epochs)  # type: ignore[arg-type]
-    if side == "plain":
-        model, teacher = (m.to(memory_format=torch.contiguous_format) for m in (model, teacher))
-        optimizer = torch.optim.SGD(
-            model.parameters(), 0.1, 0.9, weight_decay=stage.optimizer(model).defaults["weight_decay"]
-        )
+def main_stage(stages: list[Stage]) -> Train:
+    """Pick the stage that trains the network."""
+    return next(stage for stage in stages if isinstance(stage, Train) and stage.name in ("train", "distill"))
 
-        def step(index: Tensor, epoch: int) -> None:
-            images = augment(train.images(index), Noise.of(index.to(device), epoch), stage.augment).contiguous()
-            loss = PLAIN[name](model, teacher, images, train.labels[index].to(device))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    else:
-        allocator.keep_freed_memory()
-        objective = build_objective(stage, device).train()
-        if side == "bare":
-            engine.compile(objective)
+
+def order(engine: Engine, stage: Train, train: Images, epoch: int) -> list[Tensor]:
+    """List the batches of an epoch as the engine does."""
+    shuffled = permutation(len(train), engine.seed, stage.name, epoch)
+    return list(torch.split(shuffled, splits(len(train), stage.batch_size)))
+
+
+def loop(optimizer: torch.optim.Optimizer, stage: Train, epoch: int, steps: Sequence[Callable[[], object]]) -> None:
+    """Take the steps of an epoch at the stage's rates."""
+    for number, step in enumerate(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = optimizer.defaults["lr"] * stage.schedule(epoch + number / len(steps))
+        step()
+
+
+def run_plain(
+    engine: Engine, stage: Train, train: Images, watch: Stopwatch, gives: Callable[..., Tensor], *networks: nn.Module
+) -> None:
+    """Train the first of the networks as the repositories do; `gives` is the loss on networks, images and labels."""
+    model, teacher = (network.to(memory_format=torch.contiguous_format) for network in networks)
+    optimizer = stage.optimizer(model.train())
+
+    def step(index: Tensor, epoch: int) -> None:
+        batch = engine.batch(train, index, stage.name, epoch, stage.augment)
+        loss = gives(model, teacher, batch.images.contiguous(), batch.labels)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    if stage.epochs == 1:  # a timing: the first step is the warm-up's
+        step(order(engine, stage, train, 0)[0], 0)
+    for epoch in range(stage.epochs):
+        steps = [partial(step, index, epoch) for index in order(engine, stage, train, epoch)]
+        with watch.account(stage.name):
+            loop(optimizer, stage, epoch, steps)
+
+
+def harness(engine: Engine, stage: Train, train: Images, rounds: int) -> list[float]:
+    """Measure how much longer `run_train` takes than its steps in a bare loop, in percent, round by round."""
+    watch, found = Stopwatch(engine.device), []
+    batches = [engine.batch(train, index, stage.name, 0, stage.augment) for index in order(engine, stage, train, 0)]
+    for number in range(rounds + 1):
+        _, objective = run_train(engine, stage, train, watch)
         optimizer = stage.optimizer(objective)
-    if side == "ours":
-        run_train(engine, stage, train, watch)
-    else:
-        rates = [group["lr"] for group in optimizer.param_groups]
-        parts = [torch.split(permutation(len(train), epoch), 128) for epoch in range(epochs)]
-        if side == "bare":
-            batches = [engine.batch(train, index, stage.name, 0) for index in parts[0]]
-            one_step(engine, objective, optimizer, batches[0])
-        elif not options.accuracy:
-            step(parts[0][0], 0)
-        model.train()
-        with watch.account("loop"):
-            for epoch in range(epochs):
-                for number, index in enumerate(parts[epoch]):
-                    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                        group["lr"] = rate * stage.schedule(epoch + number / len(parts[epoch]))
-                    if side == "bare":
-                        one_step(engine, objective, optimizer, batches[number])
-                    else:
-                        step(index, epoch)
-    account = next(a for key, a in watch.accounts.items() if key != "warm-up")
-    found = {"images": epochs * len(train) / account.seconds, "peak": account.peak_memory_bytes / 2**20}
-    if options.accuracy:
-        attack = load_attack("pgd")
-        index = torch.arange(min(1000, len(dataset.test)))
-        model.eval()
-        clean = evaluation.clean_bits(model, dataset.test, index, device)
-        pgd = attack(attack.Config(steps=20), ThreatModel("Linf", EPS))
-        robust = evaluation.white_box_bits(model, pgd, dataset.test, index, clean, device)
-        found |= {"clean": clean.float().mean().item(), "robust": robust.float().mean().item()}
+        steps = [partial(one_step, engine, objective, optimizer, batch) for batch in batches]
+        with watch.account(f"bare {number}") as bare:
+            loop(optimizer, stage, 0, steps)
+        found.append(100 * (watch.accounts[stage.name].seconds / bare.seconds - 1))
+    return found[1:]  # the first round is the warm-up
+
+
+def cost(engine: Engine, model: nn.Module, teacher: nn.Module, train: Images) -> dict[str, list[float]]:
+    """Measure an epoch of every stage of three defenses: epochs in the preset, forwards and seconds an image."""
+    found: dict[str, list[float]] = {}
+    for name in ("standard", "at", "macd"):
+        for stage in stages_of(name, model, teacher, train):
+            watch = Stopwatch(engine.device)
+            if isinstance(stage, Train):
+                epochs, record = stage.epochs, run_train(engine, replace(stage, epochs=1), train, watch)[0]
+            else:
+                epochs, record = 1, run_produce(engine, stage, train, watch)[0]
+            assert stage.passes is not None
+            units = stage.passes.student_units + stage.passes.teacher_units
+            found[f"{name} {stage.name}"] = [epochs, units, record.seconds / len(train)]
     return found
 
 
-def child(options: argparse.Namespace, **values: object) -> dict[str, float]:
+def measured(options: argparse.Namespace) -> dict[str, Any]:
+    """Run one side once, in this process; return images a second and the peak in MiB, accuracies, or what is asked."""
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    name, device, long = options.defenses, options.device, options.only == "accuracy"
+    dataset = datasets.load("cifar10" if options.data_dir else "digits", data_dir=options.data_dir, device=device)
+    assert dataset.train is not None
+    train = dataset.train.first(options.train_images if long else options.steps * BATCH)
+    spec = models.ModelSpec(options.models, 10, 0, "cifar" if options.models == "resnet18" else "native")
+    model = models.build(replace(spec, seed=options.seed)).to(device)
+    teacher = models.build(replace(spec, seed=100 + options.seed)).to(device).eval()
+    epochs = options.epochs if long else 1
+    engine, watch = Engine(device, options.precision, options.seed, compiled=options.compile), Stopwatch(device)
+    if options.side != "plain":
+        allocator.keep_freed_memory()
+    if options.only == "cost":
+        return cost(engine, model, teacher, train)
+    if long and name == "adaad":
+        run_train(engine, main_stage(stages_of("at", teacher, teacher, train, epochs)), train, Stopwatch(device))
+    stage = main_stage(stages_of(name, model, teacher, train, epochs))
+    if options.only == "harness":
+        return {"percent": harness(engine, stage, train, options.repeats)}
+    if options.side == "plain":
+        run_plain(engine, stage, train, watch, PLAIN[name], model, teacher)
+    else:
+        run_train(engine, stage, train, watch)
+    account = watch.accounts[stage.name]
+    if not long:
+        return {"images": len(train) / account.seconds, "peak": account.peak_memory_bytes / 2**20}
+    attack, index = load_attack("pgd"), torch.arange(min(1000, len(dataset.test)))
+    clean = evaluation.clean_bits(model.eval(), dataset.test, index, device)
+    pgd = attack(attack.Config(steps=20), ThreatModel("Linf", EPS))
+    robust = evaluation.white_box_bits(model, pgd, dataset.test, index, clean, device)
+    return {"clean": 100 * clean.float().mean().item(), "PGD-20": 100 * robust.float().mean().item()}
+
+
+def child(options: argparse.Namespace, **values: object) -> dict[str, Any]:
     """Measure one side in a process of its own."""
     merged = {**vars(options), **values}
-    switches = ("accuracy", "compile")
-    flags = [f"--{k.replace('_', '-')}={v}" for k, v in merged.items() if k not in switches and v is not None]
-    flags += [f"--{name}" for name in switches if merged[name]]
+    flags = [f"--{k.replace('_', '-')}={v}" for k, v in merged.items() if k != "compile" and v is not None]
+    flags += ["--compile"] if options.compile else []
     done = subprocess.run([sys.executable, __file__, *flags], check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
@@ -213,51 +260,99 @@ def spread(values: list[float], form: str = ".0f") -> str:
     return f"{statistics.median(values):{form}} ({min(values):{form}}-{max(values):{form}})"
 
 
-def speeds(options: argparse.Namespace) -> None:
-    """Print images a second of every side, the ratios and the memory."""
-    print(
-        "| network | defense | ours images/s | plain images/s | times faster | harness costs | peak MiB, ours / plain |"
-    )
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    for model in options.models.split(","):
-        ours: dict[str, list[float]] = {}
-        for name in options.defenses.split(","):
-            sides = ("ours", "bare", "plain") if name in PLAIN else ("ours", "bare")
-            found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
-            for _ in range(options.repeats):
-                for side in sides:
-                    found[side].append(child(options, models=model, defenses=name, side=side))
-            speed = {side: [f["images"] for f in each] for side, each in found.items()}
-            ours[name] = speed["ours"]
-            harness = [100 * (b / o - 1) for o, b in zip(speed["ours"], speed["bare"], strict=True)]
-            ratio = [o / p for o, p in zip(speed["ours"], speed.get("plain", []), strict=False)]
-            peaks = " / ".join(f"{statistics.median(f['peak'] for f in found[s]):.0f}" for s in sides if s != "bare")
-            print(
-                f"| {model} | {name} | {spread(speed['ours'])} | {spread(speed['plain']) if ratio else '-'} "
-                f"| {spread(ratio, '.2f') if ratio else '-'} | {spread(harness, '.1f')} % | {peaks} |",
-                flush=True,
-            )
-        if {"at", "macd"} <= ours.keys():
-            ratios = [m / a for m, a in zip(ours["macd"], ours["at"], strict=True)]
-            print(
-                f"\n{model}: an epoch of MACD's distillation is {spread(ratios, '.1f')} times faster than one of AT.\n"
-            )
+def verdict(claim: str, figure: float, sign: str, asked: float, fair: bool = True) -> str:
+    """Say whether a figure is what was asked for; `fair` is whether this run was one to say so."""
+    holds = figure >= asked if sign == ">=" else figure <= asked
+    word = ("holds" if holds else "FAILS") if fair else "not measured (this is another setting)"
+    return f"- {claim}: {figure:.2f}, asked {sign} {asked:.3g}: {word}"
 
 
-def accuracies(options: argparse.Namespace) -> None:
-    """Print what both sides' networks reach, seed by seed."""
+def speeds(options: argparse.Namespace, model: str) -> list[str]:
+    """Print images a second of both sides, their ratio and the memory."""
+    print("| network | defense | side | images/s | peak MiB |\n| --- | --- | --- | --- | --- |")
+    on_gpu, said = options.device.startswith("cuda"), []
+    units = on_gpu or (options.precision == "bf16" and provenance.has_bf16(options.device))
+    for name in options.defenses.split(","):
+        found: dict[str, list[dict[str, float]]] = {side: [] for side in ("ours", "plain")[: 1 + (name in PLAIN)]}
+        for number in range(options.repeats):
+            for side in list(found)[:: 1 if number % 2 == 0 else -1]:
+                found[side].append(child(options, models=model, defenses=name, side=side))
+        peaks = [statistics.median(f["peak"] for f in each) for each in found.values()]
+        for (side, each), peak in zip(found.items(), peaks, strict=True):
+            print(
+                f"| {model} | {name} | {side} | {spread([f['images'] for f in each], '.1f')} | {peak:.0f} |", flush=True
+            )
+        if name not in PLAIN:
+            said.append(f"- {model}, {name}, times faster, memory: no peer")
+            continue
+        ratios = [o["images"] / p["images"] for o, p in zip(*found.values(), strict=True)]
+        asked = 2.5 if on_gpu else {"resnet18": 3.5}.get(model, 2.2) if name == "at" else 2.0
+        claim = f"{model}, {name}, times faster, {min(ratios):.2f} to {max(ratios):.2f}"
+        said.append(verdict(claim, statistics.median(ratios), ">=", asked, units))
+        said.append(verdict(f"{model}, {name}, memory as a share of the plain loop's", peaks[0] / peaks[1], "<=", 1))
+    return said
+
+
+def harnesses(options: argparse.Namespace, model: str) -> list[str]:
+    """Compare `run_train` with its own steps in a bare loop."""
+    said = []
+    for name in options.defenses.split(","):
+        percent = child(options, models=model, defenses=name, side="ours")["percent"]
+        claim = f"{model}, {name}, % that the harness costs, {min(percent):.1f} to {max(percent):.1f}"
+        said.append(verdict(claim, statistics.median(percent), "<=", 3))
+    return said
+
+
+def costs(options: argparse.Namespace, model: str) -> list[str]:
+    """Print what every stage of MACD and AT costs, and compare them."""
+    found = [child(options, models=model, side="ours") for _ in range(options.repeats)]
+    print("| network | stage | epochs | forwards an image and epoch | ms an image and epoch |")
+    print("| --- | --- | --- | --- | --- |")
+    for stage, (epochs, forwards, _) in found[0].items():
+        ms = spread([1000 * each[stage][2] for each in found], ".3f")
+        print(f"| {model} | {stage} | {epochs:g} | {forwards:g} | {ms} |")
+    said = []
+    for what, column, asked in (("forwards", 1, 6), ("seconds", 2, 5)):
+        at = [each["at train"][column] for each in found]
+        ratios = [a / each["macd distill"][column] for a, each in zip(at, found, strict=True)]
+        whole = [
+            sum(v[0] * v[column] for stage, v in each.items() if stage != "at train") / (each["at train"][0] * a)
+            for a, each in zip(at, found, strict=True)
+        ]
+        claim = f"{model}, {what} of AT's epoch over those of MACD's distillation (all of MACD over all of AT: "
+        claim += f"{statistics.median(whole):.2f})"
+        said.append(verdict(claim, statistics.median(ratios), ">=", asked))
+    return said
+
+
+def accuracies(options: argparse.Namespace, model: str) -> list[str]:
+    """Print what both sides' networks reach, seed by seed, and whether their means differ by more than chance."""
     print("| network | defense | side | clean % | PGD-20 % |\n| --- | --- | --- | --- | --- |")
-    for model in options.models.split(","):
-        for name in (n for n in options.defenses.split(",") if n in PLAIN):
-            for side in ("ours", "plain"):
-                seeds = [child(options, models=model, defenses=name, side=side, seed=s) for s in range(options.seeds)]
-                clean, robust = (", ".join(f"{100 * f[key]:.1f}" for f in seeds) for key in ("clean", "robust"))
-                print(f"| {model} | {name} | {side} | {clean} | {robust} |", flush=True)
+    said = []
+    for name in (n for n in options.defenses.split(",") if n in PLAIN):
+        found: dict[str, list[list[float]]] = {"clean": [], "PGD-20": []}
+        for side in ("ours", "plain"):
+            seeds = [child(options, models=model, defenses=name, side=side, seed=s) for s in range(options.seeds)]
+            for key, values in found.items():
+                values.append([f[key] for f in seeds])
+            shown = " | ".join(", ".join(f"{value:.1f}" for value in each[-1]) for each in found.values())
+            print(f"| {model} | {name} | {side} | {shown} |", flush=True)
+        for key, (ours, plain) in found.items():
+            difference = abs(statistics.mean(ours) - statistics.mean(plain))
+            # Student's t for two times three seeds, 95 %: 2.8 standard errors.
+            errors = [statistics.variance(side) / len(side) if len(side) > 1 else 0.0 for side in (ours, plain)]
+            claim = f"{model}, {name}, {key}: points between the means of {options.seeds} seeds"
+            said.append(verdict(claim, difference, "<=", 2.8 * sum(errors) ** 0.5, options.seeds >= 3))
+    return said
+
+
+PARTS = {"speed": speeds, "harness": harnesses, "cost": costs, "accuracy": accuracies}
 
 
 def main() -> None:
-    """Measure, and print Markdown tables."""
+    """Measure, and print Markdown tables and the verdicts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="speed,harness,cost", help=f"any of {','.join(PARTS)}")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--models", default="resnet20,resnet18")
     parser.add_argument("--defenses", default="at,trades,adaad,macd")
@@ -267,22 +362,24 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", default="auto", help="of ours: auto, fp32 or bf16")
     parser.add_argument("--compile", action="store_true", help="compile our networks")
-    parser.add_argument("--accuracy", action="store_true", help="train and attack instead of timing")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="for accuracy, as what follows")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--train-images", type=int, default=2000)
-    parser.add_argument("--side", choices=("ours", "bare", "plain"), help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=("ours", "plain"), help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.precision = provenance.resolve_precision(options.precision, options.device)
     if options.side:
         print(json.dumps(measured(options)))
         return
-    began = time.perf_counter()
+    began, chosen, verdicts = time.perf_counter(), options.only.split(","), []
     how = f"{options.precision}{', compiled' if options.compile else ''}"
     print(f"{provenance.hardware(options.device)}, {options.threads} threads, ours {how}, torch {torch.__version__}.\n")
-    accuracies(options) if options.accuracy else speeds(options)
-    print(f"\n{(time.perf_counter() - began) / 60:.0f} minutes")
+    for part, function in PARTS.items():
+        options.only = part
+        for model in options.models.split(","):
+            verdicts += function(options, model) if part in chosen else [f"- {model}, {part}: not measured"]
+    print(f"\n{(time.perf_counter() - began) / 60:.0f} minutes\n", *verdicts, sep="\n")
 
 
 if __name__ == "__main__":
