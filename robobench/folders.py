@@ -59,7 +59,7 @@ def _split(folder: Path, names: list[str], resolution: int, device: Any) -> Spli
     found = [
         (path, names.index(path.parent.name))
         for path in sorted(folder.glob("*/*"))
-        if path.suffix.lower() in SUFFIXES and path.parent.name in names
+        if path.suffix.lower() in SUFFIXES and path.parent.name in names and not path.name.startswith(".")
     ]
     if not found:
         raise RequestError(f"no images in '{folder}/<class>/'; known kinds: {', '.join(SUFFIXES)}")

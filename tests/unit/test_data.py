@@ -260,6 +260,13 @@ def test_the_digest_of_a_folder_sees_every_file(tmp_path):
     assert after.test.digest != before.test.digest and after.train.digest == before.train.digest
 
 
+def test_hidden_files_beside_the_images_are_no_images(tmp_path):
+    name = write_folder(tmp_path)
+    before = load(name, resolution=8).digest
+    (tmp_path / "train" / "cat" / "._0.png").write_bytes(b"Mac OS X")  # as macOS writes them into archives
+    assert load(name, resolution=8).digest == before
+
+
 def test_a_folder_that_is_no_data_set_is_refused(tmp_path):
     assert "no folder" in refusal(f"imagefolder:{tmp_path / 'nowhere'}")
     name = write_folder(tmp_path / "a", parts=("train",))
