@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,6 +114,15 @@ class Split:
         part, skipped = copy(self), len(self) - count
         part._read = lambda index: self._read(index + skipped)
         part.labels, part.digest = self.labels[skipped:], _short(self.digest, "last", count)
+        return part
+
+    def shuffled(self, name: str) -> Split:
+        """Return the same images in an order keyed by a name, so that the first and the last show all classes."""
+        from robobench.randomness import permutation
+
+        part, order = copy(self), permutation(len(self), name)
+        part._read = lambda index: self._read(order[index])
+        part.labels, part.digest = self.labels[order], _short(self.digest, "shuffled", name)
         return part
 
 
@@ -350,7 +359,10 @@ def _scans() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _npz(name: str, file: Path, *, need_train: bool, **options: Any) -> Dataset:
-    """Load x_test and y_test, and x_train and y_train where training is asked; nothing is unpickled."""
+    """Load x_test and y_test, and x_train and y_train where training is asked; nothing is unpickled.
+
+    Training images are shuffled once. Test images stay in the file's order, by which `transfer:FILE` counts them.
+    """
     import numpy as np
 
     if not file.is_file():
@@ -369,4 +381,5 @@ def _npz(name: str, file: Path, *, need_train: bool, **options: Any) -> Dataset:
         why = " to train" if missing[0].endswith("train") else ""
         raise RequestError(f"'{file}' lacks {', '.join(missing)}{why}; it needs {', '.join(wanted)}")
     train = (arrays["x_train"], arrays["y_train"]) if need_train else None
-    return _in_memory(name, train, (arrays["x_test"], arrays["y_test"]), need_train=need_train, **options)
+    made = _in_memory(name, train, (arrays["x_test"], arrays["y_test"]), need_train=need_train, **options)
+    return replace(made, train=made.train.shuffled("npz")) if made.train else made

@@ -349,6 +349,15 @@ class Planner:
         have = len(self.dataset.train) - self.run.held_out if self.dataset.train is not None else 0
         return min(self.run.train_images or have, have)
 
+    def _note_missing_classes(self, labels: torch.Tensor, examples: int) -> None:
+        """Say that the first test images of a file written class by class show some classes only."""
+        shown, every = len(set(labels[:examples].tolist())), len(set(labels.tolist()))
+        if shown < every == 1 + int(labels.diff().count_nonzero()):
+            self._note(
+                f"the test images of '{self.request.dataset}' stand class by class: the first {examples} show {shown} "
+                f"of {every} classes; shuffle them in the file, or take all with --examples {len(labels)}"
+            )
+
     def plan(self) -> Plan:
         """Return the whole plan; raises RequestError for anything that cannot be done."""
         request = self.request
@@ -389,6 +398,7 @@ class Planner:
         examples = request.examples or preset_examples or len(self.dataset.test)
         if examples > len(self.dataset.test):
             self._note(f"--examples {examples}: the test split has {len(self.dataset.test)} images; all are used")
+        self._note_missing_classes(self.dataset.test.labels, examples)
         return Plan(
             preset=self.preset,
             run=self.run,

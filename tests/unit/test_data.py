@@ -12,6 +12,8 @@ from PIL import Image
 
 from robobench.data import DATASETS, blank, data_root, load, radii, require_classes
 from robobench.errors import RequestError
+from robobench.planner import make_plan
+from robobench.request import Request
 from tests.datasets import everything, refusal
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -136,11 +138,27 @@ def save(tmp_path, **changes):
 
 def test_npz_images_are_delivered_as_255ths(tmp_path):
     data = load(save(tmp_path))
-    expected = torch.from_numpy(arrays()["x_train"]).permute(0, 3, 1, 2) / 255
-    assert torch.equal(everything(data.train), expected)
+    expected = torch.from_numpy(arrays()["x_test"]).permute(0, 3, 1, 2) / 255
+    assert torch.equal(everything(data.test), expected)
     assert data.train.on_grid and data.train.labels.dtype == torch.int64
     assert (data.num_classes, data.resolution, len(data.test)) == (3, 8, 6)
     assert not load(save(tmp_path), resolution=16).train.on_grid
+
+
+def test_training_images_of_a_file_written_class_by_class_are_shuffled_once(tmp_path):
+    images, labels = (np.arange(300) // 2).astype(np.uint8).repeat(192).reshape(300, 8, 8, 3), np.arange(300) // 100
+    name = save(tmp_path, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    data = load(name)
+    for part in (data.train.first(200), data.train.last(50)):
+        assert part.labels.bincount(minlength=3).min() > 5
+        assert torch.equal((everything(part)[:, 0, 0, 0] * 255).round() // 50, part.labels.float())
+    assert data.train.labels.bincount().tolist() == [100, 100, 100]
+    assert data.train.labels.tolist() == load(name).train.labels.tolist()
+    assert data.test.labels.tolist() == labels.tolist()  # row i of transfer:FILE belongs to test image i
+    for count in (150, 201):
+        request = Request(defenses=("standard",), dataset=name, preset="quick", examples=count, out=tmp_path)
+        said = any("the first 150 show 2 of 3 classes; shuffle them" in note for note in make_plan(request).notes)
+        assert said == (count == 150)
 
 
 def test_npz_without_training_arrays_serves_testing_alone(tmp_path):
