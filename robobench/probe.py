@@ -5,6 +5,7 @@ Not an evaluation: one short attack, and never a test image.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,11 @@ class Probe:
     def not_robust(self) -> bool:
         """Whether PGD leaves less than a quarter of what is right when clean."""
         return self.pgd < self.clean / 4
+
+    def guesses(self, classes: int) -> bool:
+        """Whether clean accuracy lies within three standard deviations of guessing one of `classes`, or below."""
+        chance = 1 / classes
+        return self.clean <= chance + 3 * math.sqrt(chance * (1 - chance) / self.images)
 
 
 def probe(engine: Engine, network: nn.Module, data: Images, threat: ThreatModel, count: int, chunk: int = 128) -> Probe:

@@ -168,13 +168,20 @@ class Trainer:
     def _measured(
         self, training: Training, engine: Engine, required: Mapping[str, Frozen], data: Images
     ) -> dict[str, dict[str, Any]]:
-        """Measure every teacher as training will use it; warn of one that should be robust and is not."""
+        """Measure every teacher as training will use it; warn of one that guesses, or should be robust and is not."""
         measured, declared = {}, training.defense(training.config).requires
         for role, teacher in required.items():
             seen = probe(engine, teacher.module, data, training.threat or NO_THREAT, TEACHER_IMAGES)
             name = training.requires[role].name
             measured[role] = {"network": name, "key": training.requires[role].key, **asdict(seen)}
             self.reporter.note(f"  teacher '{role}' ({name}): {seen} for training")
+            classes = training.spec.num_classes
+            if seen.guesses(classes):
+                self.reporter.warn(
+                    f"teacher '{role}' ({name}) is not clearly better than guessing one of {classes} classes: {seen}; "
+                    f"check its normalization (a factory brings its own mean and std: "
+                    f"--teacher {role}=FILE.py:FUNCTION=WEIGHTS) and the order of its classes, or train it longer"
+                )
             if seen.not_robust and plugins.load_defense(declared[role]).adversarial:
                 self.reporter.warn(
                     f"teacher '{role}' ({name}) is not robust at {training.threat}: {seen}; "

@@ -71,6 +71,24 @@ def test_a_robust_teacher_that_is_not_robust_is_named(at_store, tmp_path, capsys
     assert "teacher 'robust'" in said and "is not robust at Linf 0.1" in said
 
 
+def test_a_teacher_that_guesses_is_named_whatever_its_role(tmp_path, capsys):
+    state = build(ModelSpec("cnn", 10, 32)).state_dict()
+    state["head.weight"].zero_()  # one class for every image, clean or attacked
+    for role in ("robust", "clean"):
+        state["head.bias"].copy_(torch.eye(10)[len(role)])
+        save_tensors(state, tmp_path / f"{role}.safetensors")
+    flags = ["--epochs", "0", "--attacks", "fgsm", "--eps", "0.1", "--examples", "8", "--set", "run.train_images=64"]
+    where = ["--out", str(tmp_path / "runs"), "--protocol", "white-box", "--threads", "1"]
+    teachers = [f"--teacher={role}={tmp_path / role}.safetensors" for role in ("robust", "clean")]
+    assert main(["run", "--defense", "mtard", *teachers, *flags, *where]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    for role in ("robust", "clean"):
+        assert (
+            f"teacher '{role}' (external:{role}) is not clearly better than guessing one of 10 classes: clean" in said
+        )
+    assert "normalization" in said and "is not robust" not in said
+
+
 def test_a_teacher_that_a_stage_changes_stops_the_training(tmp_path):
     plugin = tmp_path / "spoiler.py"
     plugin.write_text(

@@ -54,6 +54,11 @@ def test_a_quarter_of_what_is_right_must_be_left_for_a_teacher_to_count_as_robus
     assert Probe(0.2, 0.9, 100).not_robust and not Probe(0.25, 0.9, 100).not_robust
 
 
+def test_a_network_that_is_right_as_often_as_a_guess_is_told_from_one_that_learned():
+    assert Probe(0.09, 0.1, 128).guesses(10) and Probe(0.0, 0.55, 128).guesses(2) and Probe(0.0, 0.0, 8).guesses(10)
+    assert not Probe(0.0, 0.25, 128).guesses(10) and not Probe(0.0, 0.1, 128).guesses(100)
+
+
 def test_selection_keeps_the_weights_of_the_best_epoch_of_the_second_half():
     net = LinearTwoClass((3, 4, 4))
     data = Blobs(net, 64)
