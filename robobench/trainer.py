@@ -247,6 +247,7 @@ class Trainer:
             else:
                 objective = build_objective(stage, engine.device)
                 objective.load_state_dict(load_file(found / "state.safetensors", device=engine.device))
+                engine.compile(objective)  # as running it would: a later stage may use its network unregistered
             self.reporter.note(f"  {stage.name}: reused")
             return StageRecord(**stored["record"]), [tuple(line) for line in stored["metrics"]]
         states = Unfinished(self.store, f"checkpoints/{training.folder}/{name}")

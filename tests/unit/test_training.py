@@ -12,10 +12,14 @@ from robobench.api import Batch, Loss, Produce, Recipe, Setup, Train, lr_schedul
 from robobench.architectures import Prepared
 from robobench.defenses.at import ATConfig, ATObjective
 from robobench.errors import NonFiniteLossError, RequestError
+from robobench.planner import make_plan
+from robobench.progress import Reporter
 from robobench.provenance import WORTH_COMPILING, compiles
+from robobench.request import Request
 from robobench.testing import Blobs, SmallNet
 from robobench.threat import ThreatModel
 from robobench.timing import Stopwatch
+from robobench.trainer import Trainer
 from robobench.training import Engine, run_produce, run_train, splits
 
 
@@ -160,6 +164,21 @@ def test_a_compiled_training_is_the_other_one_up_to_rounding_and_is_compiled_twi
         graphs.append(found["unique_graphs"] - before)
     assert graphs[0] == 0 and 2 <= graphs[1] <= 4  # the network attacked, and trained: once each, not once a batch
     assert losses[True] == pytest.approx(losses[False], rel=1e-3)
+
+
+def test_a_stage_from_the_store_leaves_its_network_as_compiled_as_running_it_does(tmp_path, monkeypatch):
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr(nn.Module, "compile", lambda net, **how: compiled.append(net))
+    sets = ("run.train_images=16", "rocl.inner_steps=1", "rocl.head_epochs=1")
+    request = Request(defenses=("rocl",), compile="on", epochs=1, sets=sets, protocol="white-box", out=tmp_path)
+    plan = make_plan(request)
+    (training,) = plan.order()
+    for _ in range(2):  # the second time only the head is trained, on a network that its stage does not register
+        compiled.clear()
+        Trainer(plan, Reporter(-1)).train(training)
+        assert compiled
+        shutil.rmtree(tmp_path / training.folder)
 
 
 def test_auto_compiles_long_trainings_on_a_cpu_with_a_compiler(monkeypatch):
