@@ -19,11 +19,12 @@ from robobench import models
 from robobench.api import Frozen, Produce, Produced, Setup, Stage, Train
 from robobench.plan import NO_THREAT, Plan, Training
 from robobench.progress import duration, size
+from robobench.search import out_of_memory
 from robobench.store import Store, key_of
 from robobench.timing import Stopwatch, peak_memory, reset_peak_memory
 from robobench.training import Engine, build_objective, one_step
 
-REHEARSAL_PIXELS = 32 * 32 * 32  # small images are rehearsed 32 at a time: two of them would not fill a step
+REHEARSAL_PIXELS = 32 * 32 * 32  # on a CPU; small images are rehearsed 32 at a time: two would not fill a step
 SHORT = 1.0  # seconds; a shorter step is taken twice, since the first one sets things up
 
 
@@ -108,29 +109,38 @@ def rehearse(plan: Plan, training: Training, batch_size: int | None = None) -> l
     """Run one step of every stage of a training on random images, required networks untrained.
 
     Args:
-        batch_size: images in the step, chosen where None; time and memory are scaled to the stage's own batch.
+        batch_size: images in the step; time and memory are scaled to the stage's own batch. Where None: few on a CPU;
+            on a GPU, where a small step takes as long as a full one, the stage's own, halved until it fits.
     """
     resolution = plan.run.attack_resolution
-    batch_size = batch_size or max(2, REHEARSAL_PIXELS // resolution**2)
-    images = RandomImages(batch_size, resolution, training.spec.num_classes, plan.device)
+    few = batch_size or max(2, REHEARSAL_PIXELS // resolution**2)
+    images = RandomImages(max(few, plan.train_images), resolution, training.spec.num_classes, plan.device)
     engine = Engine(plan.device, plan.precision, training.seed)
     setup = blank(plan, training, plan.device)
-    index = torch.arange(batch_size)
-    one_forward = forward_seconds(setup.model.eval(), images.images(index), plan.device)
     costs = []
     for stage in training.defense(training.config).stages(setup):
         units = units_of(stage)
+        own = batch_size is None and plan.device.startswith("cuda")
+        batch = min(stage.batch_size, plan.train_images) if own else few
         if isinstance(stage, Produce):
             count, epochs = plan.train_images, 1
-            per_image = (units or 1) * one_forward
+            some = images.images(torch.arange(batch))
+            per_image = (units or 1) * forward_seconds(setup.model.eval(), some, plan.device)
             memory, measured = 0.0, 0
-            zeros = np.zeros((batch_size, *setup.image_shape), np.float32)
+            zeros = np.broadcast_to(np.float32(0), (len(images), *setup.image_shape))  # takes no memory
             setup.produced[stage.name] = Produced(zeros, plan.device)
         else:
             count, epochs = stage.epochs * plan.train_images, stage.epochs
-            seconds, fixed, measured = _rehearse_step(engine, stage, images, index)
-            per_image = seconds / batch_size
-            memory = fixed + max(measured - fixed, 0) * stage.batch_size / batch_size
+            while True:
+                try:
+                    seconds, fixed, measured = _rehearse_step(engine, stage, images, torch.arange(batch))
+                    break
+                except Exception as err:
+                    if not own or batch < 4 or not out_of_memory(err):
+                        raise
+                    batch //= 2
+            per_image = seconds / batch
+            memory = fixed + max(measured - fixed, 0) * stage.batch_size / batch
         key = key_of(training.stage_recipe(stage))
         costs.append(StageCost(stage.name, epochs, stage.batch_size, count, per_image, memory, measured, units, key))
     return costs
@@ -147,7 +157,7 @@ def _rehearse_step(engine: Engine, stage: Train, data: RandomImages, index: torc
     with watch.account("step") as account:
         one_step(engine, objective, optimizer, batch)
     seconds, peak = account.seconds, account.peak_memory_bytes
-    if seconds < SHORT:
+    if seconds < SHORT or engine.device.startswith("cuda"):  # there the first one may load and choose kernels for long
         with watch.account("again") as account:
             one_step(engine, objective, optimizer, batch)
         seconds = min(seconds, account.seconds)
@@ -169,10 +179,11 @@ def unpaid(store: Store, costs: list[StageCost], seen: set[str]) -> float:
 
 
 def one_forward(plan: Plan, training: Training) -> float:
-    """Time a forward of a network, in seconds an image."""
+    """Time a forward of a network, in seconds an image: of a few on a CPU, of a chunk on a GPU."""
     model = models.build(replace(training.spec, pretrained=False)).to(plan.device).eval()
-    images = RandomImages(8, plan.run.attack_resolution, 2, plan.device)
-    return forward_seconds(model, images.images(torch.arange(8)), plan.device)
+    batch = min(plan.run.chunk, plan.examples) if plan.device.startswith("cuda") else 8
+    images = RandomImages(batch, plan.run.attack_resolution, 2, plan.device)
+    return forward_seconds(model, images.images(torch.arange(batch)), plan.device)
 
 
 def print_plan(plan: Plan, console: Console) -> None:

@@ -1,0 +1,31 @@
+"""What a dry run rehearses, and what it counts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from robobench import estimate
+from robobench.planner import make_plan
+from robobench.request import Request
+
+
+@pytest.mark.parametrize(
+    ("device", "fits", "rehearsed"), [("cpu", 99, [32]), ("cuda", 99, [48]), ("cuda", 30, [48, 24])]
+)
+def test_a_gpu_rehearses_the_stage_s_own_batch_or_what_fits_of_it(tmp_path, monkeypatch, device, fits, rehearsed):
+    blank, taken = estimate.blank, []
+
+    def step(engine, stage, data, index):
+        taken.append(len(index))
+        if len(index) > fits:
+            raise MemoryError
+        return 2.0, 100, 100 + len(index)
+
+    plan = make_plan(Request(defenses=("at",), batch_size=48, out=tmp_path, protocol="white-box", device="cpu"))
+    monkeypatch.setattr(estimate, "_rehearse_step", step)
+    monkeypatch.setattr(estimate, "blank", lambda plan, training, device: blank(plan, training, "cpu"))
+    (cost,) = estimate.rehearse(replace(plan, device=device), plan.trainings[0])
+    assert taken == rehearsed
+    assert cost.seconds_per_image == 2 / rehearsed[-1] and cost.memory_bytes == pytest.approx(100 + 48)
