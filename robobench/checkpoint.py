@@ -10,7 +10,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,6 +36,19 @@ SHARE = 0.02  # of wall time that saving may cost
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Write a state dict as safetensors, each tensor contiguous and its own."""
     save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, path)
+
+
+Array = np.ndarray[Any, Any]
+
+
+def save_rows(parts: Sequence[Array], path: Path) -> None:
+    """Write arrays below each other as one .npy file, without putting them together in memory."""
+    shape = (sum(map(len, parts)), *parts[0].shape[1:])
+    header = {"descr": np.lib.format.dtype_to_descr(parts[0].dtype), "fortran_order": False, "shape": shape}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for part in parts:
+            file.write(np.ascontiguousarray(part).data)
 
 
 class Unfinished:
@@ -213,32 +226,41 @@ class Checkpoint:
 
     # --- a stage that produces an array ---------------------------------------------------------
 
-    def save_part(self, begin: int, array: np.ndarray[Any, Any], account: Account) -> None:
-        """Write the entries from image `begin` on, beside those already written; raises as `save`."""
+    def save_part(self, begin: int, pieces: Sequence[Array], account: Account) -> Array:
+        """Write the entries from image `begin` on, beside those already written; return them as they lie on disk.
+
+        Raises as `save`.
+        """
 
         def write() -> None:
             with self.states.saving(begin, keep=True) as work:
-                np.save(work / "array.npy", array, allow_pickle=False)
+                save_rows(pieces, work / "array.npy")
                 (work / "state.json").write_text(json.dumps(asdict(account)))
 
         with self._timed():
             processes.from_first(write)
+        return self._part(begin)
 
-    def restore_parts(self) -> tuple[list[np.ndarray[Any, Any]], Account | None]:
+    def _part(self, begin: int) -> Array:
+        """Map a part that is whole."""
+        folder = self.states.store.folder(self.states.kind, f"{begin:08d}")
+        part: Array = np.load(folder / "array.npy", mmap_mode="r", allow_pickle=False)
+        return part
+
+    def restore_parts(self) -> tuple[list[Array], Account | None]:
         """Return the parts that follow each other without a hole, and the account when the last was written."""
-        parts, account = processes.from_first(self._read_parts)
+        begins, account = processes.from_first(self._whole_parts)
         if account and not processes.first():
             account.cpu_seconds = 0.0
-        return parts, account
+        return [self._part(begin) for begin in begins], account
 
-    def _read_parts(self) -> tuple[list[np.ndarray[Any, Any]], Account | None]:
-        parts: list[np.ndarray[Any, Any]] = []
-        account, begin = None, 0
+    def _whole_parts(self) -> tuple[list[int], Account | None]:
+        begins, account, begin = list[int](), None, 0
         while (folder := self.states.find(begin)) is not None:
-            parts.append(np.load(folder / "array.npy", allow_pickle=False))
+            begins.append(begin)
             account = Account(**json.loads((folder / "state.json").read_text()))
-            begin += len(parts[-1])
-        return parts, account
+            begin += len(self._part(begin))
+        return begins, account
 
 
 def _device(module: nn.Module) -> torch.device:

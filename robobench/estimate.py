@@ -5,6 +5,7 @@ Estimates are of this machine. Seconds scale with images, memory with the batch;
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -57,6 +58,7 @@ class StageCost:
     measured_bytes: int  # peak of the rehearsal itself
     units: float | None  # forward-equivalents per image, as declared
     key: str  # of the stage in the store
+    disk_bytes: int = 0  # of the array that a Produce stage leaves, at most
 
     @property
     def seconds(self) -> float:
@@ -118,6 +120,7 @@ def rehearse(plan: Plan, training: Training, batch_size: int | None = None) -> l
     engine = Engine(plan.device, plan.precision, training.seed)
     setup = blank(plan, training, plan.device)
     costs = []
+    array = 4 * plan.train_images * math.prod(setup.image_shape)  # an image in float32 for each
     for stage in training.defense(training.config).stages(setup):
         units = units_of(stage)
         own = batch_size is None and plan.device.startswith("cuda")
@@ -142,7 +145,9 @@ def rehearse(plan: Plan, training: Training, batch_size: int | None = None) -> l
             per_image = seconds / batch
             memory = fixed + max(measured - fixed, 0) * stage.batch_size / batch
         key = key_of(training.stage_recipe(stage))
-        costs.append(StageCost(stage.name, epochs, stage.batch_size, count, per_image, memory, measured, units, key))
+        disk = array if isinstance(stage, Produce) else 0
+        cost = (stage.name, epochs, stage.batch_size, count, per_image, memory, measured, units, key, disk)
+        costs.append(StageCost(*cost))
     return costs
 
 
@@ -200,7 +205,7 @@ def print_plan(plan: Plan, console: Console) -> None:
         highlight=False,
     )
     _values(console, "run", {k: v for k, v in asdict(plan.run).items() if k != "attacks"})
-    total, memory, seen = 0.0, 0.0, set[str]()
+    total, memory, disk, seen = 0.0, 0.0, list[int](), set[str]()
     forward: dict[str, float] = {}
     for training in plan.order():
         there = store.find("model", training.folder) is not None
@@ -227,6 +232,7 @@ def print_plan(plan: Plan, console: Console) -> None:
                 size(cost.memory_bytes) if cost.memory_bytes else "-",
             )
             memory = max(memory, cost.memory_bytes)
+        disk += [cost.disk_bytes for cost in costs if not there and cost.disk_bytes and cost.key not in seen]
         total += 0.0 if there else unpaid(store, costs, seen)
         console.print(table)
     for training in {t.key: t for t, _, _ in plan.work()}.values():
@@ -234,7 +240,9 @@ def print_plan(plan: Plan, console: Console) -> None:
             forward[training.spec.name] = one_forward(plan, training)
     total += _print_cells(plan, console, forward)
     console.print(
-        f"\nestimated on this machine: {duration(total)} in all, {size(memory)} of memory at most",
+        f"\nestimated on this machine: {duration(total)} in all, {size(memory)} of memory at most"
+        # An array's parts go when it is whole.
+        + (f", {size(sum(disk) + max(disk))} of disk at most for stored training images" if disk else ""),
         highlight=False,
     )
     for note in plan.notes:

@@ -173,7 +173,7 @@ def run_defense(
         if isinstance(stage, Train):
             run_train(engine, stage, data, watch, log)
         else:
-            setup.produced[stage.name] = Produced(np.asarray(run_produce(engine, stage, data, watch)[1]))
+            setup.produced[stage.name] = Produced(np.concatenate(run_produce(engine, stage, data, watch)[1]))
     return net, setup, history
 
 

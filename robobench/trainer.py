@@ -27,7 +27,7 @@ from torch import nn
 from robobench import interrupts, models, plugins, processes, provenance
 from robobench.allocator import keep_freed_memory
 from robobench.api import Frozen, Produce, Produced, Setup, Stage, Train
-from robobench.checkpoint import Checkpoint, Unfinished, save_tensors
+from robobench.checkpoint import Checkpoint, Unfinished, save_rows, save_tensors
 from robobench.errors import ArtifactError, StorageError
 from robobench.plan import NO_THREAT, External, Plan, Training
 from robobench.probe import Selection, probe
@@ -59,6 +59,11 @@ class SharedStore(Store):
         """Remove unfinished work that is no longer needed."""
         if processes.first():
             super().discard(kind)
+
+
+def _produced(folder: Path, engine: Engine) -> Produced:
+    """Map what a Produce stage left in the store."""
+    return Produced(np.load(folder / "array.npy", mmap_mode="r", allow_pickle=False), engine.device)
 
 
 class Trainer:
@@ -242,8 +247,7 @@ class Trainer:
         if found:
             stored = json.loads((found / "record.json").read_text())
             if isinstance(stage, Produce):
-                array = np.load(found / "array.npy", mmap_mode="r", allow_pickle=False)
-                setup.produced[stage.name] = Produced(array, engine.device)
+                setup.produced[stage.name] = _produced(found, engine)
             else:
                 objective = build_objective(stage, engine.device)
                 objective.load_state_dict(load_file(found / "state.safetensors", device=engine.device))
@@ -253,8 +257,7 @@ class Trainer:
         states = Unfinished(self.store, f"checkpoints/{training.folder}/{name}")
         checkpoint = Checkpoint(states, 60 * self.plan.checkpoint_every, selection=selection)
         if isinstance(stage, Produce):
-            record, array = run_produce(engine, stage, data, watch, checkpoint)
-            setup.produced[stage.name] = Produced(array, engine.device)
+            record, parts = run_produce(engine, stage, data, watch, checkpoint)
         else:
             record, objective = run_train(
                 engine, stage, data, watch, log, checkpoint, selection.look if selection else None
@@ -263,7 +266,7 @@ class Trainer:
         def keep() -> None:
             with self.store.building("stages", name, recipe) as work:
                 if isinstance(stage, Produce):
-                    np.save(work / "array.npy", array, allow_pickle=False)
+                    save_rows(parts, work / "array.npy")
                 else:
                     save_tensors(objective.state_dict(), work / "state.safetensors")
                 text = json.dumps({"record": asdict(record), "metrics": metrics})
@@ -271,6 +274,9 @@ class Trainer:
 
         if not last:
             processes.from_first(keep)
+            if isinstance(stage, Produce):
+                parts.clear()  # one copy is enough, on disk
+                setup.produced[stage.name] = _produced(self.store.folder("stages", name), engine)
             states.clear()
         interrupts.leave_if_asked()
         return record, metrics

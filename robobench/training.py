@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +20,7 @@ from robobench import interrupts, processes
 from robobench.api import Batch, Loss, Produce, Stage, Train
 from robobench.architectures import Prepared
 from robobench.augment import augment
-from robobench.checkpoint import Checkpoint, Position
+from robobench.checkpoint import Array, Checkpoint, Position
 from robobench.errors import NonFiniteLossError, OutOfMemoryError, RequestError
 from robobench.inner import eval_mode
 from robobench.progress import Reporter
@@ -30,6 +29,7 @@ from robobench.search import out_of_memory
 from robobench.timing import Account, Stopwatch
 
 MEASURE_IMAGES = 256  # training images a stage's `measure` looks at
+PART_BYTES = 2**30  # of a Produce stage's array that are held in memory at most before they are saved
 CHECK_EVERY = 20  # steps between looks at the loss on a GPU, where a look waits for the device
 
 
@@ -386,27 +386,27 @@ def measure(engine: Engine, stage: Train, data: Images, objective: nn.Module, do
 
 def run_produce(
     engine: Engine, stage: Produce, data: Images, stopwatch: Stopwatch, checkpoint: Checkpoint | None = None
-) -> tuple[StageRecord, np.ndarray[Any, Any]]:
+) -> tuple[StageRecord, list[Array]]:
     """Compute a Produce stage's array over the training images, in their order; parts saved before are kept.
 
     Several processes take the batches in turns, and each gets the whole array.
 
     Returns:
-        The stage's record and the array (N, ...), uint8 or float32.
+        The stage's record and the array (N, ...), uint8 or float32, in parts; those that are saved stay on disk.
     """
     parts, account = checkpoint.restore_parts() if checkpoint else ([], None)
     stopwatch.accounts[stage.name] = account or Account()
     saved = sum(map(len, parts))
     if saved:
         engine.reporter.note(f"  {stage.name}: goes on from image {saved + 1}")
-    fresh: list[np.ndarray[Any, Any]] = []  # not saved yet
+    fresh: list[Array] = []  # not saved yet
     with (
         engine.reporter.bar(stage.name, len(data) - saved) as advance,
         torch.random.fork_rng(),
         interrupts.deferred() if checkpoint else nullcontext(),
     ):
 
-        def compute(index: Tensor) -> np.ndarray[Any, Any]:
+        def compute(index: Tensor) -> Array:
             torch.manual_seed(key(engine.seed, stage.name, int(index[0])))
             return stage.function(engine.batch(data, index, stage.name, 0)).cpu().numpy()
 
@@ -416,12 +416,10 @@ def run_produce(
             with stopwatch.account(stage.name):
                 fresh.append(next(computed))
             advance(len(index))
-            if checkpoint and checkpoint.due():
-                parts.append(np.concatenate(fresh))
-                fresh = []
+            if checkpoint and (checkpoint.due() or sum(piece.nbytes for piece in fresh) >= PART_BYTES):
                 _pool(stopwatch.accounts[stage.name])
-                checkpoint.save_part(saved, parts[-1], stopwatch.accounts[stage.name])
+                parts.append(checkpoint.save_part(saved, fresh, stopwatch.accounts[stage.name]))
+                fresh = []
                 saved += len(parts[-1])
     _pool(stopwatch.accounts[stage.name])
-    array = np.concatenate([*parts, *fresh])
-    return record(stage, stopwatch.accounts[stage.name], 0.0, 1, len(data)), array
+    return record(stage, stopwatch.accounts[stage.name], 0.0, 1, len(data)), [*parts, *fresh]

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -113,8 +114,8 @@ def trained(name: str) -> dict[str, Tensor]:
         if isinstance(stage, Train):
             run_train(Engine("cpu", "fp32", 0), stage, data, Stopwatch(), log)
         else:
-            array = run_produce(Engine("cpu", "fp32", 0), stage, data, Stopwatch())[1]
-            setup.produced[stage.name] = Produced(array)
+            parts = run_produce(Engine("cpu", "fp32", 0), stage, data, Stopwatch())[1]
+            setup.produced[stage.name] = Produced(np.concatenate(parts))
     return {**found, **setup.model.state_dict()}
 
 

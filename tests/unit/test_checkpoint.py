@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from robobench import training
 from robobench.api import Batch, Loss, Produce, Train
-from robobench.checkpoint import Checkpoint, Unfinished
+from robobench.checkpoint import Checkpoint, Unfinished, save_rows
 from robobench.errors import NonFiniteLossError, OutOfMemoryError
 from robobench.probe import Selection
 from robobench.store import Store
@@ -217,9 +218,20 @@ def test_produced_parts_are_kept_and_a_hole_is_filled(tmp_path):
         run_produce(ENGINE, made, data, Stopwatch(), saved_in(tmp_path))
     (tmp_path / "artifacts/checkpoints/one/00000016/array.npy").write_bytes(b"\x93NUMPY")
     seen.clear()
-    _, array = run_produce(ENGINE, made, data, Stopwatch(), saved_in(tmp_path))
+    _, parts = run_produce(ENGINE, made, data, Stopwatch(), saved_in(tmp_path))
     assert seen == [16, 24, 32, 40][: len(seen)] and 16 in seen
-    np.testing.assert_array_equal(array, (data.images(torch.arange(48)) * 2).numpy())
+    np.testing.assert_array_equal(np.concatenate(parts), (data.images(torch.arange(48)) * 2).numpy())
+
+
+def test_a_large_produced_array_stays_on_disk_and_becomes_one_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "PART_BYTES", 20 * 3 * 32 * 32 * 4)
+    made, data = Produce(name="twice", function=lambda batch: batch.images * 2, batch_size=10), Blobs()
+    for _ in range(2):  # made, then resumed
+        _, parts = run_produce(ENGINE, made, data, Stopwatch(), saved_in(tmp_path, every=1))
+        assert [(len(part), isinstance(part, np.memmap)) for part in parts] == [(20, True), (20, True), (8, False)]
+        save_rows(parts, tmp_path / "rows.npy")
+        np.save(tmp_path / "whole.npy", (data.images(torch.arange(48)) * 2).numpy())
+        assert (tmp_path / "rows.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
 
 
 def test_batches_are_cut_where_memory_runs_out_and_the_record_says_so():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
 from robobench import estimate
 from robobench.planner import make_plan
+from robobench.progress import size
 from robobench.request import Request
 
 
@@ -29,3 +32,10 @@ def test_a_gpu_rehearses_the_stage_s_own_batch_or_what_fits_of_it(tmp_path, monk
     (cost,) = estimate.rehearse(replace(plan, device=device), plan.trainings[0])
     assert taken == rehearsed
     assert cost.seconds_per_image == 2 / rehearsed[-1] and cost.memory_bytes == pytest.approx(100 + 48)
+
+
+def test_an_array_stored_for_every_image_is_counted_on_disk_with_the_parts_it_is_made_of(tmp_path, monkeypatch):
+    plan = make_plan(Request(defenses=("macd",), out=tmp_path, protocol="white-box"))
+    monkeypatch.setattr(estimate, "_rehearse_step", lambda *given: (1.0, 0, 0))
+    estimate.print_plan(plan, console := Console(file=io.StringIO(), width=200))
+    assert f"{size(2 * plan.train_images * 3 * 32 * 32 * 4)} of disk at most" in console.file.getvalue()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -127,8 +128,8 @@ def test_a_loss_without_a_gradient_takes_no_step():
 def test_a_produced_array_is_aligned_with_the_training_images():
     data = Blobs()
     made = Produce(name="twice", function=lambda batch: batch.images * 2, batch_size=7)
-    record, array = run_produce(Engine("cpu", "fp32", 0), made, data, Stopwatch())
-    assert torch.equal(torch.from_numpy(array), data.images(torch.arange(48)) * 2)
+    record, parts = run_produce(Engine("cpu", "fp32", 0), made, data, Stopwatch())
+    assert torch.equal(torch.from_numpy(np.concatenate(parts)), data.images(torch.arange(48)) * 2)
     assert record.images == 48
 
 
