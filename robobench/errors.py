@@ -39,3 +39,8 @@ class PluginError(RequestError):
 
 class ProcessError(RobobenchError):
     """One of the processes that worked in step is gone; the others were ended."""
+
+
+def one_line(err: Exception) -> str:
+    """Spell an exception as type and message on one line."""
+    return f"{type(err).__name__}: {' '.join(str(err).split())}".rstrip(": ")

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
 import hashlib
-import importlib
-import importlib.util
-import re
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robobench import zoo
-from robobench.errors import RequestError
-from robobench.plugins import import_file
+from robobench import factories, zoo
+from robobench.errors import RequestError, one_line
 from robobench.registry import unknown
 from robobench.weights import load_weights, read_weights
 
@@ -94,7 +86,7 @@ class ModelSpec:
         """Return plain values for an artefact's key; a user's factory adds the digest of its source."""
         values = asdict(self)
         if is_factory(self.name):
-            values["source"] = hashlib.sha256(b"\0".join(factory_source(self.name))).hexdigest()
+            values["source"] = hashlib.sha256(b"\0".join(factories.source_of(self.name))).hexdigest()
         return values
 
 
@@ -141,7 +133,7 @@ def build(spec: ModelSpec) -> Prepared:
     model: Prepared
     with _seeded(spec.seed):
         if is_factory(spec.name):
-            return Factory(_from_factory(spec), *inputs)
+            return Factory(factories.build(spec.name, spec.num_classes), *inputs)
         if spec.name.startswith(zoo.PREFIX):
             return Factory(zoo.build(spec.name, spec.num_classes, spec.pretrained), *inputs)
         if spec.name in ARCHITECTURES:
@@ -176,7 +168,7 @@ def check_protocol(model: Any, name: str, images: Tensor) -> None:
             logits, parts = model(images), model.head(model.features(images))
     except Exception as err:
         raise RequestError(
-            f"model '{name}' fails on two images: {_one_line(err)}; features(images) must return the (B, D) that head "
+            f"model '{name}' fails on two images: {one_line(err)}; features(images) must return the (B, D) that head "
             "takes, and head(features(images)) what model(images) does"
         ) from err
     if parts.shape != logits.shape or not torch.allclose(parts, logits, rtol=1e-3, atol=1e-4):
@@ -286,7 +278,7 @@ def _from_timm(spec: ModelSpec) -> Prepared:
         net: Any = timm.create_model(name, pretrained=spec.pretrained, num_classes=spec.num_classes, **options)
     except Exception as err:
         if not spec.pretrained:
-            raise RequestError(f"timm cannot build '{name}': {_one_line(err)}") from err
+            raise RequestError(f"timm cannot build '{name}': {one_line(err)}") from err
         raise RequestError(
             f"pretrained weights for '{spec.name}' cannot be fetched here ({type(err).__name__}); "
             "ask for random weights (--set run.pretrained=false)"
@@ -311,127 +303,3 @@ def _cifar_stem(net: Any, name: str) -> None:
     net.conv1 = nn.Conv2d(3, net.conv1.out_channels, 3, 1, padding=1, bias=False)
     nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
     net.maxpool = nn.Identity()
-
-
-# --- the user's own -----------------------------------------------------------------------------
-
-
-def factory_file(name: str) -> Path:
-    """Return the file behind FILE.py:FUNCTION or package.module:FUNCTION, without running it.
-
-    Raises:
-        RequestError: no such file or module.
-    """
-    where, _, function = name.rpartition(":")
-    if where.endswith(".py"):
-        if not Path(where).is_file():
-            raise RequestError(f"no file '{where}' for model '{name}'; write FILE.py:FUNCTION")
-        return Path(where).resolve()
-    if not re.fullmatch(r"[\w.]+", where):
-        raise unknown("model", name, MODELS)
-    try:
-        with _importing_from(Path.cwd()):
-            found = importlib.util.find_spec(where)
-    except (ImportError, ValueError):
-        found = None
-    if found is None or not found.origin or not Path(found.origin).is_file():
-        raise RequestError(
-            f"no module '{where}' for model '{name}'; write package.module:{function} or FILE.py:{function}"
-        )
-    return Path(found.origin)
-
-
-def factory_source(name: str) -> list[bytes]:
-    """Read the file behind a factory, then every local file that it imports at any depth; nothing is run.
-
-    Local is what lies below the folder that its imports start from: of FILE.py its own, of package.module the one the
-    package lies in; of an installed package the package alone.
-    """
-    where, file = name.rpartition(":")[0], factory_file(name)
-    root, start, own = file.parent, [file], ""
-    if not where.endswith(".py"):
-        root = file.parents[where.count(".") + (file.name == "__init__.py")]
-        start, own = [*_modules(root, where), file], where.partition(".")[0]
-    installed = root.name in ("site-packages", "dist-packages")
-    texts: dict[Path, bytes] = {}
-    while start:
-        path = start.pop()
-        if path not in texts:
-            again = path == file and where.endswith(".py")  # runs whenever it is built; Python imports others once
-            texts[path] = path.read_bytes() if again else _read_once(path)
-            for base, module in _imports(path, texts[path], root):
-                if base != root or not installed or module.partition(".")[0] == own:
-                    start += _modules(base, module)
-    return [texts.pop(file), *(texts[path] for path in sorted(texts))]
-
-
-@cache
-def _read_once(path: Path) -> bytes:
-    return path.read_bytes()
-
-
-def _modules(base: Path, name: str) -> Iterator[Path]:
-    """Find the files that importing a dotted name from a folder may run."""
-    for part in name.split("."):
-        base = base / part
-        yield from (path for path in (base.parent / f"{part}.py", base / "__init__.py") if path.is_file())
-
-
-def _imports(path: Path, text: bytes, root: Path) -> Iterator[tuple[Path, str]]:
-    """Find what a file imports: dotted names, and the folders that they start from."""
-    try:
-        nodes = list(ast.walk(ast.parse(text)))
-    except (SyntaxError, ValueError):  # nothing imports it with success
-        return
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            yield from ((root, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = path.parents[node.level - 1] if node.level else root
-            yield from ((base, f"{node.module or ''}.{alias.name}".lstrip(".")) for alias in node.names)
-
-
-def _from_factory(spec: ModelSpec) -> nn.Module:
-    """Import the user's function and call it with the number of classes; what fails becomes one line."""
-    from torch import nn
-
-    where, _, function = spec.name.rpartition(":")
-    file = factory_file(spec.name)
-    try:
-        if where.endswith(".py"):
-            tag = f"robobench_model_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
-            with _importing_from(file.parent):
-                module = import_file(tag, file)
-        else:
-            with _importing_from(Path.cwd()):
-                module = importlib.import_module(where)
-    except Exception as err:
-        raise RequestError(f"model '{spec.name}' fails to import: {_one_line(err)}") from err
-    make = getattr(module, function, None)
-    if not callable(make):
-        names = sorted(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))
-        raise unknown(f"function in {where}", function, names)
-    try:
-        net = make(spec.num_classes)
-    except Exception as err:
-        raise RequestError(
-            f"model '{spec.name}' fails: {function}({spec.num_classes}) raised {_one_line(err)}"
-        ) from err
-    if not isinstance(net, nn.Module):
-        raise RequestError(f"model '{spec.name}' must return an nn.Module, got {type(net).__name__}")
-    return net
-
-
-@contextmanager
-def _importing_from(folder: Path) -> Iterator[None]:
-    """Let imports see a folder first, as `python FILE.py` would."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
-
-
-def _one_line(err: Exception) -> str:
-    """Spell an exception as type and message on one line."""
-    return f"{type(err).__name__}: {' '.join(str(err).split())}".rstrip(": ")
