@@ -24,7 +24,7 @@ Examples:
 
   robobench leaderboard --format md > results.md
 
-  robobench leaderboard leaderboards/macd-paper-digits
+  robobench leaderboard leaderboards/cifar10-jpeg-resnet20
 
   robobench leaderboard --published cifar10-Linf
 """

@@ -13,11 +13,11 @@ HELP = "Attack stored networks again, a sample of their cells, and say whether t
 EPILOG = """
 Examples:
 
-  robobench verify leaderboards/my-setting --sample 3 --data-dir DIR
+  robobench verify leaderboards/cifar10-jpeg-resnet20 --sample 3 --data-dir DIR
 
   robobench verify runs --sample 0 --minutes 600
 
-  robobench verify leaderboards/my-setting --sample 1 --retrain runs/verify --data-dir DIR
+  robobench verify leaderboards/mine --sample 1 --retrain runs/verify
 """
 
 

@@ -174,9 +174,13 @@ def _flags(method: pd.DataFrame, points: list[Point]) -> str:
         if (first["examples"], first["threat_norm"], first["threat_eps"]) not in shown:
             for flag in flags_of(part):
                 places.setdefault(flag, []).append(f"{point(first['threat_norm'], first['threat_eps'])}")
-    every = set(method.fillna({"flags": ""})["flags"].map(lambda text: frozenset(str(text).split(","))))
-    told = (
-        flag if all(flag in each for each in every) else f"{flag} ({', '.join(dict.fromkeys(where))})"
-        for flag, where in sorted(places.items())
-    )
+    each = method["flags"].fillna("").str.split(",")
+    networks = method["weights_digest"].nunique()
+    told = []
+    for flag, where in sorted(places.items()):
+        carried = each.map(lambda flags, flag=flag: flag in flags)
+        some = method.loc[carried, "weights_digest"].nunique()
+        where = [] if carried.all() else list(dict.fromkeys(where))
+        where += [f"{some} of {networks} networks"] if some < networks else []
+        told.append(f"{flag} ({', '.join(where)})" if where else flag)
     return ", ".join(told) or MISSING

@@ -124,12 +124,16 @@ def test_the_column_with_the_most_attacks_comes_first_and_each_set_of_images_has
 def test_a_flag_is_shown_with_the_columns_it_was_raised_at():
     rows = pd.DataFrame(
         [
-            {"examples": n, "threat_norm": "Linf", "threat_eps": e, "flags": f}
-            for n, e, f in ((200, 0.1, "slow,transfer-only"), (1000, 0.1, "slow"), (1000, 0.2, "slow,odd"))
+            {"examples": n, "threat_norm": "Linf", "threat_eps": e, "flags": f, "weights_digest": w}
+            for n, e, f, w in (
+                (200, 0.1, "slow,transfer-only", "one"),
+                (1000, 0.1, "slow", "one"),
+                (1000, 0.2, "slow,odd", "two"),
+            )
         ]
     )
     points = [(200, "Linf", 0.1, "pgd"), (1000, "Linf", 0.1, "pgd")]
-    assert _flags(rows, points) == "odd (Linf 0.2), slow, transfer-only (A)"
+    assert _flags(rows, points) == "odd (Linf 0.2, 1 of 2 networks), slow, transfer-only (A, 1 of 2 networks)"
     assert _flags(rows.assign(flags=None), points) == "-"
 
 
