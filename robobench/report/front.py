@@ -58,7 +58,7 @@ def _table(rows: pd.DataFrame, records: list[dict[str, Any]]) -> str:
         line = {"defense": markdown_escape(name) + "'" * int(first["nth"]), "seeds": str(method["seed"].nunique())}
         for number, at in enumerate(points):
             letter = chr(ord("A") + number)
-            if not number or at[0] != points[number - 1][0]:
+            if at[0] not in [seen[0] for seen in points[:number]]:
                 line[f"{letter} clean"] = _spread(method[method["examples"] == at[0]], "clean_accuracy", method)
             line[f"{letter} white-box"] = _worst(method, at, "white-box")
             if ties[number]:
