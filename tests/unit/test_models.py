@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from robobench import models
+from robobench import factories
 from robobench.errors import RequestError
 from robobench.models import MODELS, ModelSpec, build, check_protocol, load_weights, missing_protocol, read_weights
 from robobench.tiny_maps import TinyMapConv2d, speed_up_tiny_maps
@@ -283,7 +283,7 @@ def test_the_key_of_a_factory_follows_every_local_file_that_it_imports(tmp_path,
     monkeypatch.chdir(tmp_path)
 
     def key():
-        models._read_once.cache_clear()  # a new process
+        factories._read_once.cache_clear()  # a new process
         return ModelSpec(name, 7).recipe()["source"]
 
     before = key()
