@@ -31,6 +31,7 @@ import pyautoattack
 import torch
 import torchattacks
 from torch import Tensor, nn
+from verdicts import verdict
 
 import robobench
 from robobench import data as datasets
@@ -124,13 +125,6 @@ def peak_elsewhere(row: Row, tool: str) -> float:
     """Measure in a process of its own, by this script's flags; in MiB."""
     words = [sys.executable, __file__, *sys.argv[1:], "--peak", f"{row.name}:{tool}"]
     return int(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]) / 2**20
-
-
-def verdict(claim: str, figure: float, sign: str, asked: float, fair: bool) -> str:
-    """Say whether a figure is what was asked for; `fair` is whether this run was one to say so."""
-    holds = figure >= asked if sign == ">=" else figure <= asked
-    word = ("holds" if holds else "FAILS") if fair else "not measured (this is another setting)"
-    return f"- {claim}: {figure:.2f}, asked {sign} {asked:g}: {word}"
 
 
 def compare(row: Row, options: argparse.Namespace) -> tuple[str, list[str]]:

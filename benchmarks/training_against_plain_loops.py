@@ -39,6 +39,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from verdicts import verdict
 
 from robobench import allocator, evaluation, models, presets, provenance
 from robobench import data as datasets
@@ -258,13 +259,6 @@ def child(options: argparse.Namespace, **values: object) -> dict[str, Any]:
 def spread(values: list[float], form: str = ".0f") -> str:
     """Write a median with the lowest and the highest."""
     return f"{statistics.median(values):{form}} ({min(values):{form}}-{max(values):{form}})"
-
-
-def verdict(claim: str, figure: float, sign: str, asked: float, fair: bool = True) -> str:
-    """Say whether a figure is what was asked for; `fair` is whether this run was one to say so."""
-    holds = figure >= asked if sign == ">=" else figure <= asked
-    word = ("holds" if holds else "FAILS") if fair else "not measured (this is another setting)"
-    return f"- {claim}: {figure:.2f}, asked {sign} {asked:.3g}: {word}"
 
 
 def speeds(options: argparse.Namespace, model: str) -> list[str]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+Name = TypeVar("Name", bound=Hashable)
 Column = tuple[str, str, float]  # attack (or WORST), norm, eps
 WORST = "worst"  # column of the worst case over the attacks of one (norm, eps)
 
@@ -111,7 +112,7 @@ def holm(values: Sequence[float]) -> list[float]:
     return out
 
 
-def letters(networks: Mapping[str, Bits], level: float = 0.05) -> dict[str, str]:
+def letters(networks: Mapping[Name, Bits], level: float = 0.05) -> dict[Name, str]:
     """Give networks on the same images letters, so that those that share none differ significantly.
 
     Every pair is tested (exact McNemar), Holm-corrected over all pairs. The most robust network has an "a".

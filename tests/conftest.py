@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from robobench import plugins
 from robobench.api import ATTACKS, DEFENSES
+from tests.toys import FACTORY
 
 torch.set_num_threads(1)  # on networks this small, more threads only wait for each other
 
@@ -74,3 +76,10 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "cache"))
     monkeypatch.delenv("ROBOBENCH_DATA", raising=False)
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def factory(tmp_path: Path) -> str:
+    """A file of a user's with functions that make networks, or fail to: its path, before `:FUNCTION`."""
+    (tmp_path / "mine.py").write_text(FACTORY)
+    return f"{tmp_path / 'mine.py'}"

@@ -57,3 +57,31 @@ class FakeClock:
 
     def __call__(self) -> float:
         return self.now
+
+
+# A user's file with functions that make networks, or fail to.
+FACTORY = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+        self.head = nn.Linear(4, classes)
+    def features(self, images):
+        return self.body(images).mean((2, 3))
+    def forward(self, images):
+        return self.head(self.features(images))
+
+def make(num_classes):
+    return Net(num_classes)
+
+def bare(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(48, num_classes))
+
+def broken(num_classes):
+    raise KeyError("no such weights")
+
+def number(num_classes):
+    return num_classes
+"""

@@ -57,7 +57,7 @@ def _table(rows: pd.DataFrame, records: list[dict[str, Any]]) -> str:
         )
         line = {"defense": markdown_escape(name) + "'" * int(first["nth"]), "seeds": str(method["seed"].nunique())}
         for number, at in enumerate(points):
-            letter = chr(ord("A") + number)
+            letter = _letter(number)
             if at[0] not in [seen[0] for seen in points[:number]]:
                 line[f"{letter} clean"] = _spread(method[method["examples"] == at[0]], "clean_accuracy", method)
             line[f"{letter} white-box"] = _worst(method, at, "white-box")
@@ -77,7 +77,7 @@ def _table(rows: pd.DataFrame, records: list[dict[str, Any]]) -> str:
         lines.append(line)
     table = markdown(pd.DataFrame(lines).fillna(MISSING))
     legend = [
-        f"{chr(ord('A') + number)}: worst case over {effort} at {point(norm, eps)}, "
+        f"{_letter(number)}: worst case over {effort} at {point(norm, eps)}, "
         f"{examples} images of {rows.iloc[0]['dataset']} (data {rows.iloc[0]['data_digest']})"
         for number, (examples, norm, eps, effort) in enumerate(points)
     ]
@@ -94,6 +94,10 @@ def _table(rows: pd.DataFrame, records: list[dict[str, Any]]) -> str:
     machine = rows[["hardware", "threads", "compiled"]].drop_duplicates().itertuples(index=False, name=None)
     told = sorted(f"{hardware}, threads: {threads}{', compiled' * bool(on)}" for hardware, threads, on in machine)
     return "\n".join([table, "", *(f"* {line}" for line in legend), "", f"{note} Hardware: {'; '.join(told)}."])
+
+
+def _letter(number: int) -> str:
+    return chr(ord("A") + number)
 
 
 def _points(rows: pd.DataFrame) -> list[Point]:
@@ -158,8 +162,8 @@ def _ties(records: list[dict[str, Any]], methods: list[pd.DataFrame], at: Point)
         same |= {"protocol": "white-box", "status": "ok"}
         combined = worst(r for r in records if all(r[name] == value for name, value in same.items()))
         assert combined is not None
-        bits[str(nth)] = combined
-    return {int(nth): text for nth, text in letters(bits).items()}
+        bits[nth] = combined
+    return letters(bits)
 
 
 def _flags(method: pd.DataFrame, points: list[Point]) -> str:
@@ -167,7 +171,7 @@ def _flags(method: pd.DataFrame, points: list[Point]) -> str:
     places: dict[str, list[str]] = {}
     for number, at in enumerate(points):
         for flag in flags_of(_at(method, at)):
-            places.setdefault(flag, []).append(chr(ord("A") + number))
+            places.setdefault(flag, []).append(_letter(number))
     shown = {at[:3] for at in points}
     for part in groups(method, ["examples", "threat_norm", "threat_eps"]):
         first = part.iloc[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import pickle
 import subprocess
 import sys
@@ -14,49 +13,17 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from robobench import factories
 from robobench.errors import RequestError
-from robobench.models import MODELS, ModelSpec, build, check_protocol, load_weights, missing_protocol, read_weights
+from robobench.models import MODELS, ModelSpec, build, load_weights, missing_protocol, read_weights
 from robobench.tiny_maps import TinyMapConv2d, speed_up_tiny_maps
 from robobench.weights import class_count
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
-FACTORY = """
-from torch import nn
-
-class Net(nn.Module):
-    def __init__(self, classes):
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
-        self.head = nn.Linear(4, classes)
-    def features(self, images):
-        return self.body(images).mean((2, 3))
-    def forward(self, images):
-        return self.head(self.features(images))
-
-def make(num_classes):
-    return Net(num_classes)
-
-def bare(num_classes):
-    return nn.Sequential(nn.Flatten(), nn.Linear(48, num_classes))
-
-def broken(num_classes):
-    raise KeyError("no such weights")
-
-def number(num_classes):
-    return num_classes
-"""
 
 
 @pytest.fixture
 def images():
     return torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture
-def factory(tmp_path):
-    (tmp_path / "mine.py").write_text(FACTORY)
-    return f"{tmp_path / 'mine.py'}"
 
 
 def small(**changes):
@@ -202,141 +169,6 @@ def test_names_are_listed_without_torch():
     code = "import sys, robobench.models as m; m.MODELS; m.ModelSpec('cnn', 2); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert all(len(summary.splitlines()) == 1 for summary in MODELS.values())
-
-
-# --- the user's own -----------------------------------------------------------------------------
-
-
-def test_a_factory_is_called_with_the_classes_and_keeps_its_protocol(factory, images):
-    model = build(ModelSpec(f"{factory}:make", 7))
-    assert torch.equal(model(images), model.net(images))  # no normalization, no resize
-    assert torch.equal(model.head(model.features(images)), model(images))
-    assert missing_protocol(model, ("features", "head")) == []
-    assert model.head.out_features == 7
-    assert torch.equal(copy.deepcopy(model).features(images), model.features(images))
-
-
-def test_a_factory_is_normalized_and_resized_only_where_asked(factory, images):
-    spec = ModelSpec(f"{factory}:make", 7, mean=MEAN, std=STD, image_size=8)
-    model = build(spec)
-    by_hand = F.interpolate(images, (8, 8), mode="bilinear", align_corners=False, antialias=True)
-    by_hand = (by_hand - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
-    torch.testing.assert_close(model.features(images), model.net.features(by_hand))
-
-
-def test_a_module_without_the_protocol_is_told_by_name(factory):
-    model = build(ModelSpec(f"{factory}:bare", 7))
-    assert model(torch.rand(2, 3, 4, 4)).shape == (2, 7)
-    assert missing_protocol(model, ("features", "head")) == ["features", "head"]
-    assert not hasattr(model, "features")
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (("self.head(self.features(images))", "self.head(self.features(images).relu() - 1)"), "differ by up to "),
-        ((".mean((2, 3))", ""), "fails on two images: RuntimeError"),
-    ],
-)
-def test_features_and_head_that_do_not_give_the_logits_are_refused(tmp_path, factory, images, change, said):
-    check_protocol(build(ModelSpec(f"{factory}:make", 7)), "mine", images)
-    (tmp_path / "other.py").write_text(FACTORY.replace(*change))
-    with pytest.raises(RequestError) as caught:
-        check_protocol(build(ModelSpec(f"{tmp_path / 'other.py'}:make", 7)), "mine", images)
-    assert said in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_the_key_of_a_factory_follows_its_source(factory):
-    spec = ModelSpec(f"{factory}:make", 7)
-    before = spec.recipe()
-    with open(factory, "a") as file:
-        file.write("# changed\n")
-    assert spec.recipe() != before and spec.recipe()["name"] == before["name"]
-
-
-def test_a_factory_s_file_may_hold_a_dataclass_with_postponed_annotations(tmp_path, images):
-    config = "from __future__ import annotations\nfrom dataclasses import dataclass\n"
-    (tmp_path / "mine.py").write_text(f"{config}{FACTORY}\n@dataclass\nclass Config:\n    width: int = 4\n")
-    assert build(ModelSpec(f"{tmp_path / 'mine.py'}:make", 7))(images).shape == (2, 7)
-
-
-@pytest.mark.parametrize(
-    ("name", "followed"),
-    [
-        ("net.py:make", ["net.py", "blocks.py", "parts/deep.py"]),
-        ("nets:make", ["nets/__init__.py", "nets/resnet.py", "blocks.py", "parts/deep.py"]),
-    ],
-)
-def test_the_key_of_a_factory_follows_every_local_file_that_it_imports(tmp_path, monkeypatch, name, followed):
-    texts = {
-        "net.py": "import torch\nfrom blocks import Net\n",
-        "blocks.py": "def lazy():\n    import parts.deep\n",
-        "parts/deep.py": "import blocks\n",
-        "nets/__init__.py": "from .resnet import make\n",
-        "nets/resnet.py": "from blocks import *\n",
-        "other.py": "",
-        "nets/other.py": "",
-    }
-    for file, text in texts.items():
-        (tmp_path / file).parent.mkdir(exist_ok=True)
-        (tmp_path / file).write_text(text)
-    monkeypatch.chdir(tmp_path)
-
-    def key():
-        factories._read_once.cache_clear()  # a new process
-        return ModelSpec(name, 7).recipe()["source"]
-
-    before = key()
-    for file, text in texts.items():
-        (tmp_path / file).write_text(text + "# changed\n")
-        assert (key() != before) is (file in followed), file
-        (tmp_path / file).write_text(text)
-    assert key() == before
-
-
-def test_the_key_of_a_factory_of_one_file_is_that_of_its_bytes(factory):
-    with open(factory, "rb") as file:
-        assert ModelSpec(f"{factory}:make", 7).recipe()["source"] == hashlib.sha256(file.read()).hexdigest()
-
-
-@pytest.mark.parametrize(
-    ("function", "message"),
-    [
-        ("mak", "did you mean 'make'?"),
-        ("broken", "broken(7) raised KeyError: 'no such weights'"),
-        ("number", "must return an nn.Module, got int"),
-    ],
-)
-def test_what_is_wrong_with_a_factory_is_said_in_one_line(factory, function, message):
-    with pytest.raises(RequestError) as caught:
-        build(ModelSpec(f"{factory}:{function}", 7))
-    assert message in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_a_factory_that_is_not_there_or_does_not_import_is_refused(tmp_path):
-    (tmp_path / "torn.py").write_text("def make(:\n")
-    for name, message in (
-        (f"{tmp_path}/none.py:make", "no file "),
-        ("no_such_package.models:make", "no module 'no_such_package.models'"),
-        (f"{tmp_path}/torn.py:make", "fails to import: SyntaxError"),
-    ):
-        with pytest.raises(RequestError, match=message):
-            build(ModelSpec(name, 3))
-
-
-def test_a_dotted_factory_is_found_from_the_working_folder(tmp_path, monkeypatch, images):
-    (tmp_path / "own_nets").mkdir()
-    (tmp_path / "own_nets" / "small.py").write_text(FACTORY)
-    monkeypatch.chdir(tmp_path)
-    assert build(ModelSpec("own_nets.small:make", 4))(images).shape == (2, 4)
-
-
-def test_a_factory_needs_neither_timm_nor_torchvision(factory):
-    code = (
-        "import sys; from robobench.models import *; build(ModelSpec(sys.argv[1], 3)); "
-        "sys.exit('timm' in sys.modules or 'torchvision' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code, f"{factory}:make"], check=False).returncode == 0
 
 
 # --- weight files -------------------------------------------------------------------------------
