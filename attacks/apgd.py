@@ -184,7 +184,6 @@ class APGDT(APGD):
     Config = TargetedConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"quick": {"steps": 10, "targets": 2}}
     classes = 4
-    num_classes: int | None = None  # of the last model attacked
 
     @property
     def targets(self) -> int:

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from robobench.api import ATTACKS, Attack
 from robobench.ensemble import Ensemble
 from robobench.randomness import Noise
-from robobench.threat import ThreatModel
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 
@@ -57,10 +56,6 @@ class Budgeted(Attack):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "quick": {"attacks": ("apgd-ce", "apgd-t"), "steps": 5, "targets": 1},
     }
-
-    def __init__(self, config: AutoAttackConfig, threat: ThreatModel) -> None:
-        super().__init__(config, threat)
-        self.num_classes: int | None = None  # of the last model attacked
 
     @property
     def budget(self) -> str:

@@ -51,7 +51,6 @@ class FABT(IterativeAttack):
     Config = FABConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"quick": {"steps": 10, "targets": 2}}
     wanders = True
-    num_classes: int | None = None  # of the last model attacked
 
     @property
     def restarts(self) -> int:

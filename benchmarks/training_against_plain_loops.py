@@ -13,8 +13,9 @@ harness   `run_train` and the same steps in a bare loop, on batches that the eng
           process.
 cost      An epoch of MACD's distillation beside one of AT, in seconds and as robobench counts passes: forwards an
           image, of which a backward to the image is 1, to the weights 2, and a pass of a teacher or of half the
-          autoencoder 1 like one of the network. All of MACD is the standard network, both phases of the autoencoder,
-          the static attack and the distillation, each for its epochs in the preset, as AT's.
+          autoencoder 1 like one of the network, over some of an image's tokens their share. All of MACD is the
+          standard network, both phases of the autoencoder, the static attack and the distillation, each for its
+          epochs in the preset, as AT's.
 accuracy  Both sides train for some epochs and are attacked with PGD-20. AdaAD's teacher comes from our AT.
 
 At the end stands which of the asked figures hold. DIR holds CIFAR-10 as parquet files or torchvision's archive; without

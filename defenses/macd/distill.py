@@ -23,10 +23,15 @@ from .pretrain import Teacher
 
 
 def stages(setup: Setup, mae: MAE | None) -> list[Stage]:
-    """Distillation, and where the config asks for them the BatchNorm pass and then the classifier alone."""
+    """Distillation, and where the config asks for them the BatchNorm pass and then the classifier alone.
+
+    A pass of the teacher is one of the encoder on all tokens; on some of them it is their share of a pass.
+    """
     cfg: MACDConfig = setup.config
     twice = 1 + (mae is None)  # without a teacher the student sees both images
-    looks = 0 if mae is None else 1 + (cfg.distill_gate == "full" and cfg.mask)
+    looks = 0.0 if mae is None else 1.0
+    if mae is not None and cfg.mask:
+        looks = mae.encoder.share(cfg.teacher_mask_ratio) + (cfg.distill_gate == "full")
     made: list[Stage] = [
         setup.train(
             "distill",

@@ -120,6 +120,10 @@ class Encoder(nn.Module):
         self.blocks = _blocks(width, depth, heads)
         _initialize(self)
 
+    def share(self, mask_ratio: float) -> float:
+        """Say which part of an image's tokens masking leaves."""
+        return count_kept(self.count, mask_ratio) / self.count
+
     def forward(self, images: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Encode the patches in `kept` (B, n), or all of them.
 

@@ -30,9 +30,9 @@ COLLAPSED = 0.98  # mean cosine between images above which the features say next
 
 
 def stages(setup: Setup, mae: MAE) -> list[Stage]:
-    """Pixels alone, then eq. 4. A pass is one of the encoder or of the decoder, on the tokens it gets."""
+    """Pixels alone, then eq. 4. A pass is one of the encoder or of the decoder on all tokens, or its share on some."""
     cfg: MACDConfig = setup.config
-    frozen = cfg.feature_target == "frozen"
+    frozen, both = cfg.feature_target == "frozen", 1 + mae.encoder.share(cfg.mae_mask_ratio)
     return [
         setup.train(
             "mae-pretrain",
@@ -42,7 +42,7 @@ def stages(setup: Setup, mae: MAE) -> list[Stage]:
             optimizer=adamw(cfg, cfg.mae_lr),
             schedule=warmup_cosine(cfg, cfg.mae_epochs),
             augment="none",
-            passes=Passes(forward=2, weight_grad=2),
+            passes=Passes(forward=both, weight_grad=both),
             measure=monitor(mae, cfg, setup.seed, ()),
             fields=FIELDS,
         ),
@@ -54,7 +54,7 @@ def stages(setup: Setup, mae: MAE) -> list[Stage]:
             optimizer=adamw(cfg, cfg.mae_lr * cfg.feature_rate),
             schedule=warmup_cosine(cfg, cfg.feature_epochs),
             augment="none",
-            passes=Passes(forward=3, weight_grad=3, teacher_forward=int(frozen)),
+            passes=Passes(forward=1 + both, weight_grad=1 + both, teacher_forward=int(frozen)),
             measure=monitor(mae, cfg, setup.seed, ("teacher-collapsed",)),
             fields=FIELDS,
         ),

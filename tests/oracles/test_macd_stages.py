@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from robobench.api import Frozen, Produced, Train
 from robobench.defenses.macd import MACD, PRESETS, MACDConfig, distill
-from robobench.defenses.macd.mae import MAE
+from robobench.defenses.macd.mae import MAE, Encoder
 from robobench.models import ModelSpec, build
 from tests.macd import IMAGES, SHAPE, TINY, batch_of, objective_of, run, same, setup_of, state
 from tests.toys import TinyBatchNormNet
@@ -94,11 +94,16 @@ def test_contrastive_only_puts_the_student_on_both_sides_with_its_own_blocks():
 
 
 class Counter:
-    """Counts the forwards and weight gradients of a module."""
+    """Counts the forwards of a module, an encoder's by the share of the tokens it gets, and its weight gradients."""
 
     def __init__(self, module: nn.Module, weight: nn.Parameter) -> None:
-        self.forward = self.weight_grad = 0
-        module.register_forward_hook(lambda *_: setattr(self, "forward", self.forward + 1))
+        self.forward = self.weight_grad = 0.0
+
+        def count(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            some = isinstance(module, Encoder) and len(args) > 1 and args[1] is not None
+            self.forward += args[1].shape[1] / module.count if some else 1  # type: ignore[operator]
+
+        module.register_forward_pre_hook(count)
         if weight.requires_grad:
             weight.register_hook(lambda grad: setattr(self, "weight_grad", self.weight_grad + 1))
 
@@ -128,6 +133,7 @@ def test_the_autoencoder_makes_the_passes_it_declares():
         looks = [Counter(anchor.module, anchor.module.cls)] if anchor else []
         objective(batch_of()).total.backward()
         assert sum(part.forward for part in parts) == stage.passes.forward == stage.passes.weight_grad
+        assert all(part.weight_grad == 1 for part in parts)  # autograd adds up what several passes leave
         assert sum(look.forward for look in looks) == stage.passes.teacher_forward
 
 
