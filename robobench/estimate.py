@@ -18,6 +18,7 @@ from torch import nn
 
 from robobench import models
 from robobench.api import Frozen, Produce, Produced, Setup, Stage, Train
+from robobench.inner import frozen, input_gradient
 from robobench.plan import NO_THREAT, Plan, Training
 from robobench.progress import duration, size
 from robobench.search import out_of_memory
@@ -27,6 +28,8 @@ from robobench.training import Engine, build_objective, one_step
 
 REHEARSAL_PIXELS = 32 * 32 * 32  # on a CPU; small images are rehearsed 32 at a time: two would not fill a step
 SHORT = 1.0  # seconds; a shorter step is taken twice, since the first one sets things up
+CHUNKS = tuple(64 * 2**n for n in range(7))  # to 4,096
+WORTH = 1.1  # times as many images a second, below which another chunk is not named
 
 
 class RandomImages:
@@ -191,6 +194,54 @@ def one_forward(plan: Plan, training: Training) -> float:
     return forward_seconds(model, images.images(torch.arange(batch)), plan.device)
 
 
+def step_seconds(model: nn.Module, images: torch.Tensor, device: str) -> float:
+    """Time what an attack repeats, a forward and a backward to the images."""
+    watch = Stopwatch(device)
+    with watch.account("step") as account:
+        input_gradient(lambda adv: model(adv).logsumexp(1).sum(), images)
+    return account.seconds
+
+
+def chunk_speeds(plan: Plan, training: Training) -> dict[int, float]:
+    """Measure how many images a second attacks take a step on, by how many are attacked together (`run.chunk`).
+
+    Chunks double up to the test images, until memory runs out or a step takes longer than SHORT.
+    """
+    model = models.build(replace(training.spec, pretrained=False)).to(plan.device)
+    data = RandomImages(plan.examples, plan.run.attack_resolution, 2, plan.device)
+    speeds: dict[int, float] = {}
+    for chunk in sorted({*(c for c in CHUNKS if c <= plan.examples), min(plan.run.chunk, plan.examples)}):
+        images = data.images(torch.arange(chunk))
+        try:
+            with frozen(model):
+                seconds = step_seconds(model, images, plan.device)
+                if seconds < SHORT:
+                    seconds = min(step_seconds(model, images, plan.device) for _ in range(3))
+        except Exception as err:
+            if not out_of_memory(err):
+                raise
+            break
+        speeds[chunk] = chunk / seconds
+        if seconds > SHORT:
+            break
+    return speeds
+
+
+def better_chunk(plan: Plan, training: Training) -> str | None:
+    """Name the smallest chunk that is about as fast as any, where that is WORTH it."""
+    speeds = chunk_speeds(plan, training)
+    if not speeds:
+        return None
+    best = next(chunk for chunk, speed in speeds.items() if speed * 1.05 >= max(speeds.values()))
+    used = speeds.get(min(plan.run.chunk, plan.examples), list(speeds.values())[-1])
+    if speeds[best] < WORTH * used:
+        return None
+    return (
+        f"attacks on {training.spec.name} take a step on {speeds[best]:,.0f} images a second with "
+        f"--set run.chunk={best}, on {used:,.0f} with {plan.run.chunk}"
+    )
+
+
 def print_plan(plan: Plan, console: Console) -> None:
     """Print everything a request would do: hyperparameters, stages, cells, time, memory, what is missing."""
     torch.set_num_threads(plan.threads)
@@ -235,9 +286,11 @@ def print_plan(plan: Plan, console: Console) -> None:
         disk += [cost.disk_bytes for cost in costs if not there and cost.disk_bytes and cost.key not in seen]
         total += 0.0 if there else unpaid(store, costs, seen)
         console.print(table)
+    notes = list(plan.notes)
     for training in {t.key: t for t, _, _ in plan.work()}.values():
         if training.spec.name not in forward:
             forward[training.spec.name] = one_forward(plan, training)
+            notes += filter(None, [better_chunk(plan, training)])
     total += _print_cells(plan, console, forward)
     console.print(
         f"\nestimated on this machine: {duration(total)} in all, {size(memory)} of memory at most"
@@ -245,7 +298,7 @@ def print_plan(plan: Plan, console: Console) -> None:
         + (f", {size(sum(disk) + max(disk))} of disk at most for stored training images" if disk else ""),
         highlight=False,
     )
-    for note in plan.notes:
+    for note in notes:
         console.print(f"note: {note}", highlight=False, markup=False)
     for missing in plan.missing:
         console.print(f"missing: {missing}", highlight=False, markup=False)

@@ -178,7 +178,7 @@ def passes_of(timing: dict[str, Any]) -> str:
         "teacher_input_grad": "TGx",
     }
     stages = [s for s in timing.get("stages", []) if s["passes"]]
-    made = [" + ".join(f"{s['passes'][k]:g} {sign}" for k, sign in signs.items() if s["passes"][k]) for s in stages]
+    made = [" + ".join(f"{s['passes'][k]:.4g} {sign}" for k, sign in signs.items() if s["passes"][k]) for s in stages]
     return "; ".join(f"{s['name']} {s['epochs']} x ({text})" for s, text in zip(stages, made, strict=True))
 
 

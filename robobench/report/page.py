@@ -255,7 +255,7 @@ def _network(name: str, rows: pd.DataFrame, store: Store, redo: Redo, folder: st
                 *(f"{s[k]:.4g}" for k in ("seconds", "epochs", "seconds_per_epoch", "images_per_second")),
                 *(f"{s[k]:.4g}" for k in ("cpu_seconds", "warmup_seconds")),
                 f"{s['peak_memory_bytes'] / 2**30:.2f}",
-                ", ".join(f"{k} {v:g}" for k, v in (s["passes"] or {}).items() if v) or "not declared",
+                ", ".join(f"{k} {v:.4g}" for k, v in (s["passes"] or {}).items() if v) or "not declared",
             ]
             for s in timing["stages"]
         ]
