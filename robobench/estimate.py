@@ -202,34 +202,36 @@ def step_seconds(model: nn.Module, images: torch.Tensor, device: str) -> float:
     return account.seconds
 
 
-def chunk_speeds(plan: Plan, training: Training) -> dict[int, float]:
+def chunk_speeds(plan: Plan, training: Training, forward: float) -> dict[int, float]:
     """Measure how many images a second attacks take a step on, by how many are attacked together (`run.chunk`).
 
-    Chunks double up to the test images, until memory runs out or a step takes longer than SHORT.
+    Chunks double up to the test images, until memory runs out or a step would take longer than SHORT.
+
+    Args:
+        forward: seconds of a forward of the network, an image.
     """
     model = models.build(replace(training.spec, pretrained=False)).to(plan.device)
     data = RandomImages(plan.examples, plan.run.attack_resolution, 2, plan.device)
-    speeds: dict[int, float] = {}
+    speeds, expected = dict[int, float](), 2 * forward
     for chunk in sorted({*(c for c in CHUNKS if c <= plan.examples), min(plan.run.chunk, plan.examples)}):
+        if chunk * expected > SHORT:
+            break
         images = data.images(torch.arange(chunk))
         try:
             with frozen(model):
-                seconds = step_seconds(model, images, plan.device)
-                if seconds < SHORT:
-                    seconds = min(step_seconds(model, images, plan.device) for _ in range(3))
+                _, *seconds = (step_seconds(model, images, plan.device) for _ in range(4))  # the first sets things up
         except Exception as err:
             if not out_of_memory(err):
                 raise
             break
-        speeds[chunk] = chunk / seconds
-        if seconds > SHORT:
-            break
+        expected = min(seconds) / chunk
+        speeds[chunk] = 1 / expected
     return speeds
 
 
-def better_chunk(plan: Plan, training: Training) -> str | None:
+def better_chunk(plan: Plan, training: Training, forward: float) -> str | None:
     """Name the smallest chunk that is about as fast as any, where that is WORTH it."""
-    speeds = chunk_speeds(plan, training)
+    speeds = chunk_speeds(plan, training, forward)
     if not speeds:
         return None
     best = next(chunk for chunk, speed in speeds.items() if speed * 1.05 >= max(speeds.values()))
@@ -289,8 +291,8 @@ def print_plan(plan: Plan, console: Console) -> None:
     notes = list(plan.notes)
     for training in {t.key: t for t, _, _ in plan.work()}.values():
         if training.spec.name not in forward:
-            forward[training.spec.name] = one_forward(plan, training)
-            notes += filter(None, [better_chunk(plan, training)])
+            forward[training.spec.name] = one = one_forward(plan, training)
+            notes += filter(None, [better_chunk(plan, training, one)])
     total += _print_cells(plan, console, forward)
     console.print(
         f"\nestimated on this machine: {duration(total)} in all, {size(memory)} of memory at most"

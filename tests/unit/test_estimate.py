@@ -44,8 +44,8 @@ def test_an_array_stored_for_every_image_is_counted_on_disk_with_the_parts_it_is
 @pytest.mark.parametrize(
     ("fits", "chunk", "named"),
     [
-        (9999, 64, "256 images a second with --set run.chunk=256, on 128 with 64"),  # doubles to 256, then nothing
-        (128, 64, "192 images a second with --set run.chunk=128, on 128 with 64"),
+        (9999, 64, "1,280 images a second with --set run.chunk=256, on 640 with 64"),
+        (128, 64, "960 images a second with --set run.chunk=128, on 640 with 64"),
         (9999, 256, None),
         (9999, 300, None),
         (0, 64, None),
@@ -58,11 +58,12 @@ def test_a_dry_run_names_the_chunk_that_gets_through_the_most_images(tmp_path, m
         taken.append(len(images))
         if len(images) > fits:
             raise MemoryError
-        return len(images) / {64: 128, 128: 192, 256: 256}.get(len(images), 260)
+        return len(images) / {64: 640, 128: 960, 256: 1280}.get(len(images), 1300)
 
     setting = (f"run.chunk={chunk}",)
     plan = make_plan(Request(defenses=("standard",), sets=setting, examples=360, out=tmp_path, protocol="white-box"))
     monkeypatch.setattr(estimate, "step_seconds", step)
-    said = estimate.better_chunk(plan, plan.trainings[0])
+    said = estimate.better_chunk(plan, plan.trainings[0], 0.001)
     assert max(taken) <= 360
+    assert estimate.chunk_speeds(plan, plan.trainings[0], 1.0) == {}
     assert said is None if named is None else said is not None and named in said
