@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robobench.api import ATTACKS, IterativeAttack
+from robobench.inner import usable
 from robobench.randomness import Noise
 from robobench.search import State
 
@@ -42,4 +43,5 @@ class FGSM(IterativeAttack):
             adv = state.adv.detach().requires_grad_(True)
             logits = model(adv)
             grad = torch.autograd.grad(F.cross_entropy(logits, state.labels, reduction="sum"), adv)[0]
+        grad = usable(grad, logits, state.labels, self.name)
         return state.moved(self.threat.step(state.adv, grad, self.threat.eps, state.images)), logits.detach()

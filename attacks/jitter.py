@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robobench.api import ATTACKS, IterativeAttack
+from robobench.inner import usable
 from robobench.randomness import Noise
 from robobench.search import State
 
@@ -54,6 +55,7 @@ class Jitter(IterativeAttack):
             logits = model(adv)
             loss = self._loss(logits, adv, state)
             grad = torch.autograd.grad(loss.sum(), adv)[0]
+        grad = usable(grad, logits, state.labels, self.name)
         length = self.config.relative_step * self.threat.eps
         return state.moved(self.threat.step(state.adv, grad, length, state.images)), logits.detach()
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robobench.api import ATTACKS, IterativeAttack
+from robobench.inner import usable
 from robobench.randomness import Noise
 from robobench.search import State
 from robobench.threat import per_image
@@ -49,6 +50,7 @@ class MIFGSM(IterativeAttack):
             adv = state.adv.detach().requires_grad_(True)
             logits = model(adv)
             grad = torch.autograd.grad(F.cross_entropy(logits, state.labels, reduction="sum"), adv)[0]
+        grad = usable(grad, logits, state.labels, self.name)
         tiny = torch.finfo(grad.dtype).tiny
         grad = grad / per_image(grad.flatten(1).abs().amax(1).clamp_min(tiny), grad)  # so that the sum cannot underflow
         grad = grad / per_image(grad.flatten(1).abs().sum(1).clamp_min(tiny), grad)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robobench.api import ATTACKS, IterativeAttack
+from robobench.inner import usable
 from robobench.losses import margin
 from robobench.randomness import Noise
 from robobench.search import State
@@ -55,6 +56,7 @@ class PGD(IterativeAttack):
             adv = state.adv.detach().requires_grad_(True)
             logits = model(adv)
             grad = torch.autograd.grad(self.loss(logits, state.labels), adv)[0]
+        grad = usable(grad, logits, state.labels, self.name)
         length = self.config.relative_step * self.threat.eps
         return state.moved(self.threat.step(state.adv, grad, length, state.images)), logits.detach()
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from robobench.api import Attack, IterativeAttack
 from robobench.ensemble import Ensemble
-from robobench.errors import RequestError
+from robobench.errors import GradientError, RequestError
 from robobench.evaluation import attack_noise, check_logits
 from robobench.flags import CHECKS, Finding, few, finding
 from robobench.inner import frozen, input_gradient
@@ -115,6 +115,8 @@ def diagnose(
             for norm in dict.fromkeys(a.threat.norm for a in attacks):
                 doctor.attacked([a for a in attacks if a.threat.norm == norm])
             doctor.large_eps(many[0])
+    except GradientError as err:
+        doctor.note("non-finite-gradients", True, str(err).split(",")[0])
     finally:
         doctor.restore()
     return doctor.diagnosis()

@@ -9,6 +9,10 @@ class RequestError(RobobenchError, ValueError):
     """The request is wrong: the message names the value, what is allowed and the next move."""
 
 
+class GradientError(RequestError):
+    """A network's gradient is NaN where an attack needs it; what the attack leaves would mean nothing."""
+
+
 class ThreatModelError(RobobenchError):
     """An attack returned images outside its threat model; never scored as robustness."""
 

@@ -68,7 +68,7 @@ CHECKS = {
         ),
         Check(
             "non-finite-gradients",
-            "NaN or infinity in the gradient of any image",
+            "NaN or infinity in the gradient of any image, or NaN on an attack's way",
             "ART, loss_gradient_check",
             "find the division, root or logarithm in the model, or rescale its logits",
         ),

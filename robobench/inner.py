@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from robobench.api import Recipe
-from robobench.errors import RequestError
+from robobench.errors import GradientError
+from robobench.losses import errs
 from robobench.threat import ThreatModel
 
 
@@ -47,15 +48,19 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
         yield
 
 
-def usable(grad: Tensor, attack: str) -> Tensor:
-    """Return a gradient (B, C, H, W) with infinities made finite.
+def usable(grad: Tensor, logits: Tensor, labels: Tensor, attack: str) -> Tensor:
+    """Return a gradient (B, C, H, W) with infinities made finite, and zeros for NaN where the network errs anyway.
+
+    Args:
+        logits: (B, K) where the gradient was taken; labels: (B,) int64.
 
     Raises:
-        RequestError: some of it is NaN: an attack would stand still there, and its figure would flatter the network.
+        GradientError: it is NaN at an image that is right: an attack would stand still there, and its figure would
+            flatter the network.
     """
-    lost = int(grad.isnan().flatten(1).any(1).sum())
+    lost = int((grad.isnan().flatten(1).any(1) & ~errs(logits.detach(), labels)).sum())
     if lost:
-        raise RequestError(
+        raise GradientError(
             f"attack '{attack}': the gradient of {lost} of {len(grad)} images is NaN, so what it leaves means nothing; "
             "'robobench diagnose' says more, and attacks without gradients (square, noise) still serve"
         )

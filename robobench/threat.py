@@ -101,9 +101,9 @@ class ThreatModel:
         return delta.add_(images).clamp_(0.0, 1.0)
 
     def direction(self, grad: Tensor) -> Tensor:
-        """Return the unit step that raises a linear function most; a zero gradient gives zero."""
+        """Return the unit step that raises a linear function most; a zero gradient gives zero, NaN stays NaN."""
         if self.norm == "Linf":
-            return grad.sign()
+            return torch.where(grad.isnan(), grad, grad.sign())  # torch's sign of NaN is 0, which would stand still
         # Scale before squaring: gradients of confident networks underflow in float32.
         tiny = torch.finfo(grad.dtype).tiny  # not below: a processor may flush it to 0, and 0 / 0 is NaN
         grad = grad / per_image(grad.flatten(1).abs().amax(1).clamp_min(tiny), grad)

@@ -7,7 +7,7 @@ from torch import nn
 from robobench.api import IterativeAttack, NoConfig
 from robobench.attacks.pgd import PGD, PGDConfig
 from robobench.curves import gather, join
-from robobench.errors import RequestError
+from robobench.errors import GradientError, ThreatModelError
 from robobench.evaluation import transfer_bits
 from robobench.plugins import load_attack
 from robobench.randomness import Noise
@@ -183,17 +183,48 @@ def test_an_answer_that_is_not_a_number_is_not_the_right_one():
     assert right.tolist() == [False, True]
 
 
-@pytest.mark.parametrize("name", ["apgd-ce", "fab-t", "autoattack"])
-def test_a_gradient_that_is_not_a_number_fails_the_attack_and_leaves_no_figure(name):
-    class Cusp(nn.Module):
-        def forward(self, images):
-            gap = (images - 0.5).flatten(1).sum(1) + (0 * (images - images.detach())).flatten(1).sum(1).sqrt()
-            return torch.stack((-gap, gap), dim=1)
+class Cusp(nn.Module):
+    """Class 1 leads above gray; the gradient is NaN everywhere."""
 
+    def forward(self, images):
+        gap = (images - 0.5).flatten(1).mean(1) + (0 * (images - images.detach())).flatten(1).sum(1).sqrt()
+        return torch.stack((-gap, gap), dim=1)
+
+
+def attack_of(name, norm):
     cls = load_attack(name)
-    images, labels = row(0.2, 0.3), torch.zeros(2, dtype=torch.long)
-    with pytest.raises(RequestError, match="the gradient of 2 of 2 images is NaN"):
-        cls(cls.Config(), ThreatModel("Linf", 0.1)).find(Cusp(), images, labels, Noise.of(torch.arange(2), 0))
+    return cls(cls.Config(**{"steps": 10} if hasattr(cls.Config(), "steps") else {}), ThreatModel(norm, 0.1))
+
+
+GRADIENT_ATTACKS = ["pgd", "cw", "fgsm", "mifgsm", "apgd-ce", "fab-t", "autoattack"]
+
+
+@pytest.mark.parametrize(
+    ("name", "norm"), [("jitter", "Linf"), *((name, norm) for name in GRADIENT_ATTACKS for norm in ("Linf", "L2"))]
+)
+def test_a_gradient_that_is_not_a_number_fails_the_attack_and_leaves_no_figure(name, norm):
+    images, labels = torch.full((2, 3, 8, 8), 0.2), torch.zeros(2, dtype=torch.long)
+    with pytest.raises(GradientError, match="the gradient of 2 of 2 images is NaN"):
+        attack_of(name, norm).find(Cusp(), images, labels, Noise.of(torch.arange(2), 0))
+
+
+@pytest.mark.parametrize("name", GRADIENT_ATTACKS)
+def test_where_the_answer_is_not_a_number_the_image_has_fallen_whatever_its_gradient(name):
+    class Edge(nn.Module):
+        def forward(self, images):
+            gap = (images - 0.5).flatten(1).mean(1)
+            return torch.stack((-gap, gap + torch.where(gap > -0.05, torch.nan, 0.0)), dim=1)
+
+    images, labels = torch.stack((torch.full((3, 8, 8), 0.42), torch.full((3, 8, 8), 0.1))), torch.zeros(2).long()
+    found = attack_of(name, "Linf").find(Edge(), images, labels, Noise.of(torch.arange(2), 0))
+    assert found.fooled.tolist() == [True, False]
+
+
+def test_a_stranger_s_attack_that_stands_still_on_such_a_gradient_is_refused():
+    images = torch.full((2, 3, 8, 8), 0.2)
+    threat = ThreatModel("Linf", 0.1)
+    with pytest.raises(ThreatModelError, match="not finite"):
+        threat.check(threat.step(images, torch.full_like(images, torch.nan), 0.1, images), images, "attack 'a'")
 
 
 class Hungry(nn.Module):
