@@ -87,7 +87,8 @@ class APGD(IterativeAttack):
             leaf = state.adv.detach().requires_grad_(True)
             logits = model(leaf)
             loss = self.loss(logits, state)
-            grad = usable(torch.autograd.grad(loss.sum(), leaf)[0], self.name)
+            grad = torch.autograd.grad(loss.sum(), leaf)[0]
+        grad = usable(grad, logits, state.labels, self.name)
         loss, adv = loss.detach().to(grad.dtype), state.adv
         memory = self._remember(state, loss, grad)
         if state.iteration in self.checkpoints:

@@ -112,10 +112,11 @@ class FABT(IterativeAttack):
         """Return the target's logit minus the label's, (B,), and its gradient (B, C, H, W)."""
         with torch.enable_grad():
             leaf = adv.detach().requires_grad_(True)
-            ends = model(leaf).gather(1, torch.stack((target, labels), 1))
+            logits = model(leaf)
+            ends = logits.gather(1, torch.stack((target, labels), 1))
             gap = ends[:, 0] - ends[:, 1]
             grad = torch.autograd.grad(gap.sum(), leaf)[0]
-        return gap.detach().to(grad.dtype), usable(grad, self.name)
+        return gap.detach().to(grad.dtype), usable(grad, logits, labels, self.name)
 
     def _length(self, delta: Tensor) -> Tensor:
         return self.threat.distance(delta, torch.zeros_like(delta[:1]))
