@@ -16,6 +16,7 @@ from robobench.augment import flip
 from robobench.inner import eval_mode
 from robobench.losses import kl
 from robobench.randomness import Noise, key
+from robobench.streams import fork, join
 
 from .config import MACDConfig
 from .mae import MAE, Encoder, grid_of, keep_tokens
@@ -132,10 +133,13 @@ class DistillObjective(nn.Module):
         if self.config.augment == "flip":
             clean, attacked = (flip(images, batch.noise.child("flip")) for images in (clean, attacked))
 
+        beside = fork(attacked.device) if self.teacher else None  # it need not wait for the student
         features = self.model.features(self._masked(clean, batch.noise.child("student-mask")))  # type: ignore[operator]
         class_loss = F.cross_entropy(self.model.head(features), batch.labels)  # type: ignore[operator]  # eq. 6
         student = features if self.projector is None else self.projector(features).float()
-        divergence, distance = robust_loss(student, self._target(attacked, batch.noise.child("teacher-mask")))
+        with torch.cuda.stream(beside):
+            target = self._target(attacked, batch.noise.child("teacher-mask"))
+        divergence, distance = robust_loss(student, join(beside, target))
         metrics = {"kl": divergence, "cosine": 1 - distance / 2, "class_loss": class_loss}
         return Loss(divergence + distance + class_loss, metrics)
 
