@@ -105,6 +105,11 @@ def check_model_info(plan: Plan) -> None:
             f"--model-info needs AutoAttack at its standard strength at {radii}; add it to --attacks and leave its "
             "settings alone"
         )
+    if plan.examples < len(plan.dataset.test):
+        raise RequestError(
+            f"--model-info: RobustBench's figures are of all {len(plan.dataset.test)} test images, not of "
+            f"{plan.examples}; give --examples {len(plan.dataset.test)}"
+        )
 
 
 def write_model_info(rows: list[dict[str, Any]], file: Path) -> None:

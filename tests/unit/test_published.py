@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ import torch
 from robobench import models, published
 from robobench.cli import main
 from robobench.errors import RequestError
+from robobench.planner import make_plan
+from robobench.request import Request
 from tests.unit.test_results import record
 
 
@@ -75,6 +78,19 @@ def test_model_info_for_data_that_robustbench_lacks_is_refused_before_anything_i
     assert main(["evaluate", "--model", "mine.py:net", "--attacks", "fgsm", "--model-info", "x.json"]) == 2
     assert "RobustBench has no board for 'digits'" in capsys.readouterr().err
     assert {p.name for p in tmp_path.iterdir()} <= {"mine.py", "__pycache__"}
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(100, "of all 360 test images, not of 100; give --examples 360"), (360, None)]
+)
+def test_model_info_takes_all_test_images(tmp_path, monkeypatch, count, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(FACTORY)
+    monkeypatch.setitem(published.RADII, ("digits", "Linf"), "8/255")  # as if there were a board of the embedded data
+    asked = {"attacks": ("autoattack",), "eps": ("8/255",), "examples": count, "preset": "cifar"}
+    plan = make_plan(Request(external=True, model="mine.py:net", **asked))
+    with pytest.raises(RequestError, match=said) if said else nullcontext():
+        published.check_model_info(plan)
 
 
 def test_evaluating_a_user_s_factory_imports_neither_timm_nor_torchvision(tmp_path):
