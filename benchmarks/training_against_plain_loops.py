@@ -78,7 +78,10 @@ def kl(target: Tensor, logits: Tensor, reduction: str) -> Tensor:
 
 
 def plain_at(model: nn.Module, teacher: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Attack in train mode through a full backward, as locuslab; the parameters' gradients are thrown away."""
+    """Attack in train mode through a full backward, as locuslab; the parameters' gradients are thrown away.
+
+    Left out are two forwards of each step there, for restarts and the log, which would make the loop slower still.
+    """
 
     def gradient(adv: Tensor) -> Tensor:
         F.cross_entropy(model(adv), labels).backward()  # type: ignore[no-untyped-call]
