@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from robobench.losses import errs
 from robobench.randomness import Noise
 from robobench.registry import Registry
-from robobench.search import Found, State, search
+from robobench.search import Found, State, in_halves, search
 from robobench.threat import ThreatModel
 
 __all__ = [
@@ -404,7 +404,7 @@ class Attack(ABC):
         """Attack for verdicts: return images and which of them the model gets wrong."""
         adv = self.perturb(model, images, labels, noise).detach()
         with torch.no_grad():
-            return Found(adv, errs(model(adv), labels))
+            return Found(adv, errs(torch.cat(in_halves(f"attack '{self.name}'", model, adv)), labels))
 
 
 class IterativeAttack(Attack):

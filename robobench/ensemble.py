@@ -13,7 +13,7 @@ from robobench import plugins
 from robobench.api import Attack
 from robobench.losses import errs
 from robobench.randomness import Noise
-from robobench.search import Found
+from robobench.search import Found, in_halves
 
 
 class Ensemble(Attack):
@@ -43,7 +43,7 @@ class Ensemble(Attack):
         if len(images) == 0:
             return Found(adv, torch.zeros(0, dtype=torch.bool, device=images.device))
         with torch.no_grad():
-            logits = model(images)
+            logits = torch.cat(in_halves(f"attack '{self.name}'", model, images))
         self.num_classes, fooled = logits.shape[1], errs(logits, labels)
         for number, part in enumerate(self.parts if self.threat.eps > 0 else ()):
             left = (~fooled).nonzero().flatten()
@@ -67,7 +67,7 @@ class Ensemble(Attack):
             for number, part in enumerate(self.parts):
                 found = part.perturb(model, images[left], labels[left], noise[left].child("part", number)).detach()
                 with torch.no_grad():
-                    wrong = errs(model(found), labels[left])
+                    wrong = errs(torch.cat(in_halves(f"attack '{self.name}'", model, found)), labels[left])
                 keep = wrong if number else torch.ones_like(wrong)
                 adv[left[keep]], left = found[keep], left[~wrong]
                 if len(left) == 0:

@@ -16,6 +16,7 @@ from robobench.errors import RequestError
 from robobench.inner import frozen
 from robobench.losses import errs
 from robobench.randomness import Noise
+from robobench.search import in_halves
 from robobench.training import Images
 
 
@@ -42,12 +43,16 @@ def check_logits(logits: Tensor, labels: Tensor) -> None:
 
 def clean_bits(model: nn.Module, data: Images, index: Tensor, device: str) -> Tensor:
     """Say which clean images of a chunk the model gets right: (B,) bool on the CPU."""
-    with frozen(model), torch.no_grad():
+
+    def bits(index: Tensor) -> Tensor:
         labels = data.labels[index].to(device)
         logits = model(data.images(index))
         check_logits(logits, labels)
         right: Tensor = logits.argmax(1) == labels
         return right.cpu()
+
+    with frozen(model), torch.no_grad():
+        return torch.cat(in_halves("clean accuracy", bits, index))
 
 
 def attack_noise(attack: Attack, index: Tensor, device: str) -> Noise:
@@ -98,4 +103,5 @@ def transfer_examples(source: nn.Module, attack: Attack, data: Images, index: Te
 def transfer_bits(model: nn.Module, adv: Tensor, labels: Tensor, clean: Tensor) -> Tensor:
     """Say which images stay right when the model sees examples made elsewhere: (B,) bool on the CPU."""
     with frozen(model), torch.no_grad():
-        return ~errs(model(adv), labels.to(adv.device)).cpu() & clean
+        logits = torch.cat(in_halves("transfer accuracy", model, adv))
+        return ~errs(logits, labels.to(adv.device)).cpu() & clean

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 import traceback
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from robobench.curves import Curves, gather, join, rounded
 from robobench.errors import StorageError
 from robobench.plan import Cell, External, Plan, Training
 from robobench.progress import Reporter
-from robobench.search import in_bfloat16, recorded
+from robobench.search import halvings, in_bfloat16, recorded
 from robobench.statistics import Bits, pack
 from robobench.store import key_of
 from robobench.trainer import Trainer
@@ -93,7 +94,8 @@ class Runner(Trainer):
             record["status"] = "refused" if record["reason"].startswith("refused") else "failed"
         else:
             try:
-                clean, robust, went, record["seconds"] = self._bits(training, cell, protocol, name)
+                with self._halvings(f"{training.name} under {cell.attack.name}"):
+                    clean, robust, went, record["seconds"] = self._bits(training, cell, protocol, name)
                 record.update(clean_bits=pack(clean), robust_bits=pack(robust), curves=rounded(went), status="ok")
                 record["budget"] = self._budget(cell.attack, protocol)  # may depend on the number of classes it met
             except StorageError:  # nothing else could be kept either
@@ -110,6 +112,12 @@ class Runner(Trainer):
         if record["status"] == "ok":
             self.store.discard(self._partial(name, training, source))
         return record
+
+    def _halvings(self, what: str) -> AbstractContextManager[None]:
+        """Warn, once, where memory runs out inside the block."""
+        count = min(self.plan.run.chunk, self.plan.examples)
+        text = f"{what}: a chunk of {count} images does not fit into memory; halved"
+        return halvings(lambda: self.reporter.warn(text))
 
     def _keep(self, name: str, recipe: dict[str, Any], record: dict[str, Any]) -> None:
         def keep() -> None:
@@ -225,7 +233,8 @@ class Runner(Trainer):
             def bits(index: Tensor) -> Tensor:
                 return evaluation.clean_bits(model, plan.dataset.test, index, plan.device)
 
-            self._clean[digest] = torch.cat(list(processes.each(self._chunks(), bits)))
+            with self._halvings(f"{training.name} on clean images"):
+                self._clean[digest] = torch.cat(list(processes.each(self._chunks(), bits)))
         return self._clean[digest]
 
     def _chunks(self) -> list[Tensor]:
@@ -322,7 +331,8 @@ class Runner(Trainer):
             return evaluation.transfer_examples(self.network(source), attack, data, chunks[number], device).cpu()
 
         if missing():  # a whole set is read without waiting for its lock
-            with self.store.lock("transfer", self.transfer_key(cell)):
+            what = f"{source.name} under {attack.name}"
+            with self.store.lock("transfer", self.transfer_key(cell)), self._halvings(what):
                 left = missing()
                 for number, adv in zip(left, processes.each(left, make), strict=True):
                     processes.from_first(partial(self._keep_examples, recipes[number], adv))

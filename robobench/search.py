@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,15 @@ from robobench.threat import per_image
 if TYPE_CHECKING:
     from robobench.api import IterativeAttack
 
+A = TypeVar("A")
+
 STOPS = ("first", "never")
+FULL = (  # what torch, cuBLAS and cuDNN say in errors of no class of their own
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,7 @@ class Found:
 
 _kept: ContextVar[dict[str, list[Tensor]] | None] = ContextVar("kept", default=None)
 _rounds: ContextVar[bool] = ContextVar("rounds", default=False)
+_untold: ContextVar[list[Callable[[], None]] | None] = ContextVar("untold", default=None)
 
 
 @contextmanager
@@ -116,6 +125,49 @@ def recorded() -> Iterator[dict[str, list[Tensor]]]:
         _kept.reset(token)
 
 
+@contextmanager
+def halvings(say: Callable[[], None]) -> Iterator[None]:
+    """Call `say` at the first batch inside the block that memory does not hold, instead of a warning at every one."""
+    token = _untold.set([say])
+    try:
+        yield
+    finally:
+        _untold.reset(token)
+
+
+def in_halves(what: str, run: Callable[..., A], *batch: Any) -> list[A]:
+    """Run a function of a batch, in halves where it does not fit into memory (and say so).
+
+    Args:
+        what: named in the warning.
+        batch: what `run` takes, each with a row for each image.
+
+    Returns:
+        What `run` gave for each part, in order; one part where memory suffices.
+    """
+    parts: list[A] = []
+    begin, size = 0, len(batch[0])
+    while begin < len(batch[0]) or not parts:
+        try:
+            parts.append(run(*(rows[begin : begin + size] for rows in batch)))
+            begin += size
+            size = min(size, len(batch[0]) - begin)
+            continue
+        except Exception as err:
+            if size < 2 or not out_of_memory(err):
+                raise
+        # Outside the handler, so that the failed attempt's tensors are free.
+        untold = _untold.get()
+        if untold is None:
+            warnings.warn(f"{what}: {size} images do not fit into memory; halved", stacklevel=3)
+        elif untold:
+            untold.pop()()
+        size = (size + 1) // 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return parts
+
+
 def search(
     attack: IterativeAttack,
     model: nn.Module,
@@ -142,28 +194,17 @@ def search(
     attack.prepare(model, images)
     kept = _kept.get()
     trace = None if kept is None else kept.setdefault(attack.name, [])
-    parts: list[Found] = []
-    begin, size = 0, len(images)
-    while begin < len(images):
-        rows = slice(begin, begin + size)
-        try:
-            parts.append(_search(attack, model, images[rows], labels[rows], noise[rows], stop, trace))
-            begin += size
-            continue
-        except RuntimeError as err:
-            if size == 1 or not out_of_memory(err):
-                raise
-        # Outside the handler, so that the failed attempt's tensors are free.
-        warnings.warn(f"attack '{attack.name}': {size} images do not fit into memory; halved", stacklevel=2)
-        size = (size + 1) // 2
-        if images.is_cuda:
-            torch.cuda.empty_cache()
+
+    def run(images: Tensor, labels: Tensor, noise: Noise) -> Found:
+        return _search(attack, model, images, labels, noise, stop, trace)
+
+    parts = in_halves(f"attack '{attack.name}'", run, images, labels, noise)
     return Found(torch.cat([part.adv for part in parts]), torch.cat([part.fooled for part in parts]))
 
 
 def out_of_memory(err: Exception) -> bool:
     """Say whether an error means that memory ran out: on a device, in torch's CPU allocator, or in Python."""
-    return isinstance(err, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(err)
+    return isinstance(err, (MemoryError, torch.OutOfMemoryError)) or any(text in str(err) for text in FULL)
 
 
 def _search(

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import robobench
+from robobench.attacks.pgd import PGD
 from robobench.cli import main
 from robobench.store import MANIFEST, file_digest, key_of
 
@@ -202,6 +203,64 @@ def test_a_factory_that_returns_a_trained_model_needs_no_weights(store, tmp_path
     own = pd.read_csv(store / "rows.csv")
     own = own[(own["defense"] == "at") & (own["protocol"] == "white-box") & (own["attack"] == "fgsm")]
     assert rows["robust_accuracy"].tolist() == own["robust_accuracy"].tolist()
+
+
+@pytest.fixture
+def hungry(digits_net, tmp_path, capsys):
+    """Evaluate a network that takes `most` images at once; returns its rows' figures, and what was said of memory."""
+    torch.save(digits_net, tmp_path / "net.pt")
+
+    def evaluate(most, *words, gradients=False):
+        (tmp_path / "mine.py").write_text(
+            "import torch\n\n\ndef full(module, inputs):\n"
+            f"    if len(inputs[0]) > {most} and inputs[0].requires_grad >= {gradients}:\n"
+            "        raise torch.OutOfMemoryError('CUDA out of memory')\n\n\n"
+            "def net(num_classes):\n"
+            f"    net = torch.load({str(tmp_path / 'net.pt')!r}, weights_only=False)\n"
+            "    net = torch.nn.Sequential(torch.nn.AvgPool2d(4), net)\n"
+            "    net.register_forward_pre_hook(full)\n    return net\n"
+        )
+        model = [f"{tmp_path / 'mine.py'}:net", "--examples", "40", "--set", "run.chunk=16", "--threads", "1"]
+        out = tmp_path / str(most)
+        assert main(["evaluate", "-v", "--model", *model, *words, "--out", str(out)]) == 0
+        rows = pd.read_csv(out / "rows.csv").set_index(["attack", "threat_eps", "protocol"])
+        said = [line for line in capsys.readouterr().err.splitlines() if line.endswith("halved")]
+        return rows[["clean_accuracy", "robust_accuracy", "status"]].sort_index(), said
+
+    return evaluate
+
+
+@pytest.mark.parametrize("attack", ["pgd", "autoattack"])
+def test_an_attack_that_is_halved_says_so_once(hungry, attack):
+    words = ["--attacks", attack, "--set", f"{attack}.steps=4"]
+    (whole, nothing), (rows, said) = hungry(40, *words, gradients=True), hungry(3, *words, gradients=True)
+    assert nothing == []
+    assert whole["robust_accuracy"].between(0.01, 0.99).any() and rows.equals(whole)
+    assert said == [f"warning: external:net under {attack}: a chunk of 16 images does not fit into memory; halved"]
+
+
+def test_a_network_that_takes_few_images_is_evaluated_in_halves_throughout(hungry, tmp_path):
+    model = f"{tmp_path / 'mine.py'}:net"
+    words = ["--attacks", "pgd", "--set", "pgd.steps=4", "--source", model]
+    (whole, _), (rows, said) = hungry(40, *words), hungry(3, *words)
+    assert set(whole.index.get_level_values("protocol")) == {"white-box", "transfer"} and rows.equals(whole)
+    assert said == [
+        f"warning: external:net {where}: a chunk of 16 images does not fit into memory; halved"
+        for where in ("on clean images", "under pgd")
+    ]
+
+
+def test_verify_says_once_that_a_batch_was_halved(store, monkeypatch, capsys):
+    step = PGD.step
+
+    def full(self, model, state):
+        if len(state.adv) > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step(self, model, state)
+
+    monkeypatch.setattr(PGD, "step", full)
+    assert main(["verify", str(store), "--sample", "0"]) == 0
+    assert capsys.readouterr().err.count("warning: a chunk of images does not fit into memory; halved\n") == 1
 
 
 def test_a_factory_that_loads_other_weights_than_last_time_is_another_network(tmp_path):

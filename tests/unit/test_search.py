@@ -1,17 +1,20 @@
 """The core's stopping, compaction and restarts, on an attack that can be followed by hand."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
-from robobench.api import IterativeAttack, NoConfig
+from robobench.api import Attack, IterativeAttack, NoConfig
 from robobench.attacks.pgd import PGD, PGDConfig
 from robobench.curves import gather, join
+from robobench.ensemble import Ensemble
 from robobench.errors import GradientError, ThreatModelError
-from robobench.evaluation import transfer_bits
+from robobench.evaluation import clean_bits, transfer_bits
 from robobench.plugins import load_attack
 from robobench.randomness import Noise
-from robobench.search import State, recorded, search
+from robobench.search import State, halvings, recorded, search
 from robobench.threat import ThreatModel
 
 THREAT = ThreatModel("Linf", 1.0)
@@ -230,30 +233,91 @@ def test_a_stranger_s_attack_that_stands_still_on_such_a_gradient_is_refused():
 class Hungry(nn.Module):
     """A network that needs more memory than there is for more than `most` images."""
 
-    def __init__(self, net, most, device_error):
+    def __init__(self, net, most, err=None):
         super().__init__()
-        self.net, self.most, self.device_error = net, most, device_error
+        self.net, self.most, self.err = net, most, err or torch.OutOfMemoryError("out of memory")
 
     def forward(self, images):
         if len(images) > self.most:
-            if self.device_error:
-                raise torch.OutOfMemoryError("out of memory")
-            torch.empty(2**60, dtype=torch.uint8)  # the CPU's own complaint
+            if self.err == "the CPU's own complaint":
+                torch.empty(2**60, dtype=torch.uint8)
+            raise self.err
         return self.net(images)
 
 
-@pytest.mark.parametrize("device_error", [True, False])
-def test_a_batch_that_does_not_fit_is_halved_with_the_same_verdicts(digits_net, digits, device_error):
+@pytest.mark.parametrize(
+    "err",
+    [
+        torch.OutOfMemoryError("out of memory"),
+        "the CPU's own complaint",
+        MemoryError(),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    ],
+    ids=repr,
+)
+def test_a_batch_that_does_not_fit_is_halved_with_the_same_verdicts(digits_net, digits, err):
     images, labels = digits[0][1000:1020], digits[1][1000:1020]
     attack, noise = PGD(PGDConfig(steps=5), ThreatModel("Linf", 0.08)), Noise.of(torch.arange(20), "pgd")
     whole = search(attack, digits_net, images, labels, noise)
     warned = pytest.warns(UserWarning, match=r"attack 'pgd': (20|10) images do not fit into memory; halved")
     with recorded() as kept, warned:
-        halved = search(attack, Hungry(digits_net, 7, device_error), images, labels, noise)
+        halved = search(attack, Hungry(digits_net, 7, err), images, labels, noise)
     assert [int(part[0, 0]) for part in kept["pgd"]] == [5, 5, 5, 5]
     assert torch.equal(whole.fooled, halved.fooled)
     assert 0 < whole.fooled.sum() < 20
     torch.testing.assert_close(whole.adv, halved.adv, atol=1e-5, rtol=0)
+
+
+class Twice(Ensemble):
+    """A short search, then a longer one."""
+
+    Config, name = NoConfig, "twice"
+
+    def members(self):
+        return [("pgd", {"steps": 2}), ("pgd", {"steps": 8})]
+
+
+def test_every_look_at_a_batch_that_does_not_fit_is_taken_in_halves_with_the_same_answers(digits_net, digits):
+    class Ready(Attack):
+        Config, name = NoConfig, "ready"
+
+        def perturb(self, model, images, labels, noise):
+            return images.flip(3)
+
+    images, labels = digits[0][1000:1030], digits[1][1000:1030].clone()
+    labels[::6] = (labels[::6] + 1) % 10  # wrong when clean
+    data, index = SimpleNamespace(images=lambda index: images[index], labels=labels), torch.arange(30)
+    threat = ThreatModel("Linf", 0.08)
+    noise, twice, ready = Noise.of(index, "x"), Twice(None, threat), Ready(None, threat)
+
+    def answers(net):
+        clean = clean_bits(net, data, index, "cpu")
+        found = twice.find(net, images, labels, noise)
+        adv = twice.perturb(net, images, labels, noise)
+        bits = [clean, found.fooled, transfer_bits(net, found.adv, labels, clean)]
+        return [*bits, ready.find(net, images, labels, noise).fooled], [found.adv, adv]
+
+    def said(ask):
+        with pytest.warns(UserWarning, match="images do not fit into memory; halved") as warned:
+            ask()
+        return {str(w.message).partition(":")[0] for w in warned}
+
+    few = Hungry(digits_net, 8)
+    assert said(lambda: clean_bits(few, data, index, "cpu")) == {"clean accuracy"}
+    assert said(lambda: transfer_bits(few, images, labels, index > 0)) == {"transfer accuracy"}
+    assert said(lambda: ready.find(few, images, labels, noise)) == {"attack 'ready'"}
+    assert said(lambda: twice.find(few, images, labels, noise)) == {"attack 'twice'", "attack 'pgd'"}
+    assert said(lambda: twice.perturb(few, images, labels, noise)) == {"attack 'twice'", "attack 'pgd'"}
+    (bits, adv), told = answers(digits_net), []
+    with halvings(lambda: told.append("once")):
+        halved_bits, halved_adv = answers(few)
+    assert told == ["once"]
+    assert all(0 < part.sum() < 30 for part in bits)
+    for one, other in zip(bits, halved_bits, strict=True):
+        assert torch.equal(one, other)
+    torch.testing.assert_close(adv, halved_adv, atol=1e-5, rtol=0)
 
 
 def test_another_error_is_not_taken_for_a_lack_of_memory(digits_net, digits):
