@@ -17,7 +17,7 @@ from robobench.api import Attack, IterativeAttack
 from robobench.ensemble import Ensemble
 from robobench.errors import GradientError, RequestError
 from robobench.evaluation import attack_noise, check_logits
-from robobench.flags import CHECKS, Finding, few, finding
+from robobench.flags import BATCH, CHECKS, Finding, few, finding
 from robobench.inner import frozen, input_gradient
 from robobench.losses import errs, margin
 from robobench.randomness import Noise
@@ -28,6 +28,7 @@ LARGE = ThreatModel("Linf", 0.5)  # every image can become gray
 LARGE_STEPS = 100
 LAST = 10  # steps over which a converged loss stands still, or the last half of fewer than 20
 RISE = 0.05
+GLANCES = 3  # passes of `examine` over the same images, to see randomness
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,7 @@ def diagnose(
     if not many:
         raise RequestError("a diagnosis needs an iterative attack of several gradient steps; add one to --attacks")
     try:
-        doctor.contract()
-        if "input-range" not in doctor.raised and doctor.gradients():
+        if doctor.alone():
             for norm in dict.fromkeys(a.threat.norm for a in attacks):
                 doctor.attacked([a for a in attacks if a.threat.norm == norm])
             doctor.large_eps(many[0])
@@ -122,8 +122,25 @@ def diagnose(
     return doctor.diagnosis()
 
 
+def examine(model: nn.Module, images: Tensor, labels: Tensor) -> list[Finding]:
+    """Say what a network shows before any attack: five forwards of the images (B, C, H, W), and one backward.
+
+    It leaves with weights, buffers and modes as they came, as do torch's generators.
+    """
+    doctor = _Doctor(model, images, labels, None, 0, 0)
+    doctor.passes = GLANCES
+    try:
+        with torch.random.fork_rng():
+            doctor.alone()
+    finally:
+        doctor.restore()
+    return [f for found in doctor.seen.values() for f in found]
+
+
 class _Doctor:
     """One examination: what was measured so far."""
+
+    passes = 5  # over the same images
 
     def __init__(
         self, model: nn.Module, images: Tensor, labels: Tensor, source: nn.Module | None, restarts: int, draws: int
@@ -163,13 +180,18 @@ class _Doctor:
 
     # --- the model by itself --------------------------------------------------------------------
 
+    def alone(self) -> bool:
+        """Contract and gradients; False where attacks would tell nothing."""
+        self.contract()
+        return "input-range" not in self.raised and self.gradients()
+
     def contract(self) -> None:
-        """Mode, range, logits, determinism."""
+        """Mode, range, logits, determinism, independence of the batch."""
         modes = [name or "the model" for name, m in self.model.named_modules() if m.training]
         low, high = self.images.min().item(), self.images.max().item()
         self.note("input-range", not (low >= -1e-6 and high <= 1 + 1e-6), f"values in [{low:.3g}, {high:.3g}]")
         with torch.no_grad(), frozen(self.model):
-            passes = [self.model(self.images).float() for _ in range(5)]
+            passes = [self.model(self.images).float() for _ in range(self.passes)]
         check_logits(passes[0], self.labels)
         moved = [n for n, b in self.model.named_buffers() if not torch.equal(b, self.buffers[n])]
         text = f"{len(modes)} modules in training mode" + (f", first {modes[0]}" if modes else "")
@@ -181,10 +203,14 @@ class _Doctor:
         shown = f"outputs in [{logits.min():.3g}, {logits.max():.3g}], sums within {off:.2g} of 1"
         self.note("softmax-output", bool(probs), shown)
         right = [int((p.argmax(1) == self.labels).sum()) for p in passes]
-        units = [p / p.norm(dim=1, keepdim=True).clamp_min(1e-12) for p in passes]
-        apart = max((u - units[0]).norm(dim=1).max().item() for u in units)
+        apart = max(_apart(p, logits) for p in passes)
         shown = f"{min(right)} to {max(right)} images right, unit logits {apart:.2g} apart"
         self.note("random-output", min(right) != max(right) or apart > 1e-4, shown)
+        if "random-output" not in self.raised:
+            with torch.no_grad(), frozen(self.model):
+                halves = [self.model(half).float() for half in self.images.flip(0).chunk(2)]
+            apart = _apart(torch.cat(halves).flip(0), logits)
+            self.note("batch-dependent", not apart <= BATCH, f"unit logits {apart:.2g} apart in halves, last first")
         self.right, self.num_classes = logits.argmax(1) == self.labels, logits.shape[1]
 
     def gradients(self) -> bool:
@@ -201,15 +227,16 @@ class _Doctor:
 
         try:
             with frozen(self.model):
-                grads = [input_gradient(loss, images).flatten(1) for loss in (cross_entropy, beaten)]
+                grad = input_gradient(cross_entropy, images).flatten(1)
+                zero = int((grad == 0).all(1).sum())
+                flat = int((input_gradient(beaten, images).flatten(1) == 0).all(1).sum()) if zero else 0
         except RuntimeError as err:  # torch's own complaint about a graph that does not reach the images
             if not any(text in str(err) for text in ("grad", "used in the graph")):
                 raise
             self.note("zero-gradients", True, "no gradient reaches the images: forward() cuts the graph")
             return False
-        zero, margin_zero = (int((g == 0).all(1).sum()) for g in grads)
-        lost = int((~torch.isfinite(grads[0])).any(1).sum())
-        self.count("zero-gradients", zero, f"under cross-entropy, {margin_zero} under the margin loss")
+        lost = int((~torch.isfinite(grad)).any(1).sum())
+        self.count("zero-gradients", zero, "under cross-entropy" + (f", {flat} under the margin loss" if zero else ""))
         self.note("non-finite-gradients", lost > 0, f"{lost} of {len(self.labels)} images")
         return not lost
 
@@ -389,6 +416,11 @@ class _Doctor:
         self.count("survives-large-eps", int((~fooled).sum()), f"under {attack.name}, {sure.steps} steps, at {LARGE}")
 
 
+def _apart(one: Tensor, other: Tensor) -> float:
+    """Measure how far unit logits (B, K) are apart, where they are most."""
+    return float((F.normalize(one) - F.normalize(other)).norm(dim=1).max())
+
+
 def _with(attack: IterativeAttack, threat: ThreatModel, **changes: int) -> IterativeAttack:
     """Return the attack at another radius, with those of the changes that its config knows."""
     known = {f.name for f in fields(attack.config)}
@@ -403,6 +435,7 @@ def _draw(threat: ThreatModel, images: Tensor, noise: Noise) -> Tensor:
 
 _NO_ATTACK = "no attack of this run has what it takes (--attacks), or no gradient reaches the images"
 MISSING = dict.fromkeys(CHECKS, _NO_ATTACK) | {
+    "batch-dependent": "random-output is raised",
     "restarts-help": "no search of this run, of several steps, has a random start (--attacks)",
     "transfer-stronger": "name another network with --source",
     "transfer-only": "shown by the rows of a run under both protocols",

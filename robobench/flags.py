@@ -16,6 +16,7 @@ from typing import Any
 from robobench.statistics import Bits
 
 FEW = "at least 2 images and 0.2 %"
+BATCH = 1e-3  # between unit logits of one image in two batches
 
 
 def few(count: int) -> int:
@@ -56,9 +57,15 @@ CHECKS = {
         ),
         Check(
             "random-output",
-            "5 passes over the same images: another number right, or unit logits more than 1e-4 apart",
+            "5 passes (in a run 3) over the same images: another number right, or unit logits more than 1e-4 apart",
             "AutoAttack, checks.py",
             "attack the expectation over the randomness (EoT, 20 samples a gradient); judge several evaluations",
+        ),
+        Check(
+            "batch-dependent",
+            f"unit logits over {BATCH:g} from those in two halves, reversed (float32 rounds cnn, resnet20 by 1e-7)",
+            "robobench",
+            "let no image see another (BatchNorm with running statistics): attacks drop images from the batch",
         ),
         Check(
             "zero-gradients",
@@ -180,6 +187,11 @@ def worst(records: Iterable[dict[str, Any]]) -> Bits | None:
         bits = Bits.read(record["robust_bits"])
         out = bits if out is None else out & bits
     return out
+
+
+def examined(records: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """Return what the networks of these records raised before any attack, and what was measured."""
+    return {f["flag"]: f["measured"] for r in records for f in r.get("findings") or () if f["raised"]}
 
 
 def from_records(group: list[dict[str, Any]], norm: str, eps: float) -> list[Finding]:

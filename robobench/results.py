@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from robobench.errors import ArtifactError, RequestError
-from robobench.flags import from_records, worst
+from robobench.flags import examined, from_records, worst
 from robobench.statistics import Bits
 from robobench.store import Store, storing, write_atomic
 
@@ -146,7 +146,7 @@ def rows_of(group: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for name in COSTS:
             out[name] = timing.get(name)
         out["passes"] = passes_of(timing)
-        flags = list(timing.get("flags", []))
+        flags = [*timing.get("flags", []), *examined(group)]
         if record["status"] == "ok":
             clean, bits = Bits.read(record["clean_bits"]), Bits.read(record["robust_bits"])
             worst = worst_case(group, record, record["protocol"])

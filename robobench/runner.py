@@ -22,6 +22,7 @@ from robobench import evaluation, interrupts, processes, provenance
 from robobench.api import Attack
 from robobench.checkpoint import Unfinished, evaluated, save_evaluated, save_tensors
 from robobench.curves import Curves, gather, join, rounded
+from robobench.doctor import examine
 from robobench.errors import StorageError
 from robobench.plan import Cell, External, Plan, Training
 from robobench.progress import Reporter
@@ -30,6 +31,8 @@ from robobench.statistics import Bits, pack
 from robobench.store import key_of
 from robobench.trainer import Trainer
 
+EXAMINED = 128  # images that each network is examined on, beside its attacks
+
 
 class Runner(Trainer):
     """Carries out a plan."""
@@ -37,6 +40,7 @@ class Runner(Trainer):
     def __init__(self, plan: Plan, reporter: Reporter) -> None:
         super().__init__(plan, reporter)
         self._clean: dict[str, Tensor] = {}  # weights digest -> clean bits
+        self._findings: dict[str, list[dict[str, Any]]] = {}  # weights digest -> what the doctor saw
 
     def announce(self) -> None:
         """Say what is about to happen, and what it is not."""
@@ -98,6 +102,7 @@ class Runner(Trainer):
                     clean, robust, went, record["seconds"] = self._bits(training, cell, protocol, name)
                 record.update(clean_bits=pack(clean), robust_bits=pack(robust), curves=rounded(went), status="ok")
                 record["budget"] = self._budget(cell.attack, protocol)  # may depend on the number of classes it met
+                record["findings"] = self.findings(training)
             except StorageError:  # nothing else could be kept either
                 raise
             except Exception as err:  # the runner's edge: the reason becomes the row's
@@ -236,6 +241,24 @@ class Runner(Trainer):
             with self._halvings(f"{training.name} on clean images"):
                 self._clean[digest] = torch.cat(list(processes.each(self._chunks(), bits)))
         return self._clean[digest]
+
+    def findings(self, training: Training) -> list[dict[str, Any]]:
+        """Return what the doctor sees on the first images before any attack; looked at once, by the first process."""
+        digest, model, data = self.weights_digest(training), self.network(training), self.plan.dataset.test
+
+        def look() -> list[dict[str, Any]]:
+            index = self._chunks()[0][:EXAMINED]
+            found = examine(model, data.images(index), data.labels[index].to(self.plan.device))
+            return [{"flag": f.check.name, "raised": f.raised, "measured": f.measured} for f in found]
+
+        if digest not in self._findings:
+            try:
+                self._findings[digest] = processes.from_first(look)
+            except Exception as err:  # no memory for a gradient of so many images, for instance
+                self._findings[digest] = []
+                said = " ".join(str(err).split())
+                self.reporter.warn(f"{training.name} was not examined for masked gradients: {said}")
+        return self._findings[digest]
 
     def _chunks(self) -> list[Tensor]:
         return list(evaluation.chunks(self.plan.examples, self.plan.run.chunk))

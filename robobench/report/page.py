@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from robobench import __version__
 from robobench.curves import LOOKS
 from robobench.errors import ArtifactError
+from robobench.flags import examined
 from robobench.redo import Redo
 from robobench.report import figures as draw
 from robobench.report.board import board, board_text, boards
@@ -246,6 +247,8 @@ def _stage_seconds(store: Store, folder: str) -> dict[str, float]:
 
 def _network(name: str, rows: pd.DataFrame, store: Store, redo: Redo, folder: str | None) -> Network:
     first, timing = rows.iloc[0], _timing(store, folder) if folder else {}
+    alike = ("weights_digest", "precision", "data_digest", "examples")
+    raised = examined(r for r in redo.cells.get(folder or "", ()) if all(r[key] == first[key] for key in alike))
     stages = None
     if timing.get("stages"):
         head = ["stage", "seconds", "epochs", "s an epoch", "images/s", "CPU s", "warm-up s", "peak GiB", "passes"]
@@ -272,7 +275,7 @@ def _network(name: str, rows: pd.DataFrame, store: Store, redo: Redo, folder: st
             for r in cells(attacks)
         ],
         redo.command(folder, examples=int(first["examples"])) if folder else "",
-        [(flag, evidence(flag, rows, timing)) for flag in flags_of(rows)],
+        [(flag, raised.get(flag) or evidence(flag, rows, timing)) for flag in flags_of(rows)],
         stages,
     )
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from robobench import doctor
+from robobench import doctor, runner
 from robobench.api import Attack
 from robobench.attacks.autoattack import AutoAttack, AutoAttackConfig
 from robobench.attacks.fab import FABT, FABConfig
@@ -21,7 +21,7 @@ from robobench.cli import main
 from robobench.errors import RequestError
 from robobench.flags import CHECKS, few, from_records
 from robobench.inner import ascend
-from robobench.results import rows_of
+from robobench.results import read, records, rows_of
 from robobench.testing import Blobs, trained_net
 from robobench.threat import ThreatModel
 from tests.toys import LinearTwoClass
@@ -217,6 +217,21 @@ def test_too_few_steps_leave_the_loss_rising(robust_net, held_out):
     assert "loss-still-rising" in found.flags
 
 
+def test_a_network_that_looks_at_the_whole_batch_is_noticed(digits_net, held_out):
+    crowd = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), digits_net).eval()
+    found = doctor.diagnose(crowd, *held_out, attacks(2), restarts=1, draws=1)
+    assert "batch-dependent" in found.flags and "random-output" not in found.flags
+
+
+def test_a_random_network_is_not_taken_for_one_that_looks_at_the_batch_and_attacks_draw_as_they_did(
+    digits_net, held_out
+):
+    before, model = torch.get_rng_state(), Around(digits_net, lambda x: x + torch.randn_like(x)).eval()
+    found = {f.check.name: f.raised for f in doctor.examine(model, *held_out)}
+    assert found["random-output"] and "batch-dependent" not in found
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_diagnosis_needs_an_attack_of_several_steps(digits_net, held_out):
     with pytest.raises(RequestError, match="add one to --attacks"):
         doctor.diagnose(digits_net, *held_out, [FGSM(FGSM.Config(), at(0.1))])
@@ -267,6 +282,105 @@ def test_flags_stand_in_the_rows_and_records_of_before_raise_none():
 
 
 # --- the command --------------------------------------------------------------------------------
+
+FACTORY = """import torch
+from torch import nn
+
+
+class Then(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+
+    def forward(self, z):
+        return self.how(z)
+
+
+def net(k, *more):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(192, k), *more)
+
+
+def plain(k):
+    return net(k)
+
+
+def softmax(k):
+    return net(k, nn.Softmax(1))
+
+
+def huge(k):
+    return net(k, Then(lambda z: 1e5 * z))
+
+
+def dice(k):
+    return net(k, Then(lambda z: z + torch.randn_like(z)))
+
+
+def crowd(k):
+    return nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), net(k))
+
+
+def shut(k):
+    def how(z):
+        if z.requires_grad:
+            raise ArithmeticError("no slope here")
+        return z
+
+    return net(k, Then(how))
+"""
+
+
+@pytest.fixture
+def evaluated(tmp_path, monkeypatch):
+    """Evaluate a network of FACTORY; gives its rows."""
+    (tmp_path / "mine.py").write_text(FACTORY)
+    monkeypatch.chdir(tmp_path)
+    small = ["--examples", "150", "--eps", "0.05", "--threads", "1"]
+
+    def command(name, attacks="pgd,fgsm"):
+        assert main(["evaluate", "-q", "--model", f"mine.py:{name}", "--attacks", attacks, *small, "--out", name]) == 0
+        return read(tmp_path / name).fillna({"flags": ""})
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("name", "flag", "measured"),
+    [
+        ("softmax", "softmax-output", "outputs in ["),
+        ("huge", "zero-gradients", "of 128 images under cross-entropy"),
+        ("dice", "random-output", "unit logits"),
+        ("crowd", "batch-dependent", "apart in halves"),
+    ],
+)
+def test_every_run_flags_what_a_network_shows_by_itself_and_the_report_says_what_was_measured(
+    evaluated, tmp_path, name, flag, measured
+):
+    rows = evaluated(name)
+    assert len(rows) == 2 and all(flag in flags.split(",") for flags in rows["flags"])
+    assert main(["report", name, "--html", "page.html"]) == 0
+    told = (tmp_path / "page.html").read_text().split(f": {flag}</dt><dd>")[1].split("</dd>")[0]
+    assert measured in told
+
+
+def test_a_run_looks_once_at_a_network_and_raises_nothing_of_an_ordinary_one(evaluated, tmp_path, monkeypatch):
+    looks = []
+
+    def watched(model, images, labels):
+        looks.append(len(images))
+        return doctor.examine(model, images, labels)
+
+    monkeypatch.setattr(runner, "examine", watched)
+    assert list(evaluated("plain")["flags"]) == ["", ""] and looks == [128]
+    for kept in records(tmp_path / "plain"):
+        assert {f["flag"] for f in kept["findings"]} > {"train-mode", "batch-dependent", "zero-gradients"}
+
+
+def test_a_network_that_cannot_be_examined_is_attacked_all_the_same(evaluated, capsys):
+    (row,) = evaluated("shut", "noise").to_dict("records")
+    assert (row["status"], row["flags"]) == ("ok", "")
+    assert "was not examined for masked gradients: no slope here" in capsys.readouterr().err
 
 
 def test_the_command_examines_a_stranger_s_network(tmp_path, capsys, monkeypatch):
