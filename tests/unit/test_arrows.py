@@ -9,7 +9,19 @@ import pytest
 
 from robobench import plugins
 
-SURFACE = {"api", "inner", "losses", "threat", "augment", "search", "randomness", "errors", "ensemble", "processes"}
+SURFACE = {
+    "api",
+    "inner",
+    "losses",
+    "threat",
+    "augment",
+    "search",
+    "randomness",
+    "errors",
+    "ensemble",
+    "processes",
+    "streams",
+}
 ROOT = Path(plugins.__file__).parent
 FILES = [(kind, path) for kind in plugins.KINDS for path in sorted(plugins.folder(kind).rglob("*.py"))]
 
