@@ -151,7 +151,7 @@ def main_stage(stages: list[Stage]) -> Train:
 def order(engine: Engine, stage: Train, train: Images, epoch: int) -> list[Tensor]:
     """List the batches of an epoch as the engine does."""
     shuffled = permutation(len(train), engine.seed, stage.name, epoch)
-    return list(torch.split(shuffled, splits(len(train), stage.batch_size)))
+    return list(torch.split(shuffled.to(train.labels.device), splits(len(train), stage.batch_size)))
 
 
 def loop(optimizer: torch.optim.Optimizer, stage: Train, epoch: int, steps: Sequence[Callable[[], object]]) -> None:

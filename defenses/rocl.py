@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from robobench.api import DEFENSES, Batch, Defense, Loss, Passes, Recipe, Setup, Stage, lr_schedule, sgd
 from robobench.augment import flip
-from robobench.inner import AttackedRecipe, ascend, eval_mode
+from robobench.inner import AttackedRecipe, ascend, eval_mode, frozen
 from robobench.processes import gather
 from robobench.randomness import Noise
 from robobench.threat import ThreatModel
@@ -313,7 +313,7 @@ class HeadObjective(nn.Module):
         def objective(adv: Tensor) -> Tensor:
             return F.cross_entropy(model(adv), batch.labels, reduction="none")
 
-        with eval_mode(model):
+        with frozen(model):
             step_size = cfg.relative_step * threat.eps
             return ascend(objective, start, batch.images, threat, cfg.head_inner_steps, step_size)
 
@@ -336,8 +336,8 @@ def view(images: Tensor, noise: Noise, config: RoCLConfig) -> Tensor:
 
 def luma(images: Tensor) -> Tensor:
     """Weigh the colors as the eye does (ITU-R BT.601): (B, 3, H, W) -> (B, 1, H, W)."""
-    weights = torch.tensor([0.299, 0.587, 0.114], device=images.device).view(3, 1, 1)
-    return (images * weights).sum(1, keepdim=True)
+    red, green, blue = torch.split(images, 1, dim=1)
+    return 0.299 * red + 0.587 * green + 0.114 * blue
 
 
 def jitter(images: Tensor, noise: Noise, strength: float) -> Tensor:
@@ -362,7 +362,7 @@ def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
     span = value - images.amin(dim=1)
     ways = torch.stack((green - blue, blue - red, red - green), dim=1)
     sixth = ways.gather(1, largest[:, None])[:, 0] / span.clamp_min(1e-8) + 2 * largest
-    offsets = torch.tensor([5.0, 3.0, 1.0], device=images.device).view(1, 3, 1, 1)
+    offsets = torch.arange(5.0, 0.0, -2.0, device=images.device).view(1, 3, 1, 1)
     k = (offsets + sixth[:, None] + 6 * turns) % 6
     return value[:, None] - span[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
 
@@ -376,7 +376,7 @@ def resized_crop(images: Tensor, noise: Noise, smallest: float) -> Tensor:
     area = height * width * (smallest + (1 - smallest) * noise.child("area").uniform(10))
     ratio = ((2 * noise.child("ratio").uniform(10) - 1) * math.log(4 / 3)).exp()
     sides = torch.stack(((area / ratio).sqrt(), (area * ratio).sqrt()), dim=2).round()  # (B, 10, 2)
-    full = torch.tensor([height, width], device=images.device)
+    full = height + (width - height) * torch.arange(2, device=images.device)  # made there, not copied
     fits = ((sides >= 1) & (sides <= full)).all(2)
     first = fits.int().argmax(1)  # the first that fits, 0 if none does
     box = sides[torch.arange(count, device=images.device), first]

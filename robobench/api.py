@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from robobench.data import ON_DEVICE_BYTES
 from robobench.losses import errs
 from robobench.randomness import Noise
 from robobench.registry import Registry
@@ -86,14 +87,19 @@ class Frozen:
 class Produced:
     """A stored array aligned with the training set; indexing by (B,) int64 gives float32 (B, ...).
 
-    uint8 storage is on the 1/255 grid of [0, 1].
+    uint8 storage is on the 1/255 grid of [0, 1]. A GPU holds what a split of that size would be held as; all else stays
+    where it is, on disk as a rule, and is read from there.
     """
 
     def __init__(self, array: Any, device: torch.device | str = "cpu") -> None:
-        self.array, self.device = array, device
+        held = torch.device(device).type != "cpu" and array.nbytes < ON_DEVICE_BYTES
+        self.array, self.device = torch.tensor(array, device=device) if held else array, device
 
     def __getitem__(self, index: Tensor) -> Tensor:
-        picked = torch.from_numpy(self.array[index.cpu().numpy()]).to(self.device)
+        if isinstance(self.array, Tensor):
+            picked = self.array[index]
+        else:
+            picked = torch.from_numpy(self.array[index.cpu().numpy()]).to(self.device)
         return picked.float() / 255 if picked.dtype == torch.uint8 else picked
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Produced:

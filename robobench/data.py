@@ -66,7 +66,7 @@ class Split:
     """Images and labels, read by index.
 
     Attributes:
-        labels: (N,) int64, on the CPU.
+        labels: (N,) int64, where the pixels are kept: `read` gets an index that lies there or on the CPU.
         digest: of pixels, shapes and labels: two splits with one digest hold the same data.
         on_grid: every value delivered is a multiple of 1/255.
     """
@@ -120,7 +120,7 @@ class Split:
         """Return the same images in an order keyed by a name, so that the first and the last show all classes."""
         from robobench.randomness import permutation
 
-        part, order = copy(self), permutation(len(self), name)
+        part, order = copy(self), permutation(len(self), name).to(self.labels.device)
         part._read = lambda index: self._read(order[index])
         part.labels, part.digest = self.labels[order], _short(self.digest, "shuffled", name)
         return part
@@ -276,7 +276,7 @@ def _in_memory(
             pixels = pixels.to(device)
         return Split(
             lambda index: pixels[index.to(pixels.device)],
-            torch.from_numpy(labels),
+            torch.from_numpy(labels).to(pixels.device),
             digest.hexdigest()[:16],
             on_grid=images.dtype == np.uint8,
             resolution=resize,

@@ -133,7 +133,7 @@ def rehearse(plan: Plan, training: Training, batch_size: int | None = None) -> l
             some = images.images(torch.arange(batch))
             per_image = (units or 1) * forward_seconds(setup.model.eval(), some, plan.device)
             memory, measured = 0.0, 0
-            zeros = np.broadcast_to(np.float32(0), (len(images), *setup.image_shape))  # takes no memory
+            zeros = np.broadcast_to(np.float32(0), (len(images), *setup.image_shape))  # takes none on a CPU
             setup.produced[stage.name] = Produced(zeros, plan.device)
         else:
             count, epochs = stage.epochs * plan.train_images, stage.epochs

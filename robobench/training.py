@@ -36,7 +36,7 @@ CHECK_EVERY = 20  # steps between looks at the loss on a GPU, where a look waits
 class Images(Protocol):
     """The training images, wherever they are kept."""
 
-    labels: Tensor  # (N,) int64, on the CPU
+    labels: Tensor  # (N,) int64, on the device where an index of these images is read
 
     def __len__(self) -> int: ...
 
@@ -71,7 +71,7 @@ class Engine:
         noise = Noise.of(index.to(self.device), self.seed, stage, epoch)
         images = augment(data.images(index), noise.child("augment"), how)
         labels = data.labels[index].to(self.device)
-        return Batch(images, labels, index.to(self.device), epoch, noise)
+        return Batch(images, labels, noise.index, epoch, noise)
 
 
 @dataclass
@@ -280,7 +280,8 @@ def run_train(
         interrupts.deferred() if checkpoint else nullcontext(),
     ):
         for epoch in range(at.epoch, stage.epochs):
-            order = torch.split(permutation(len(data), engine.seed, stage.name, epoch), sizes)
+            shuffled = permutation(len(data), engine.seed, stage.name, epoch)
+            order = torch.split(shuffled.to(data.labels.device), sizes)  # once: a copy in a step waits for the device
             while at.step < len(order):
                 due = False
                 with stopwatch.account(stage.name):

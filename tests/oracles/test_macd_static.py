@@ -63,4 +63,6 @@ def test_attacked_images_stay_float32_where_uint8_would_move_them(norm, eps, on_
 
 def test_stored_float_images_come_back_unchanged():
     array = np.random.default_rng(0).random((4, 3, 2, 2), dtype=np.float32)
-    assert torch.equal(Produced(array)[torch.tensor([2, 0])], torch.from_numpy(array[[2, 0]]))
+    stored = Produced(array)
+    assert stored.array is array  # not loaded where it is a file's
+    assert torch.equal(stored[torch.tensor([2, 0])], torch.from_numpy(array[[2, 0]]))

@@ -1,0 +1,86 @@
+"""What a training step does on a GPU, seen on tensors without values: none is needed for that."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from robobench import data, training
+from robobench.api import Frozen, Produce, Produced, Setup
+from robobench.plugins import load_defense
+from robobench.testing import SmallNet
+from robobench.threat import ThreatModel
+from robobench.timing import Stopwatch
+
+GIVEN = {
+    "at": {},
+    "macd": {"teacher_patch": 8, "encoder_width": 12, "encoder_depth": 1, "feature_target": "stopgrad"},
+    "rocl": {"projection": 8},
+}
+
+
+class Copies(TorchDispatchMode):
+    """Remembers every operation that reads on one device and writes, or also reads, on another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)]
+        # A kernel takes a single number from the host as it takes its other arguments.
+        meet = {t.device.type for t in tensors if t.dim() or "copy" in str(func)}
+        self.found += [str(func)] if len(meet) > 1 else []
+        return out
+
+
+class StepTakenError(Exception):
+    """The first step was taken."""
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_a_step_on_a_gpu_copies_nothing_from_or_to_the_host(name, monkeypatch):
+    # Without a GPU there is no backward pass, not even of tensors without values: all else of a step is the real one.
+    monkeypatch.setattr(torch.autograd, "grad", lambda of, by: (torch.zeros_like(by),))
+    monkeypatch.setattr(torch.autograd, "backward", lambda total: None)
+    monkeypatch.setattr(nn.Module, "to", lambda module, device: module)
+    monkeypatch.setattr(training, "warm_up", lambda *given: 0.0)
+    step, copies, cls = training._step, Copies(), load_defense(name)
+
+    def watched(engine, stage, objective, *rest):
+        for p in objective.parameters():
+            p.grad = torch.zeros_like(p) if p.requires_grad else None
+        with copies:
+            step(engine, stage, objective, *rest)
+        raise StepTakenError
+
+    monkeypatch.setattr(training, "_step", watched)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        images = np.zeros((32, 32, 32, 3), np.uint8), np.arange(32) % 10
+        split = data._in_memory("npz:", images, images, resolution=None, need_train=True, device="cuda").train
+        with torch.device("cuda"):
+            config = cls.Config(batch_size=16, **GIVEN[name])
+            setup = Setup(
+                model=SmallNet(num_classes=10), threat=ThreatModel("Linf", 8 / 255), config=config, num_classes=10,
+                image_shape=(3, 32, 32), train_size=32, on_grid=True,
+                required={role: Frozen(SmallNet(num_classes=10)) for role in cls.requires},
+            )  # fmt: skip
+            stages = cls(config).stages(setup)
+        for stage in stages:
+            if isinstance(stage, Produce):
+                setup.produced[stage.name] = Produced(np.zeros((32, 3, 32, 32), np.uint8), "cuda")
+                continue
+            with torch.device("cuda"):
+                made = stage.objective if isinstance(stage.objective, nn.Module) else stage.objective()
+            stage.objective = made
+            with pytest.raises(StepTakenError):
+                training.run_train(training.Engine("cuda", "fp32", 0), stage, split, Stopwatch())
+            assert copies.found == [], stage.name
