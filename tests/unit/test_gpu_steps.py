@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from robobench import data, training
 from robobench.api import Frozen, Produce, Produced, Setup
+from robobench.defenses.macd import distill
 from robobench.plugins import load_defense
 from robobench.testing import SmallNet
 from robobench.threat import ThreatModel
@@ -48,11 +49,12 @@ class StepTakenError(Exception):
 
 @pytest.mark.parametrize("name", GIVEN)
 def test_a_step_on_a_gpu_copies_nothing_from_or_to_the_host(name, monkeypatch):
-    # Without a GPU there is no backward pass, not even of tensors without values: all else of a step is the real one.
+    # Without a GPU there is no backward pass and no stream, not even of tensors without values: all else is the real one.
     monkeypatch.setattr(torch.autograd, "grad", lambda of, by: (torch.zeros_like(by),))
     monkeypatch.setattr(torch.autograd, "backward", lambda total: None)
     monkeypatch.setattr(nn.Module, "to", lambda module, device: module)
     monkeypatch.setattr(training, "warm_up", lambda *given: 0.0)
+    monkeypatch.setattr(distill, "fork", lambda device: None)
     step, copies, cls = training._step, Copies(), load_defense(name)
 
     def watched(engine, stage, objective, *rest):
