@@ -49,7 +49,7 @@ class StepTakenError(Exception):
 
 @pytest.mark.parametrize("name", GIVEN)
 def test_a_step_on_a_gpu_copies_nothing_from_or_to_the_host(name, monkeypatch):
-    # Without a GPU there is no backward pass and no stream, not even of tensors without values: all else is the real one.
+    # Without a GPU tensors without values have no backward pass and no stream: all else of a step is the real one.
     monkeypatch.setattr(torch.autograd, "grad", lambda of, by: (torch.zeros_like(by),))
     monkeypatch.setattr(torch.autograd, "backward", lambda total: None)
     monkeypatch.setattr(nn.Module, "to", lambda module, device: module)
