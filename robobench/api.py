@@ -184,7 +184,7 @@ class Train:
     for the record and flags for the row. `whole_batch` says that an image's loss depends on the others in its
     batch, so that a batch is never cut where memory runs out. `fields` names the config's fields that this stage
     and what it builds on depend on (None: all), so that trainings which differ in others share it. `watch` is given
-    each epoch's first batch once more when the epoch is over, outside the clock, and returns figures for the log and
+    each epoch's first batch once more when the epoch is over, inside the clock, and returns figures for the log and
     whether the stage ends there; what it remembers belongs in buffers of `objective`.
     """
 

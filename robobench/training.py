@@ -307,7 +307,9 @@ def run_train(
                 if checkpoint and due and at.step < len(order):
                     checkpoint.save(objective, optimizer, at, stopwatch.accounts[stage.name])
             means = {name: value.item() / len(data) for name, value in at.sums.items()}
-            watched, ends = watch(engine, stage, objective, data, order[0], epoch)
+            with stopwatch.account(stage.name) if stage.watch else nullcontext():  # it decides how long training lasts
+                watched, ends = watch(engine, stage, objective, data, order[0], epoch)
+            _pool(stopwatch.accounts[stage.name])
             means |= watched
             means |= processes.from_first(partial(look, epoch, ends or epoch + 1 == stage.epochs)) if look else {}
             log(stage.name, epoch, means)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -111,6 +112,17 @@ def test_logging_stands_outside_the_clock():
 
     quick, _ = run_train(Engine("cpu", "fp32", 0), stage(Spy(SmallNet())), Blobs(), Stopwatch(), slow_log)
     assert quick.seconds < 0.8  # two sleeps would make it more
+
+
+def test_a_look_that_may_end_a_stage_is_paid_for_by_it():
+    def watch(batch: Batch) -> tuple[dict[str, float], bool]:
+        import time
+
+        time.sleep(0.3)
+        return {}, False
+
+    record, _ = run_train(Engine("cpu", "fp32", 0), replace(stage(Spy(SmallNet())), watch=watch), Blobs(), Stopwatch())
+    assert record.seconds >= 0.6  # two epochs
 
 
 def test_a_loss_without_a_gradient_takes_no_step():
