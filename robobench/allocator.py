@@ -1,4 +1,4 @@
-"""Lets the C library keep freed memory: training on a CPU frees and takes the same large tensors every step."""
+"""Lets the C library keep freed memory within a stage: a CPU frees and takes the same large tensors every step."""
 
 from __future__ import annotations
 
@@ -21,3 +21,9 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(TRIM_THRESHOLD, 2**31 - 1)) and bool(
         mallopt(MMAP_THRESHOLD, LARGEST) or mallopt(MMAP_THRESHOLD, SAFE)
     )
+
+
+def give_back_freed_memory() -> None:
+    """Hand what was freed so far to the system, where glibc keeps it; what follows then has a peak of its own."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

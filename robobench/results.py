@@ -34,7 +34,9 @@ COLUMNS = [
     *("own_forwards", "whole_forwards", "passes"),  # training cost in passes, where stages declare them
     *("own_cpu_seconds", "whole_cpu_seconds"),  # beside seconds they show a crowded machine
     "compiled",
+    "stage_memory",
 ]
+LATER = ["stage_memory"]  # columns that boards made before lack
 
 COSTS = [
     *("own_seconds", "whole_seconds", "warmup_seconds", "peak_memory_bytes", "own_forwards", "whole_forwards"),
@@ -145,7 +147,7 @@ def rows_of(group: list[dict[str, Any]]) -> list[dict[str, Any]]:
         out = {name: record.get(name) for name in COLUMNS}
         for name in COSTS:
             out[name] = timing.get(name)
-        out["passes"] = passes_of(timing)
+        out["passes"], out["stage_memory"] = passes_of(timing), memory_of(timing)
         flags = [*timing.get("flags", []), *examined(group)]
         if record["status"] == "ok":
             clean, bits = Bits.read(record["clean_bits"]), Bits.read(record["robust_bits"])
@@ -180,6 +182,11 @@ def passes_of(timing: dict[str, Any]) -> str:
     stages = [s for s in timing.get("stages", []) if s["passes"]]
     made = [" + ".join(f"{s['passes'][k]:.4g} {sign}" for k, sign in signs.items() if s["passes"][k]) for s in stages]
     return "; ".join(f"{s['name']} {s['epochs']} x ({text})" for s, text in zip(stages, made, strict=True))
+
+
+def memory_of(timing: dict[str, Any]) -> str:
+    """Spell the peak memory of a training stage by stage."""
+    return "; ".join(f"{s['name']} {s['peak_memory_bytes'] / 2**20:.0f} MiB" for s in timing.get("stages", []))
 
 
 def networks(all_records: list[dict[str, Any]]) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
@@ -237,7 +244,7 @@ def read(place: Path) -> pd.DataFrame:
         rows = pd.read_csv(text, dtype=dict.fromkeys(DIGESTS, str), keep_default_na=True)
     except (ValueError, UnicodeDecodeError) as err:
         raise RequestError(f"'{file}' is not a table of rows: {' '.join(str(err).split())}") from None
-    missing = [name for name in COLUMNS if name not in rows.columns]
+    missing = [name for name in COLUMNS if name not in [*rows.columns, *LATER]]
     if missing:
         raise RequestError(f"'{file}' is not a table of rows: it lacks {', '.join(missing[:3])}")
     return rows

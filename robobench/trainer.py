@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from robobench import interrupts, models, plugins, processes, provenance
-from robobench.allocator import keep_freed_memory
+from robobench.allocator import give_back_freed_memory, keep_freed_memory
 from robobench.api import Frozen, Produce, Produced, Setup, Stage, Train
 from robobench.checkpoint import Checkpoint, Unfinished, save_rows, save_tensors
 from robobench.errors import ArtifactError, StorageError
@@ -103,7 +103,10 @@ class Trainer:
         except StorageError:  # nothing else could be kept either
             raise
         except Exception as err:  # the runner's edge: the reason becomes the row's
-            self.broken[training.key] = " ".join(str(err).split())
+            why = " ".join(str(err).split())
+            if type(err).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                why = f"it cannot be compiled ({why[:300]}); --compile off trains it"
+            self.broken[training.key] = why
             self.reporter.warn(f"training '{training.name}' failed: {self.broken[training.key]}")
             self.reporter.log(traceback.format_exc())
         finally:
@@ -146,9 +149,9 @@ class Trainer:
             on_grid=data.on_grid,
             required={role: Frozen(self.network(other)) for role, other in training.requires.items()},
         )
-        teachers = self._measured(training, engine, setup.required, data)
         for teacher in setup.required.values():
             engine.compile(teacher.module)
+        teachers = self._measured(training, engine, setup.required, data)  # outside every clock, it pays for compiling
         digests = {role: state_digest(teacher.module) for role, teacher in setup.required.items()}
         stages = training.defense(training.config).stages(setup)
         selection = self._selection(training, engine, model, stages[-1])
@@ -256,6 +259,7 @@ class Trainer:
             return StageRecord(**stored["record"]), [tuple(line) for line in stored["metrics"]]
         states = Unfinished(self.store, f"checkpoints/{training.folder}/{name}")
         checkpoint = Checkpoint(states, 60 * self.plan.checkpoint_every, selection=selection)
+        give_back_freed_memory()  # of a larger stage, whose peak would be this one's too
         if isinstance(stage, Produce):
             record, parts = run_produce(engine, stage, data, watch, checkpoint)
         else:

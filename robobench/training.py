@@ -21,7 +21,7 @@ from robobench.api import Batch, Loss, Produce, Stage, Train
 from robobench.architectures import Prepared
 from robobench.augment import augment
 from robobench.checkpoint import Array, Checkpoint, Position
-from robobench.errors import NonFiniteLossError, OutOfMemoryError, RequestError
+from robobench.errors import NonFiniteLossError, OutOfMemoryError
 from robobench.inner import eval_mode
 from robobench.progress import Reporter
 from robobench.randomness import Noise, key, permutation
@@ -267,9 +267,6 @@ def run_train(
             at.warmup = at.warmup if restored else warmup
             break
         except (MemoryError, RuntimeError) as err:
-            if type(err).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                why = " ".join(str(err).split())[:300]
-                raise RequestError(f"stage '{stage.name}' cannot be compiled ({why}); --compile off trains it") from err
             at.parts = more_parts(stage, at.parts, sizes[0], err)
     objective.train()
     stepped = processes.wrap(objective)

@@ -72,8 +72,9 @@ def name(record: Record) -> str:
 def tables(place: Path) -> list[str]:
     """Return the tables in a folder that are not what its records give."""
     rows = results.frame(results.records(place))
-    made = {"rows.csv": rows.to_csv(index=False), "matrix.csv": matrix_csv(rows)}
-    return [file for file, text in made.items() if (place / file).is_file() and (place / file).read_text() != text]
+    older = rows.drop(columns=results.LATER)
+    made = {"rows.csv": [r.to_csv(index=False) for r in (rows, older)], "matrix.csv": [matrix_csv(rows)]}
+    return [file for file, able in made.items() if (place / file).is_file() and (place / file).read_text() not in able]
 
 
 def draw(records: list[Record], count: int, seed: int) -> list[Record]:

@@ -18,7 +18,10 @@ from pathlib import Path
 
 import pandas as pd
 
-TIMES = ["own_seconds", "whole_seconds", "warmup_seconds", "peak_memory_bytes", "own_cpu_seconds", "whole_cpu_seconds"]
+TIMES = [
+    *("own_seconds", "whole_seconds", "warmup_seconds", "own_cpu_seconds", "whole_cpu_seconds"),
+    *("peak_memory_bytes", "stage_memory"),
+]
 DEFENSES = ("standard", "at", "trades", "iad", "mtard", "adaad", "rocl", "macd")
 TINY = (
     *("--threads", "1", "--device", "cpu", "--seed", "0", "--checkpoint-every", "0"),

@@ -16,6 +16,7 @@ import torch
 
 import robobench
 from robobench import results
+from robobench.allocator import keep_freed_memory
 from robobench.attacks.transfer import Transfer, TransferConfig
 from robobench.cli import main
 from robobench.errors import RequestError
@@ -26,7 +27,7 @@ from robobench.report.front import _flags, front
 from robobench.request import Request
 from robobench.store import MANIFEST, file_digest, key_of
 from robobench.threat import ThreatModel
-from robobench.verify import Found, Verifier, draw
+from robobench.verify import Found, Verifier, draw, tables
 
 ROOT = Path(__file__).parents[2]
 TINY = ("--dataset", "digits", "--model", "cnn", "--threads", "1", "--epochs", "2", "--examples", "24")
@@ -212,6 +213,35 @@ def test_a_network_that_was_never_trained_does_not_stop_the_board(store, tmp_pat
     assert folder.publish(copy, tmp_path / "board") == []
     text = (tmp_path / "board" / "README.md").read_text()
     assert "--defense at " in text and "shy" not in text
+
+
+def test_a_small_stage_after_a_large_one_has_a_peak_of_its_own(tmp_path):
+    (tmp_path / "twice.py").write_text(
+        "import torch\nfrom robobench.api import DEFENSES, Defense, Produce\n"
+        "from robobench.defenses.standard import CrossEntropy\n\n\n"
+        "def large(batch):\n"
+        "    taken = [torch.ones(5_000_000) for _ in range(20)]  # 380 MiB, each as small as glibc keeps\n"
+        "    return taken[0][: len(batch.index), None].clone()\n\n\n"
+        '@DEFENSES.register("twice")\nclass Twice(Defense):\n'
+        "    def stages(self, setup):\n"
+        '        return [Produce(name="large", function=large), setup.train("small", CrossEntropy(setup.model))]\n'
+    )
+    plugin = ("--defense", "twice", "--plugin", str(tmp_path / "twice.py"), "--out", str(tmp_path / "runs"))
+    assert main(["run", "-q", *TINY, *ATTACKS, *plugin]) == 0
+    rows = results.read(tmp_path / "runs")
+    (said,) = rows.loc[rows["defense"] == "twice", "stage_memory"].unique()
+    large, small = (int(part.removesuffix(" MiB").split()[1]) for part in said.split("; "))
+    assert said == f"large {large} MiB; small {small} MiB"
+    assert large - small > 200 or not keep_freed_memory()  # elsewhere nothing can be given back
+    assert rows.loc[rows["defense"] == "twice", "peak_memory_bytes"].max() / 2**20 == pytest.approx(large, abs=1)
+
+
+def test_a_board_made_before_a_column_came_still_holds(board):
+    rows = results.read(board).drop(columns=results.LATER)
+    (board / "rows.csv").write_text(results.frame(results.records(board))[rows.columns].to_csv(index=False))
+    assert tables(board) == []
+    shutil.rmtree(board / "artifacts")
+    assert list(results.read(board).columns) == list(rows.columns)
 
 
 def test_a_control_that_is_asked_for_later_is_a_network_like_others(store, tmp_path):

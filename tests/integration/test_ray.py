@@ -12,7 +12,10 @@ import pytest
 
 from robobench.cli import main
 
-TIMES = ["own_seconds", "whole_seconds", "own_cpu_seconds", "whole_cpu_seconds", "warmup_seconds", "peak_memory_bytes"]
+TIMES = [
+    *("own_seconds", "whole_seconds", "own_cpu_seconds", "whole_cpu_seconds", "warmup_seconds"),
+    *("peak_memory_bytes", "stage_memory"),
+]
 TINY = [
     *("compare", "--defenses", "standard,at,shy", "--threads", "1", "--epochs", "1", "--examples", "24"),
     *("--set", "run.train_images=64", "--set", "run.chunk=16", "--attacks", "fgsm", "--eps", "0.1"),

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch._dynamo.utils import counters
 
+from robobench import trainer
 from robobench.api import Batch, Loss, Produce, Recipe, Setup, Train, lr_schedule, sgd
 from robobench.architectures import Prepared
 from robobench.defenses.at import ATConfig, ATObjective
@@ -192,6 +193,24 @@ def test_a_stage_from_the_store_leaves_its_network_as_compiled_as_running_it_doe
         Trainer(plan, Reporter(-1)).train(training)
         assert compiled
         shutil.rmtree(tmp_path / training.folder)
+
+
+def test_a_teacher_is_compiled_before_it_is_measured_where_no_clock_runs(tmp_path, monkeypatch):
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr(nn.Module, "compile", lambda net, **how: compiled.append(net))
+
+    def probe(engine, network, *rest):
+        assert network.net in compiled
+        raise torch._dynamo.exc.InternalTorchDynamoError("odd")
+
+    monkeypatch.setattr(trainer, "probe", probe)
+    request = Request(
+        defenses=("iad",), compile="on", epochs=1, sets=("run.train_images=16", "at.inner_steps=1"), out=tmp_path
+    )
+    runner = Trainer(make_plan(request), Reporter(-1))
+    runner.train_all()
+    assert list(runner.broken.values()) == ["it cannot be compiled (odd); --compile off trains it"]
 
 
 def test_auto_compiles_long_trainings_on_a_cpu_with_a_compiler(monkeypatch):
