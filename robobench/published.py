@@ -38,6 +38,7 @@ DESCRIPTION: dict[str, Any] = {
     "reported": "",
     "autoattack_acc": "",
 }
+OPTIONAL = ("external", "unreliable", "footnote")  # of some entries only; kept likewise
 
 
 def entries() -> list[dict[str, str]]:
@@ -131,7 +132,7 @@ def write_model_info(rows: list[dict[str, Any]], file: Path) -> None:
     info = {**DESCRIPTION, "name": row["model"], "architecture": row["model"]}
     if file.exists():
         try:
-            info |= {k: v for k, v in json.loads(file.read_text()).items() if k in DESCRIPTION}
+            info |= {k: v for k, v in json.loads(file.read_text()).items() if k in (*DESCRIPTION, *OPTIONAL)}
         except (ValueError, AttributeError) as err:
             raise RequestError(f"--model-info '{file}' holds no JSON object ({err}); name another file") from None
     info |= {
