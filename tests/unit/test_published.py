@@ -41,7 +41,9 @@ def row(**more):
 
 def test_model_info_has_robustbench_s_fields_and_types_and_keeps_a_description(tmp_path):
     file = tmp_path / "mine.json"
-    file.write_text(json.dumps({"authors": "A. Nonymous", "venue": "ICML 2030", "clean_acc": "99", "footnote": "f", "own": 1}))
+    file.write_text(
+        json.dumps({"authors": "A. Nonymous", "venue": "ICML 2030", "clean_acc": "99", "footnote": "f", "own": 1})
+    )
     published.write_model_info([row(budget="reduced: x"), row(protocol="transfer"), row()], file)
     info = json.loads(file.read_text())
     assert list(info) == [
