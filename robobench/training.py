@@ -305,9 +305,7 @@ def run_train(
                 if checkpoint and due and at.step < len(order):
                     checkpoint.save(objective, optimizer, at, stopwatch.accounts[stage.name])
             means = {name: value.item() / len(data) for name, value in at.sums.items()}
-            with stopwatch.account(stage.name) if stage.watch else nullcontext():  # it decides how long training lasts
-                watched, ends = watch(engine, stage, objective, data, order[0], epoch)
-            _pool(stopwatch.accounts[stage.name])
+            watched, ends = watch(engine, stage, objective, data, order[0], epoch, stopwatch)
             means |= watched
             means |= processes.from_first(partial(look, epoch, ends or epoch + 1 == stage.epochs)) if look else {}
             log(stage.name, epoch, means)
@@ -364,15 +362,16 @@ def _pool(account: Account) -> None:
 
 
 def watch(
-    engine: Engine, stage: Train, objective: nn.Module, data: Images, index: Tensor, epoch: int
+    engine: Engine, stage: Train, objective: nn.Module, data: Images, index: Tensor, epoch: int, stopwatch: Stopwatch
 ) -> tuple[dict[str, float], bool]:
-    """Show a stage its epoch's first batch once more; return its figures and whether training ends here."""
+    """Show a stage its epoch's first batch once more, on its clock; return its figures and whether training ends."""
     if stage.watch is None:
         return {}, False
-    processes.spread(objective)
-    with engine.autocast():
+    with stopwatch.account(stage.name), engine.autocast():
+        processes.spread(objective)
         seen = stage.watch(engine.batch(data, index, stage.name, epoch, stage.augment))
-    processes.spread(objective)
+        processes.spread(objective)
+    _pool(stopwatch.accounts[stage.name])
     return processes.from_first(lambda: seen)
 
 
@@ -401,7 +400,9 @@ def run_produce(
     if saved:
         engine.reporter.note(f"  {stage.name}: goes on from image {saved + 1}")
     fresh: list[Array] = []  # not saved yet
+    what = f"stage '{stage.name}'"
     with (
+        halvings(lambda: engine.reporter.warn(f"{what} ran out of memory; its batches are halved")),
         engine.reporter.bar(stage.name, len(data) - saved) as advance,
         torch.random.fork_rng(),
         interrupts.deferred() if checkpoint else nullcontext(),
@@ -412,9 +413,7 @@ def run_produce(
             return stage.function(engine.batch(data, index, stage.name, 0)).cpu().numpy()
 
         def compute(index: Tensor) -> Array:
-            what = f"stage '{stage.name}'"
-            with halvings(lambda: engine.reporter.warn(f"{what} ran out of memory; its batches are halved")):
-                return np.concatenate(in_halves(what, part, index))
+            return np.concatenate(in_halves(what, part, index))
 
         left = [index for index in torch.split(torch.arange(len(data)), stage.batch_size) if int(index[0]) >= saved]
         computed = processes.each(left, compute)
