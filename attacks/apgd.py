@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from robobench.api import ATTACKS, IterativeAttack
 from robobench.errors import RequestError
-from robobench.inner import usable
+from robobench.inner import slope
 from robobench.losses import margin, others
 from robobench.randomness import Noise
 from robobench.search import State
@@ -83,13 +83,8 @@ class APGD(IterativeAttack):
     def step(self, model: nn.Module, state: State) -> tuple[State, Tensor]:
         """Look at the current point, keep the best, halve steps at a checkpoint, and walk on."""
         state = self.aimed(model, state)
-        with torch.enable_grad():
-            leaf = state.adv.detach().requires_grad_(True)
-            logits = model(leaf)
-            loss = self.loss(logits, state)
-            grad = torch.autograd.grad(loss.sum(), leaf)[0]
-        grad = usable(grad, logits, state.labels, self.name)
-        loss, adv = loss.detach().to(grad.dtype), state.adv
+        adv = state.adv
+        logits, loss, grad = slope(self.name, model, adv, state.labels, lambda logits, _: self.loss(logits, state))
         memory = self._remember(state, loss, grad)
         if state.iteration in self.checkpoints:
             stuck = memory["rises"] <= self.progress * self.checkpoints[state.iteration]
@@ -105,7 +100,7 @@ class APGD(IterativeAttack):
             moved = self.momentum * (ahead - adv) + (1 - self.momentum) * (adv - memory["previous"])
             ahead = self.threat.project(adv + moved, state.images)
         memory["previous"] = adv
-        return state.moved(ahead, **memory), logits.detach()
+        return state.moved(ahead, **memory), logits
 
     def _remember(self, state: State, loss: Tensor, grad: Tensor) -> dict[str, Tensor]:
         """Update what is known of each image: the best point, its loss and gradient, the number of increases."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from robobench.api import ATTACKS, IterativeAttack
 from robobench.errors import RequestError
-from robobench.inner import usable
+from robobench.inner import slope
 from robobench.losses import others
 from robobench.randomness import Noise
 from robobench.search import State
@@ -110,13 +110,12 @@ class FABT(IterativeAttack):
 
     def _linearize(self, model: nn.Module, adv: Tensor, labels: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Return the target's logit minus the label's, (B,), and its gradient (B, C, H, W)."""
-        with torch.enable_grad():
-            leaf = adv.detach().requires_grad_(True)
-            logits = model(leaf)
+
+        def gap(logits: Tensor, _: Tensor) -> Tensor:
             ends = logits.gather(1, torch.stack((target, labels), 1))
-            gap = ends[:, 0] - ends[:, 1]
-            grad = torch.autograd.grad(gap.sum(), leaf)[0]
-        return gap.detach().to(grad.dtype), usable(grad, logits, labels, self.name)
+            return ends[:, 0] - ends[:, 1]
+
+        return slope(self.name, model, adv, labels, gap)[1:]
 
     def _length(self, delta: Tensor) -> Tensor:
         return self.threat.distance(delta, torch.zeros_like(delta[:1]))

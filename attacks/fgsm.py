@@ -7,12 +7,11 @@ Code:    Linf parity with torchattacks' FGSM (tests/parity).
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robobench.api import ATTACKS, IterativeAttack
-from robobench.inner import usable
+from robobench.inner import slope
 from robobench.randomness import Noise
 from robobench.search import State
 
@@ -39,9 +38,9 @@ class FGSM(IterativeAttack):
 
     def step(self, model: nn.Module, state: State) -> tuple[State, Tensor]:
         """Step up the cross-entropy."""
-        with torch.enable_grad():
-            adv = state.adv.detach().requires_grad_(True)
-            logits = model(adv)
-            grad = torch.autograd.grad(F.cross_entropy(logits, state.labels, reduction="sum"), adv)[0]
-        grad = usable(grad, logits, state.labels, self.name)
-        return state.moved(self.threat.step(state.adv, grad, self.threat.eps, state.images)), logits.detach()
+
+        def loss(logits: Tensor, _: Tensor) -> Tensor:
+            return F.cross_entropy(logits, state.labels, reduction="none")
+
+        logits, _, grad = slope(self.name, model, state.adv, state.labels, loss)
+        return state.moved(self.threat.step(state.adv, grad, self.threat.eps, state.images)), logits

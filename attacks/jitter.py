@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robobench.api import ATTACKS, IterativeAttack
-from robobench.inner import usable
+from robobench.inner import slope
 from robobench.randomness import Noise
 from robobench.search import State
 
@@ -50,14 +50,11 @@ class Jitter(IterativeAttack):
 
     def step(self, model: nn.Module, state: State) -> tuple[State, Tensor]:
         """Step up the jittered loss; one forward serves the gradient and the caller's success check."""
-        with torch.enable_grad():
-            adv = state.adv.detach().requires_grad_(True)
-            logits = model(adv)
-            loss = self._loss(logits, adv, state)
-            grad = torch.autograd.grad(loss.sum(), adv)[0]
-        grad = usable(grad, logits, state.labels, self.name)
+        logits, _, grad = slope(
+            self.name, model, state.adv, state.labels, lambda logits, adv: self._loss(logits, adv, state)
+        )
         length = self.config.relative_step * self.threat.eps
-        return state.moved(self.threat.step(state.adv, grad, length, state.images)), logits.detach()
+        return state.moved(self.threat.step(state.adv, grad, length, state.images)), logits
 
     def _loss(self, logits: Tensor, adv: Tensor, state: State) -> Tensor:
         """Measure (B,) mean squared distances to the label; once fooled, smaller perturbations score more."""

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robobench.api import ATTACKS, IterativeAttack
-from robobench.inner import usable
+from robobench.inner import slope
 from robobench.randomness import Noise
 from robobench.search import State
 from robobench.threat import per_image
@@ -46,15 +46,15 @@ class MIFGSM(IterativeAttack):
 
     def step(self, model: nn.Module, state: State) -> tuple[State, Tensor]:
         """Add the gradient, scaled to L1 length 1, to the momentum, and step along that."""
-        with torch.enable_grad():
-            adv = state.adv.detach().requires_grad_(True)
-            logits = model(adv)
-            grad = torch.autograd.grad(F.cross_entropy(logits, state.labels, reduction="sum"), adv)[0]
-        grad = usable(grad, logits, state.labels, self.name)
+
+        def loss(logits: Tensor, _: Tensor) -> Tensor:
+            return F.cross_entropy(logits, state.labels, reduction="none")
+
+        logits, _, grad = slope(self.name, model, state.adv, state.labels, loss)
         tiny = torch.finfo(grad.dtype).tiny
         grad = grad / per_image(grad.flatten(1).abs().amax(1).clamp_min(tiny), grad)  # so that the sum cannot underflow
         grad = grad / per_image(grad.flatten(1).abs().sum(1).clamp_min(tiny), grad)
         momentum = self.config.decay * state.memory["momentum"] + grad
         length = self.config.relative_step * self.threat.eps
         moved = self.threat.step(state.adv, momentum, length, state.images)
-        return state.moved(moved, momentum=momentum), logits.detach()
+        return state.moved(moved, momentum=momentum), logits

@@ -12,12 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robobench.api import ATTACKS, IterativeAttack
-from robobench.inner import usable
+from robobench.inner import slope
 from robobench.losses import margin
 from robobench.randomness import Noise
 from robobench.search import State
@@ -52,17 +51,15 @@ class PGD(IterativeAttack):
 
     def step(self, model: nn.Module, state: State) -> tuple[State, Tensor]:
         """Step up the loss; one forward serves the gradient and the caller's success check."""
-        with torch.enable_grad():
-            adv = state.adv.detach().requires_grad_(True)
-            logits = model(adv)
-            grad = torch.autograd.grad(self.loss(logits, state.labels), adv)[0]
-        grad = usable(grad, logits, state.labels, self.name)
+        logits, _, grad = slope(
+            self.name, model, state.adv, state.labels, lambda logits, _: self.loss(logits, state.labels)
+        )
         length = self.config.relative_step * self.threat.eps
-        return state.moved(self.threat.step(state.adv, grad, length, state.images)), logits.detach()
+        return state.moved(self.threat.step(state.adv, grad, length, state.images)), logits
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Sum what is to be raised over the images: logits (B, K), labels (B,) -> scalar."""
-        return F.cross_entropy(logits, labels, reduction="sum")
+        """Return what is to be raised: logits (B, K), labels (B,) -> (B,)."""
+        return F.cross_entropy(logits, labels, reduction="none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,5 +75,5 @@ class CW(PGD):
     presets: ClassVar = {}
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Sum by how much the best other logit beats the label's."""
-        return margin(logits, labels).sum()
+        """Return by how much the best other logit beats the label's."""
+        return margin(logits, labels)

@@ -48,23 +48,35 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
         yield
 
 
-def usable(grad: Tensor, logits: Tensor, labels: Tensor, attack: str) -> Tensor:
-    """Return a gradient (B, C, H, W) with infinities made finite, and zeros for NaN where the network errs anyway.
+def slope(
+    attack: str, model: nn.Module, adv: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Look once at images (B, C, H, W): a forward, and the gradient of a loss by them.
 
     Args:
-        logits: (B, K) where the gradient was taken; labels: (B,) int64.
+        attack: named in errors.
+        loss: logits (B, K) and the images -> (B,).
+
+    Returns:
+        The logits, the loss and its gradient (B, C, H, W), detached; infinities in the gradient are made finite, and
+        NaN zero where the network errs anyway.
 
     Raises:
         GradientError: it is NaN at an image that is right: an attack would stand still there, and its figure would
             flatter the network.
     """
+    with torch.enable_grad():
+        leaf = adv.detach().requires_grad_(True)
+        logits = model(leaf)
+        losses = loss(logits, leaf)
+        grad = torch.autograd.grad(losses.sum(), leaf)[0]
     lost = int((grad.isnan().flatten(1).any(1) & ~errs(logits.detach(), labels)).sum())
     if lost:
         raise GradientError(
             f"attack '{attack}': the gradient of {lost} of {len(grad)} images is NaN, so what it leaves means nothing; "
             "'robobench diagnose' says more, and attacks without gradients (square, noise) still serve"
         )
-    return grad.nan_to_num()
+    return logits.detach(), losses.detach().to(grad.dtype), grad.nan_to_num()
 
 
 def input_gradient(objective: Callable[[Tensor], Tensor], adv: Tensor) -> Tensor:
