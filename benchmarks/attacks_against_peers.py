@@ -6,7 +6,9 @@ PLACE is a store or a board with trained networks `standard` of seeds 0 and 1 an
 CIFAR-10 as parquet files or torchvision's archive (Linf 8/255, L2 0.5). Without both, networks are trained on the
 embedded digits (Linf 0.1, L2 1.0). Peers get a copy of the network in PyTorch's usual memory layout (NCHW), in float32
 and with contiguous images, as their users have it. `--precision bf16` (auto: where the hardware has it) is for our
-searches; verdicts are float32, each on the network that was attacked.
+searches; verdicts are float32, each on the network that was attacked. `--compile auto` compiles for AutoAttack on a CPU
+with a C++ compiler, as robobench does for searches so long; it takes what the line above the table says, once for all
+networks of a kind, and is in no time of the table.
 
 Both tools run in one process after a warm-up, the first of them in turn; times and their ratio are medians of
 `--repeats`. An image that falls leaves our search at once and stays in torchattacks' to the end: the ratio falls as
@@ -39,7 +41,7 @@ from robobench import provenance, timing
 from robobench.evaluation import attack_noise, clean_bits, transfer_examples
 from robobench.inner import frozen
 from robobench.plugins import load_attack
-from robobench.search import in_bfloat16
+from robobench.standin import compiled, in_bfloat16, stepping_on
 from robobench.threat import ThreatModel
 
 SOURCE, OTHER, TRAINED = ("standard", 0), ("standard", 1), ("at", 0)
@@ -83,6 +85,7 @@ class Row:
     asked: float  # times faster
     fair: bool  # whether these are the images and the budget that are asked about
     units: bool  # whether this is the hardware that the speed is asked of
+    twin: nn.Module | None = None  # our network compiled
 
     def run(self, tool: str, options: argparse.Namespace, seed: int = 0, steps: int = 40) -> Tensor:
         """Attack with one of the two tools; `steps` is PGD's."""
@@ -94,7 +97,7 @@ class Row:
                 cls.Config(**({"steps": steps} if self.kind == "pgd" else {"queries": options.queries})), self.threat
             )
             noise = attack_noise(attack, torch.arange(len(images)), options.device)
-            with frozen(self.model), in_bfloat16(options.precision == "bf16"):
+            with frozen(self.model), in_bfloat16(options.precision == "bf16"), stepping_on(self.twin):
                 return attack.find(self.model, images, labels, noise).adv
         images = images.contiguous()
         if self.kind == "pgd":
@@ -204,6 +207,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", default="auto", help="of our searches: auto, fp32 or bf16")
+    parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto", help="for our AutoAttack")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if (options.data is None) != (options.networks is None):
@@ -245,12 +249,20 @@ def main() -> None:
     index = torch.arange(min(max(options.pgd_images, options.images), len(test)))
     clean = {key: clean_bits(model, test, index, options.device).float().mean() for key, model in made.items()}
     shown = ", ".join(f"{name} (seed {seed}) {100 * value:.1f}" for (name, seed), value in clean.items())
-    print(f"Clean accuracy: {shown}.\n")
+    print(f"Clean accuracy: {shown}.")
+    chosen, verdicts = tuple(options.only.split(",")), []
+    automatic = options.compile == "auto" and not on_gpu and provenance.has_compiler()
+    if (automatic or options.compile == "on") and any(row.name.startswith(chosen) for row in rows[2:]):
+        watch = timing.Stopwatch(options.device)
+        with watch.account("compile") as account, frozen(made[TRAINED]):
+            twin = compiled(made[TRAINED], rows[2].images[:17])
+        rows = [replace(row, twin=twin) if row.kind == "autoattack" else row for row in rows]
+        print(f"Compiled for AutoAttack in {account.seconds:.0f} s.")
+    print()
     print(
         "| attack | threat | images | peer | seconds | times faster | robust accuracy | images above | agree, % | MiB |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    chosen, verdicts = tuple(options.only.split(",")), []
     for row in rows:
         said = [f"- {row.name}: not measured"]
         if row.name.startswith(chosen):

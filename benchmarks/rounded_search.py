@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robobench import data as datasets
-from robobench import interface, provenance, search
+from robobench import interface, provenance, standin
 from robobench.api import IterativeAttack
 from robobench.evaluation import attack_noise, clean_bits
 from robobench.inner import frozen
@@ -94,7 +94,7 @@ def main() -> None:
     torch.set_num_threads(asked.threads)
     emulate = asked.emulate or not provenance.has_bf16(asked.device)
     if emulate:
-        search.Rounded = Emulated  # type: ignore[misc, assignment]
+        standin.Rounded = Emulated  # type: ignore[misc, assignment]
     if asked.all:
         IterativeAttack.rounds = True
     model = interface.stored(asked.store, asked.folder)[0].to(asked.device).eval()
@@ -108,7 +108,7 @@ def main() -> None:
     print(f"{provenance.hardware(asked.device)}, {asked.threads} threads, {'emulated' if emulate else 'bfloat16'}")
     for rounded in (False, True):
         begun, found = time.perf_counter(), []
-        with frozen(model), search.in_bfloat16(rounded):
+        with frozen(model), standin.in_bfloat16(rounded):
             for part in index.split(CHUNK):
                 labels, noise = test.labels[part].to(asked.device), attack_noise(attack, part, asked.device)
                 found.append(attack.find(model, test.images(part), labels, noise).fooled.cpu())

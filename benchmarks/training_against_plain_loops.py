@@ -9,7 +9,8 @@ its published loop does and our default does not.
 speed     `run_train` beside a loop written as the repositories of AT (locuslab/robust_overfitting), TRADES
           (yaodongyu/TRADES) and AdaAD (boyellow/AdaAD) have it: their forwards, their BatchNorm modes, their backward
           passes, float32 and eager whatever `--precision` and `--compile` give ours, on the same batches. The sides
-          alternate, each in a process of its own. MACD has no published loop, so no peer.
+          alternate, each in a process of its own. MACD has no published loop; its peer is Algorithm 2 of the paper
+          written down plainly, with our teacher, which sees visible tokens only on both sides.
 harness   `run_train` and the same steps in a bare loop, on batches that the engine made beforehand, alternate in one
           process.
 cost      An epoch of MACD's distillation beside one of AT, in seconds and as robobench counts passes: forwards an
@@ -50,7 +51,7 @@ from robobench.plugins import load_attack, load_defense
 from robobench.randomness import permutation
 from robobench.threat import ThreatModel
 from robobench.timing import Stopwatch
-from robobench.training import Engine, Images, one_step, run_produce, run_train, splits
+from robobench.training import Engine, Images, build_objective, one_step, run_produce, run_train, splits
 
 EPS, STEP, INNER, BATCH = 8 / 255, 2 / 255, 10, 128
 ALIKE = {"at": {"attack_bn": "train"}}  # what our default leaves to the published loop
@@ -120,7 +121,27 @@ def plain_adaad(model: nn.Module, teacher: nn.Module, images: Tensor, labels: Te
     return 1.0 * kl(adv_target, adv_logits, "mean") + 0.0 * kl(clean_target, clean_logits, "mean")
 
 
-PLAIN = {"at": plain_at, "trades": plain_trades, "adaad": plain_adaad}
+def plain_macd(model: Any, objective: Any, images: Tensor, labels: Tensor) -> Tensor:
+    """Mask the student's blocks and the teacher's tokens, and descend eq. 5 and 6."""
+    cfg, frozen_teacher = objective.config, objective.teacher.module
+    side = images.shape[-1] // cfg.student_patch
+
+    def kept(count: int, mask_ratio: float) -> Tensor:
+        order = torch.rand(len(images), count, device=images.device).argsort(1)
+        return order[:, : round(count * (1 - mask_ratio))]
+
+    blocks = images.new_zeros(len(images), side * side)
+    blocks.scatter_(1, kept(side * side, cfg.student_mask_ratio), 1.0)
+    masked = images * F.interpolate(blocks.view(-1, 1, side, side), images.shape[-2:])
+    features: Tensor = model.features(masked)
+    with torch.no_grad():
+        target = frozen_teacher(images, kept(frozen_teacher.encoder.count, cfg.teacher_mask_ratio))
+    distance = (F.normalize(features) - F.normalize(target)).square().sum(1).mean()
+    class_loss = F.cross_entropy(model.head(features), labels)
+    return kl(target, features, "batchmean") + distance + class_loss
+
+
+PLAIN = {"at": plain_at, "trades": plain_trades, "adaad": plain_adaad, "macd": plain_macd}
 
 
 def stages_of(name: str, model: nn.Module, teacher: nn.Module, train: Images, epochs: int | None = None) -> list[Stage]:
@@ -239,7 +260,8 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     if options.only == "harness":
         return {"percent": harness(engine, stage, train, options.repeats)}
     if options.side == "plain":
-        run_plain(engine, stage, train, watch, PLAIN[name], model, teacher)
+        beside = build_objective(stage, device) if name == "macd" else teacher
+        run_plain(engine, stage, train, watch, PLAIN[name], model, beside)
     else:
         run_train(engine, stage, train, watch)
     account = watch.accounts[stage.name]
@@ -273,7 +295,7 @@ def speeds(options: argparse.Namespace, model: str) -> list[str]:
     on_gpu, said = options.device.startswith("cuda"), []
     units = on_gpu or (options.precision == "bf16" and provenance.has_bf16(options.device))
     for name in options.defenses.split(","):
-        found: dict[str, list[dict[str, float]]] = {side: [] for side in ("ours", "plain")[: 1 + (name in PLAIN)]}
+        found: dict[str, list[dict[str, float]]] = {"ours": [], "plain": []}
         for number in range(options.repeats):
             for side in list(found)[:: 1 if number % 2 == 0 else -1]:
                 found[side].append(child(options, models=model, defenses=name, side=side))
@@ -282,9 +304,6 @@ def speeds(options: argparse.Namespace, model: str) -> list[str]:
             print(
                 f"| {model} | {name} | {side} | {spread([f['images'] for f in each], '.1f')} | {peak:.0f} |", flush=True
             )
-        if name not in PLAIN:
-            said.append(f"- {model}, {name}, times faster, memory: no peer")
-            continue
         ratios = [o["images"] / p["images"] for o, p in zip(*found.values(), strict=True)]
         asked = 2.5 if on_gpu else {"resnet18": 3.5}.get(model, 2.2) if name == "at" else 2.0
         claim = f"{model}, {name}, times faster, {min(ratios):.2f} to {max(ratios):.2f}"
@@ -329,7 +348,7 @@ def accuracies(options: argparse.Namespace, model: str) -> list[str]:
     """Print what both sides' networks reach, seed by seed, and whether their means differ by more than chance."""
     print("| network | defense | side | clean % | PGD-20 % |\n| --- | --- | --- | --- | --- |")
     said = []
-    for name in (n for n in options.defenses.split(",") if n in PLAIN):
+    for name in (n for n in options.defenses.split(",") if n != "macd"):  # whose other stages have no plain form
         found: dict[str, list[list[float]]] = {"clean": [], "PGD-20": []}
         for side in ("ours", "plain"):
             seeds = [child(options, models=model, defenses=name, side=side, seed=s) for s in range(options.seeds)]

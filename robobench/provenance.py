@@ -78,6 +78,11 @@ def resolve_device(name: str) -> str:
     return name
 
 
+def has_compiler() -> bool:
+    """Whether the C++ compiler that torch.compile needs is there."""
+    return any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++")))
+
+
 def compiles(name: str, device: str, images: int) -> bool:
     """Turn auto|on|off into whether networks are compiled for a training that sees so many images.
 
@@ -85,10 +90,9 @@ def compiles(name: str, device: str, images: int) -> bool:
     """
     if name not in ("auto", "on", "off"):
         raise RequestError(f"unknown --compile '{name}'; known: auto, on, off")
-    compiler = any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++")))
-    if name == "on" and not compiler:
+    if name == "on" and not has_compiler():
         raise RequestError("--compile on needs a C++ compiler, and neither g++ nor clang++ is on PATH; leave it out")
-    return name == "on" or (name == "auto" and device == "cpu" and compiler and images >= WORTH_COMPILING)
+    return name == "on" or (name == "auto" and device == "cpu" and images >= WORTH_COMPILING and has_compiler())
 
 
 def resolve_precision(name: str, device: str) -> str:

@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robobench.architectures import Classifier
 from robobench.losses import errs
 from robobench.randomness import Noise
+from robobench.standin import stand_in
 from robobench.threat import per_image
 
 if TYPE_CHECKING:
@@ -73,40 +73,7 @@ class Found:
 
 
 _kept: ContextVar[dict[str, list[Tensor]] | None] = ContextVar("kept", default=None)
-_rounds: ContextVar[bool] = ContextVar("rounds", default=False)
 _untold: ContextVar[list[Callable[[], None]] | None] = ContextVar("untold", default=None)
-
-
-@contextmanager
-def in_bfloat16(enabled: bool = True) -> Iterator[None]:
-    """Let searches for verdicts inside the block compute in bfloat16, where the attack `rounds`.
-
-    What counts as fallen is decided in float32. A search with stop="never" stays there too: its images are the result.
-    """
-    token = _rounds.set(enabled)
-    try:
-        yield
-    finally:
-        _rounds.reset(token)
-
-
-class Rounded(nn.Module):
-    """A network under bfloat16 autocast: float32 images in, float32 logits out.
-
-    The linear head of a network that says where it is stays in float32: logits of eight bits tie.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits (B, K)."""
-        with torch.autocast(images.device.type, torch.bfloat16):
-            if not isinstance(self.model, Classifier):
-                return cast(Tensor, self.model(images)).float()
-            features = self.model.features(images)
-        return cast(Tensor, self.model.head(features))
 
 
 @contextmanager
@@ -221,7 +188,7 @@ def _search(
     fooled = torch.zeros(len(labels), dtype=torch.bool, device=images.device)
     left = torch.arange(len(labels), device=images.device)  # images still searched, by row
     watch = None if trace is None else Watch(len(labels), images.device)
-    seen = Rounded(model) if attack.rounds and stop == "first" and _rounds.get() else model
+    seen = stand_in(attack, model, images, labels) if stop == "first" else model
     for restart in range(attack.restarts):
         state = attack.start(images[left], labels[left], noise[left].child("restart", restart))
         state, rows = replace(state, restart=restart), left
@@ -248,7 +215,7 @@ def _search(
                 elif result is not state.adv:
                     logits = model(result)
                 wrong = fallen(attack, logits, last, state)
-                if seen is not model and result is not state.adv:  # it may err where bfloat16 did not see it
+                if seen is not model and result is not state.adv:  # it may err where the stand-in did not see it
                     best = fallen(attack, model(result), result, state)
                     last, wrong = torch.where(per_image(best, last), result, last), wrong | best
             if watch is not None:

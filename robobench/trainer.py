@@ -27,6 +27,7 @@ from torch import nn
 from robobench import interrupts, models, plugins, processes, provenance
 from robobench.allocator import give_back_freed_memory, keep_freed_memory
 from robobench.api import Frozen, Produce, Produced, Setup, Stage, Train
+from robobench.architectures import Prepared
 from robobench.checkpoint import Checkpoint, Unfinished, save_rows, save_tensors
 from robobench.errors import ArtifactError, StorageError
 from robobench.plan import NO_THREAT, External, Plan, Training
@@ -73,7 +74,7 @@ class Trainer:
         self.plan, self.reporter = plan, reporter
         self.store = SharedStore(plan.out, fresh=plan.fresh, tell=reporter.warn)
         self.broken: dict[str, str] = {}  # key of a training or an evaluation -> why there is no such result
-        self._network: tuple[str, nn.Module] | None = None  # the last one used stays in memory
+        self._network: tuple[str, Prepared] | None = None  # the last one used stays in memory
         torch.set_num_threads(plan.threads)
         keep_freed_memory()
 
@@ -365,7 +366,7 @@ class Trainer:
         """Return the first 16 digits of the SHA-256 of a stored network's weights."""
         return self.store.digest("model", training.folder, WEIGHT_FILES[training.selection])[:16]
 
-    def network(self, training: Training) -> nn.Module:
+    def network(self, training: Training) -> Prepared:
         """Load a trained network from the store, in eval mode on the device."""
         wanted = f"{training.key} {training.selection}"
         if self._network is None or self._network[0] != wanted:

@@ -1,7 +1,7 @@
 """Attacks stored networks again and compares what is found with what was recorded.
 
 A figure holds if the accuracy found now lies in the 95 % interval of the recorded one, on the same images. On the CPU
-it was measured on it is the same image by image.
+it was measured on it is the same image by image, unless the search ran compiled, which rounds differently.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from robobench.provenance import has_bf16, resolve_device
 from robobench.redo import Redo
 from robobench.report.folder import matrix_csv
 from robobench.request import make
-from robobench.search import in_bfloat16
+from robobench.standin import in_bfloat16
 from robobench.statistics import Bits, pack
 from robobench.store import WEIGHT_FILES, Store
 from robobench.threat import ThreatModel
