@@ -53,6 +53,7 @@ class APGD(IterativeAttack):
     """Algorithm 1 on any loss; a subclass gives the loss."""
 
     Config = APGDConfig
+    compiles = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"quick": {"steps": 10}}
     momentum = 0.75  # alpha in the paper
     progress = 0.75  # of the steps since the last checkpoint must raise the loss; rho in the paper

@@ -50,7 +50,7 @@ class FABT(IterativeAttack):
 
     Config = FABConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"quick": {"steps": 10, "targets": 2}}
-    wanders = True
+    wanders = compiles = True
 
     @property
     def restarts(self) -> int:
@@ -151,9 +151,9 @@ def to_plane(points: Tensor, normal: Tensor, offset: Tensor, norm: str) -> Tenso
     multiplier = torch.zeros_like(needed)
     for _ in range(100):
         missing = needed - (weight * torch.minimum(multiplier[:, None] * speed, room)).sum(1)
-        slope = (gain * (reach > multiplier[:, None])).sum(1)  # 0: every pixel is at the box
-        going = (missing > 1e-6 * needed) & (slope > 0)
+        gained = (gain * (reach > multiplier[:, None])).sum(1)  # 0: every pixel is at the box
+        going = (missing > 1e-6 * needed) & (gained > 0)
         if not bool(going.any()):
             break
-        multiplier += torch.where(going, missing / slope.clamp_min(1e-30), 0)
+        multiplier += torch.where(going, missing / gained.clamp_min(1e-30), 0)
     return (side * torch.minimum(multiplier[:, None] * speed, room)).view(shape)

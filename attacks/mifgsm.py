@@ -38,7 +38,7 @@ class MIFGSM(IterativeAttack):
     """Iterative FGSM with momentum, from the clean image."""
 
     Config = MIFGSMConfig
-    rounds = True
+    rounds = compiles = True
 
     def start(self, images: Tensor, labels: Tensor, noise: Noise) -> State:
         """Start at the clean image, at rest."""

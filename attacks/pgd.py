@@ -42,7 +42,7 @@ class PGD(IterativeAttack):
 
     Config = PGDConfig
     version = 1
-    rounds = True
+    rounds = compiles = True
     presets: ClassVar = {"quick:large": {"steps": 10}}
 
     def start(self, images: Tensor, labels: Tensor, noise: Noise) -> State:

@@ -45,7 +45,7 @@ class Square(IterativeAttack):
     """Black-box random search over squares, 5,000 queries."""
 
     Config = SquareConfig
-    gradient_free = True
+    gradient_free = compiles = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"quick": {"queries": 100}}
 
     @property

@@ -97,7 +97,7 @@ class Row:
                 cls.Config(**({"steps": steps} if self.kind == "pgd" else {"queries": options.queries})), self.threat
             )
             noise = attack_noise(attack, torch.arange(len(images)), options.device)
-            with frozen(self.model), in_bfloat16(options.precision == "bf16"), stepping_on(self.twin):
+            with frozen(self.model), in_bfloat16(options.precision == "bf16"), stepping_on(self.model, self.twin):
                 return attack.find(self.model, images, labels, noise).adv
         images = images.contiguous()
         if self.kind == "pgd":

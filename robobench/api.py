@@ -340,6 +340,7 @@ class Attack(ABC):
     uses: ClassVar[tuple[str, ...]] = ()  # attacks this one is made of; a change of theirs changes its results
     argument: ClassVar[str | None] = None  # the Config field that the text after a colon sets, as in NAME:TEXT
     rounds: ClassVar[bool] = False  # its search may be in bfloat16: it follows gradients and compares no losses
+    compiles: ClassVar[bool] = False  # its steps may see the network compiled: they take one gradient of a forward
     gradient_free: bool = False  # looks at the model's outputs only; may be set in __init__ by the config
     num_classes: int | None = None  # of the data or the last network met: budget and cost may depend on it
 

@@ -103,8 +103,10 @@ class Runner(Trainer):
             record["status"] = "refused" if record["reason"].startswith("refused") else "failed"
         else:
             try:
+                twin = self._twin(training, cell, protocol)
+                record["compiled_search"] = twin is not None
                 with self._halvings(f"{training.name} under {cell.attack.name}"):
-                    clean, robust, went, record["seconds"] = self._bits(training, cell, protocol, name)
+                    clean, robust, went, record["seconds"] = self._bits(training, cell, protocol, name, twin)
                 record.update(clean_bits=pack(clean), robust_bits=pack(robust), curves=rounded(went), status="ok")
                 record["budget"] = self._budget(cell.attack, protocol)  # may depend on the number of classes it met
                 record["findings"] = self.findings(training)
@@ -265,12 +267,16 @@ class Runner(Trainer):
                 self.reporter.warn(f"{training.name} was not examined for masked gradients: {said}")
         return self._findings[digest]
 
-    def _twin(self, training: Training, attack: Attack) -> Prepared | None:
+    def _twin(self, training: Training, cell: Cell, protocol: str) -> Prepared | None:
         """Compile the network for a search that is long enough to gain by it; None where it is not, or cannot be."""
-        model, images = self.network(training), self.plan.dataset.test.images(self._chunks()[0][: 2 * FEW])
+        model, attack = self.network(training), cell.attack
+        images = self.plan.dataset.test.images(self._chunks()[0][: 2 * FEW])
         count = next(n for n in range(FEW + 1, 2 * FEW) if n not in images.shape[1:])
         if (
-            self.plan.device != "cpu"  # where alone a gain was measured
+            protocol != "white-box"
+            or self.plan.device != "cpu"  # where alone a gain was measured
+            or not any(part.compiles for part in (attack, *attack.parts))
+            or self._rounds(attack, protocol)  # in bfloat16 the graphs would be others
             or (attack.cost or 0) * self.plan.examples < COMPILED
             or sum(p.numel() for p in model.parameters()) > SMALL
             or len(images) < count
@@ -279,6 +285,7 @@ class Runner(Trainer):
             return None
         if self._compiled is None or self._compiled[0] is not model:
             twin = None
+            self.reporter.note(f"compiling {training.name} for its long searches, which can take a minute")
             try:
                 with frozen(model):
                     twin = compiled(model, images[:count])
@@ -290,8 +297,14 @@ class Runner(Trainer):
     def _chunks(self) -> list[Tensor]:
         return list(evaluation.chunks(self.plan.examples, self.plan.run.chunk))
 
-    def _bits(self, training: Training, cell: Cell, protocol: str, name: str) -> tuple[Tensor, Tensor, Curves, float]:
+    def _bits(
+        self, training: Training, cell: Cell, protocol: str, name: str, twin: Prepared | None
+    ) -> tuple[Tensor, Tensor, Curves, float]:
         """Attack chunk by chunk; each finished chunk is on disk before the next begins.
+
+        Args:
+            name: of the evaluation.
+            twin: what searches take their steps on, if not on the network.
 
         Returns:
             Clean and robust bits, how white-box searches went, and the seconds it took in all.
@@ -300,7 +313,6 @@ class Runner(Trainer):
         source = plan.source if protocol == "transfer" else None
         states = Unfinished(self.store, self._partial(name, training, source))
         done, went, before = processes.from_first(lambda: evaluated(states))
-        twin = self._twin(training, cell.attack) if protocol == "white-box" else None  # outside the clock
         begun = time.perf_counter() - before
         clean, chunks = self.clean(training), self._chunks()
         examples = self.examples(cell) if protocol == "transfer" else []
@@ -309,7 +321,7 @@ class Runner(Trainer):
         def bits(number: int) -> tuple[Tensor, Curves]:
             index, right = chunks[number], clean[chunks[number]]
             if protocol == "white-box":
-                with recorded() as kept, in_bfloat16(self._rounds(cell.attack, protocol)), stepping_on(twin):
+                with recorded() as kept, in_bfloat16(self._rounds(cell.attack, protocol)), stepping_on(model, twin):
                     found = evaluation.white_box_bits(model, cell.attack, data, index, right, plan.device)
                 return found, gather(kept)
             adv = load_file(examples[number] / "examples.safetensors", device=plan.device)["adv"]

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from robobench.api import IterativeAttack
 
 FEW = 16  # images: below, eager passes cost little and the compiler would make a graph of their own
+ALIKE = 1e-3  # of the length of logits or gradients: the most by which a compiled network may differ
 BEAR, TRIED = 0.02, 64  # share of a change of the margin that rounding may take; images it is measured on
 
 _rounds: ContextVar[bool] = ContextVar("rounds", default=False)
-_twin: ContextVar[nn.Module | None] = ContextVar("twin", default=None)
+_twin: ContextVar[tuple[nn.Module, nn.Module] | None] = ContextVar("twin", default=None)
 
 
 @contextmanager
@@ -41,9 +42,12 @@ def in_bfloat16(enabled: bool = True) -> Iterator[None]:
 
 
 @contextmanager
-def stepping_on(twin: nn.Module | None) -> Iterator[None]:
-    """Let searches for verdicts inside the block take their steps on a `compiled` twin of the network they attack."""
-    token = _twin.set(twin)
+def stepping_on(model: nn.Module, twin: nn.Module | None) -> Iterator[None]:
+    """Let searches for verdicts on a model inside the block take their steps on its `compiled` twin, if there is one.
+
+    Attacks that do not say `compiles` stay on the model, and searches on anything else on that.
+    """
+    token = _twin.set((model, twin) if twin is not None else None)
     try:
         yield
     finally:
@@ -52,7 +56,8 @@ def stepping_on(twin: nn.Module | None) -> Iterator[None]:
 
 def stand_in(attack: IterativeAttack, model: nn.Module, images: Tensor, labels: Tensor) -> nn.Module:
     """Return what the steps of a search for verdicts on these images see, if nothing better the model itself."""
-    seen = _twin.get() or model
+    pair = _twin.get()
+    seen = pair[1] if pair is not None and pair[0] is model and attack.compiles else model
     if _rounds.get() and attack.rounds and bears_rounding(attack, model, images[:TRIED], labels[:TRIED]):
         return Rounded(seen)
     return seen
@@ -114,13 +119,20 @@ def compiled(model: Prepared, images: Tensor) -> Prepared:
             take what is equal here for the same number everywhere.
 
     Raises:
+        ValueError: its answers or gradients are others, as those of a network that draws are.
         Exception: whatever the compiler does.
     """
+    images = images.clone()  # a graph made of a slice serves slices only
     twin = copy.copy(model)
     twin._modules = {**model._modules, "net": Compiled(model.net)}
-    with torch.no_grad():
-        twin(images)
-    with torch.enable_grad():
-        leaf = images.detach().requires_grad_(True)
-        torch.autograd.grad(twin(leaf).sum(), leaf)
+    answers: list[tuple[Tensor, Tensor]] = []
+    for net in (model, twin):
+        with torch.no_grad():
+            logits = net(images)
+        with torch.enable_grad():
+            leaf = images.detach().requires_grad_(True)
+            answers.append((logits, torch.autograd.grad(margin(net(leaf), logits.argmax(1)).sum(), leaf)[0]))
+    for ours, its in zip(*answers, strict=True):
+        if not (ours - its).norm() <= ALIKE * ours.norm():
+            raise ValueError("the compiled network answers otherwise")
     return twin

@@ -170,19 +170,63 @@ def test_a_compiled_twin_is_the_same_network_and_is_built_once_for_all_batches()
     labels = model(images).argmax(1)
     with frozen(model):
         twin, built = compiled(model, images[:17]), counters["stats"]["unique_graphs"]
-        cls = load_attack("pgd")
-        attack, found = cls(cls.Config(steps=5), ThreatModel("Linf", 0.002)), []
         with torch.no_grad():
             for count in (64, 40, 32, 16, 3, 1):
                 torch.testing.assert_close(twin(images[:count]), model(images[:count]), rtol=1e-5, atol=1e-5)
-        for seen in (None, twin):
-            with stepping_on(seen):
-                found.append(attacked(attack, model, images, labels, rounded=False))
+        for name, values in (("pgd", {"steps": 5}), ("square", {"queries": 20})):
+            cls, found = load_attack(name), []
+            attack = cls(cls.Config(**values), ThreatModel("Linf", 0.002))
+            for seen in (None, twin):
+                with stepping_on(model, seen):
+                    found.append(attacked(attack, model, images, labels, rounded=False))
+            assert 0 < found[0].fooled.sum() < 64 and torch.equal(found[0].fooled, found[1].fooled)
         assert counters["stats"]["unique_graphs"] == built
-    assert 0 < found[0].fooled.sum() < 64 and torch.equal(found[0].fooled, found[1].fooled)
     with torch.no_grad():
         next(model.parameters()).mul_(2)
         torch.testing.assert_close(twin(images), model(images), rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture
+def eagerly(monkeypatch):
+    """Let torch.compile return what it is given."""
+    monkeypatch.setattr(torch, "compile", lambda net, **how: net)
+
+
+class Draws(nn.Module):
+    """Answers that differ from look to look."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = images.mean((2, 3)) + 0.1 * torch.randn(len(images), 3)
+        return logits
+
+
+def test_a_network_that_draws_has_no_twin(eagerly):
+    with pytest.raises(ValueError, match="answers otherwise"):
+        compiled(Prepared(Draws()), torch.rand(17, 3, 32, 32))
+    assert compiled(Prepared(SmallNet()).eval(), torch.rand(17, 3, 32, 32)) is not None
+
+
+class Turned(nn.Module):
+    """The opposite of a network's answers."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = -self.model(images)
+        return logits
+
+
+def test_what_the_twin_gets_wrong_stands_and_other_networks_are_searched_as_they_are(digits_net, digits):
+    images, labels = (part[-40:] for part in digits)
+    cls = load_attack("pgd")
+    attack, other = cls(cls.Config(steps=3), ThreatModel("Linf", 1e-4)), Turned(digits_net)
+    exact = [attacked(attack, model, images, labels, rounded=False) for model in (digits_net, other)]
+    with stepping_on(digits_net, other):
+        found = [attacked(attack, model, images, labels, rounded=False) for model in (digits_net, other)]
+    assert not torch.equal(found[0].adv, exact[0].adv) and found[0].fooled.sum() <= exact[0].fooled.sum()
+    assert torch.equal(found[1].adv, exact[1].adv) and exact[1].fooled.sum() > 30
 
 
 class Spied(nn.Module):
@@ -204,7 +248,7 @@ def evaluated(tmp_path, **changes):
     plan = make_plan(Request(defenses=("standard",), **{"protocol": "both", **values, **changes}))
     work = runner.Runner(plan, Reporter(-1))
     work.train_all()
-    return work, [work.evaluate(*item) for item in plan.work()]
+    return [work.evaluate(*item) for item in plan.work()]
 
 
 def test_a_long_white_box_search_on_a_cpu_steps_on_a_compiled_network(tmp_path, monkeypatch):
@@ -214,8 +258,15 @@ def test_a_long_white_box_search_on_a_cpu_steps_on_a_compiled_network(tmp_path, 
     evaluated(tmp_path / "short")
     assert not made
     monkeypatch.setattr(runner, "COMPILED", 41 * 64)  # PGD-20: 41 passes
-    _, records = evaluated(tmp_path / "long")
-    assert [r["status"] for r in records] == ["ok"] * len(records) and made and all(spy.passes for spy in made)
+    records = evaluated(tmp_path / "long")
+    assert {r["status"] for r in records} == {"ok"} and all(spy.passes for spy in made)
+    long = [r["weights_digest"] for r in records if r["compiled_search"]]
+    assert long == [r["weights_digest"] for r in records if r["protocol"] == "white-box"]
+    assert len({id(spy.model) for spy in made}) == len(made) == len(set(long)) > 1  # each network its own
+    made.clear()
+    evaluated(tmp_path / "transfer", protocol="transfer")
+    evaluated(tmp_path / "reference", protocol="white-box", attacks=("torchattacks-pgd",))
+    assert not made
 
 
 def test_a_network_that_cannot_be_compiled_is_attacked_as_it_is(tmp_path, monkeypatch, capsys):
@@ -225,6 +276,6 @@ def test_a_network_that_cannot_be_compiled_is_attacked_as_it_is(tmp_path, monkey
     monkeypatch.setattr(shutil, "which", lambda name: name)
     monkeypatch.setattr(runner, "COMPILED", 1)
     monkeypatch.setattr(runner, "compiled", fails)
-    _, records = evaluated(tmp_path, protocol="white-box")
+    records = evaluated(tmp_path, protocol="white-box")
     assert {r["status"] for r in records} == {"ok"}
     assert "standard is attacked uncompiled: odd" in capsys.readouterr().err
