@@ -211,7 +211,8 @@ def warm_up(engine: Engine, stage: Train, objective: nn.Module, data: Images, pa
         index = processes.share(torch.arange(min(len(data), stage.batch_size)))
         real = engine.batch(data, index, "warm-up", 0)
         batch = Batch(real.noise.uniform_like(real.images), real.labels, real.index, stage.epochs, real.noise)
-        one_step(engine, spare, stage.optimizer(spare), batch, parts)
+        stateless = torch.optim.SGD(spare.parameters(), lr=0.0)  # the copy takes the place of the optimizer's state
+        one_step(engine, spare, stateless, batch, parts)
     return account.seconds
 
 

@@ -58,6 +58,14 @@ def test_an_epoch_is_cut_into_batches_of_nearly_equal_size():
     assert sum(splits(129, 128)) == 129 and min(splits(129, 128)) == 64
 
 
+def test_the_warm_up_holds_no_state_of_an_optimizer():
+    """It has a copy of the network already: with such a state too it would need more than any step after it."""
+    made, plain = [], stage(SmallNet())
+    kept = replace(plain, objective=Spy(SmallNet()), optimizer=lambda o: made.append(plain.optimizer(o)) or made[-1])
+    run_train(Engine("cpu", "fp32", 0), kept, Blobs(), Stopwatch())
+    assert len(made) == 1 and made[0].state
+
+
 def test_every_image_is_seen_once_an_epoch_in_another_order():
     spy = Spy(SmallNet())
     run_train(Engine("cpu", "fp32", 0), stage(spy), Blobs(), Stopwatch())
