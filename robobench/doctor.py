@@ -18,8 +18,8 @@ from robobench.ensemble import Ensemble
 from robobench.errors import GradientError, RequestError
 from robobench.evaluation import attack_noise, check_logits
 from robobench.flags import BATCH, CHECKS, Finding, few, finding
-from robobench.inner import frozen, input_gradient
-from robobench.losses import errs, margin
+from robobench.inner import frozen
+from robobench.losses import errs, input_gradient, margin
 from robobench.randomness import Noise
 from robobench.search import search
 from robobench.threat import ThreatModel

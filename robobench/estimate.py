@@ -18,7 +18,8 @@ from torch import nn
 
 from robobench import models
 from robobench.api import Frozen, Produce, Produced, Setup, Stage, Train
-from robobench.inner import frozen, input_gradient
+from robobench.inner import frozen
+from robobench.losses import input_gradient
 from robobench.plan import NO_THREAT, Plan, Training
 from robobench.progress import duration, size
 from robobench.search import out_of_memory

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robobench.api import Recipe
 from robobench.errors import GradientError
-from robobench.losses import errs
+from robobench.losses import errs, input_gradient
 from robobench.threat import ThreatModel
 
 
@@ -77,13 +77,6 @@ def slope(
             "'robobench diagnose' says more, and attacks without gradients (square, noise) still serve"
         )
     return logits.detach(), losses.detach().to(grad.dtype), grad.nan_to_num()
-
-
-def input_gradient(objective: Callable[[Tensor], Tensor], adv: Tensor) -> Tensor:
-    """Differentiate the sum of objective(adv) -> (B,) by the images: (B, C, H, W) both ways."""
-    with torch.enable_grad():
-        leaf = adv.detach().requires_grad_(True)
-        return torch.autograd.grad(objective(leaf).sum(), leaf)[0]
 
 
 def ascend(

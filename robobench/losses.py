@@ -1,9 +1,11 @@
-"""Losses that several methods share."""
+"""Losses that several methods share, and how a loss changes with the images."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -27,3 +29,10 @@ def others(logits: Tensor, labels: Tensor) -> Tensor:
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """Measure by how much the best other class beats the label: (B, K) -> (B,), positive where the model errs."""
     return others(logits, labels).amax(1) - logits.gather(1, labels[:, None]).squeeze(1)
+
+
+def input_gradient(objective: Callable[[Tensor], Tensor], adv: Tensor) -> Tensor:
+    """Differentiate the sum of objective(adv) -> (B,) by the images: (B, C, H, W) both ways."""
+    with torch.enable_grad():
+        leaf = adv.detach().requires_grad_(True)
+        return torch.autograd.grad(objective(leaf).sum(), leaf)[0]

@@ -270,8 +270,6 @@ class Runner(Trainer):
     def _twin(self, training: Training, cell: Cell, protocol: str) -> Prepared | None:
         """Compile the network for a search that is long enough to gain by it; None where it is not, or cannot be."""
         model, attack = self.network(training), cell.attack
-        images = self.plan.dataset.test.images(self._chunks()[0][: 2 * FEW])
-        count = next(n for n in range(FEW + 1, 2 * FEW) if n not in images.shape[1:])
         if (
             protocol != "white-box"
             or self.plan.device != "cpu"  # where alone a gain was measured
@@ -279,9 +277,12 @@ class Runner(Trainer):
             or self._rounds(attack, protocol)  # in bfloat16 the graphs would be others
             or (attack.cost or 0) * self.plan.examples < COMPILED
             or sum(p.numel() for p in model.parameters()) > SMALL
-            or len(images) < count
             or not provenance.has_compiler()
         ):
+            return None
+        images = self.plan.dataset.test.images(self._chunks()[0][: 2 * FEW])
+        count = next(n for n in range(FEW + 1, 2 * FEW) if n not in images.shape[1:])
+        if len(images) < count:
             return None
         if self._compiled is None or self._compiled[0] is not model:
             twin = None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robobench.architectures import Classifier, Prepared
-from robobench.losses import margin
+from robobench.losses import input_gradient, margin
 
 if TYPE_CHECKING:
     from robobench.api import IterativeAttack
@@ -89,9 +89,7 @@ def bears_rounding(attack: IterativeAttack, model: nn.Module, images: Tensor, la
     fiftieth. Those of resnet20 networks of ten defenses differ by 0.2 to 0.8 % (medians). A search that cannot see
     what it steers by leaves images that float32 finds.
     """
-    with torch.enable_grad():
-        leaf = images.detach().requires_grad_(True)
-        grad = torch.autograd.grad(margin(model(leaf), labels).sum(), leaf)[0]
+    grad = input_gradient(lambda adv: margin(model(adv), labels), images)
     ahead = attack.threat.step(images, grad, attack.threat.eps, images)
     with torch.no_grad():
         exact, rounded = (margin(net(ahead), labels) - margin(net(images), labels) for net in (model, Rounded(model)))
@@ -125,14 +123,13 @@ def compiled(model: Prepared, images: Tensor) -> Prepared:
     images = images.clone()  # a graph made of a slice serves slices only
     twin = copy.copy(model)
     twin._modules = {**model._modules, "net": Compiled(model.net)}
-    answers: list[tuple[Tensor, Tensor]] = []
-    for net in (model, twin):
+
+    def look(net: nn.Module) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             logits = net(images)
-        with torch.enable_grad():
-            leaf = images.detach().requires_grad_(True)
-            answers.append((logits, torch.autograd.grad(margin(net(leaf), logits.argmax(1)).sum(), leaf)[0]))
-    for ours, its in zip(*answers, strict=True):
+        return logits, input_gradient(lambda adv: margin(net(adv), logits.argmax(1)), images)
+
+    for ours, its in zip(look(model), look(twin), strict=True):
         if not (ours - its).norm() <= ALIKE * ours.norm():
             raise ValueError("the compiled network answers otherwise")
     return twin
