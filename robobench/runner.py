@@ -30,7 +30,7 @@ from robobench.plan import Cell, External, Plan, Training
 from robobench.progress import Reporter
 from robobench.search import halvings, recorded
 from robobench.standin import FEW, compiled, in_bfloat16, stepping_on
-from robobench.statistics import Bits, pack
+from robobench.statistics import ROUNDED, Bits, pack
 from robobench.store import key_of
 from robobench.trainer import Trainer
 
@@ -188,7 +188,7 @@ class Runner(Trainer):
 
     def _budget(self, attack: Attack, protocol: str) -> str:
         """Say how hard an attack tries, and that it did so in bfloat16: figures of the two are not comparable."""
-        return attack.budget + (", bfloat16 search" if self._rounds(attack, protocol) else "")
+        return attack.budget + (ROUNDED if self._rounds(attack, protocol) else "")
 
     def _blank_record(self, training: Training, cell: Cell, protocol: str, source: Training | None) -> dict[str, Any]:
         attack = cell.attack

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Name = TypeVar("Name", bound=Hashable)
 Column = tuple[str, str, float]  # attack (or WORST), norm, eps
 WORST = "worst"  # column of the worst case over the attacks of one (norm, eps)
+ROUNDED = ", bfloat16 search"  # what a budget says of a search in that precision
 
 
 # --- bits ---------------------------------------------------------------------------------------

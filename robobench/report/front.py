@@ -13,7 +13,7 @@ from robobench.flags import worst
 from robobench.report.board import BETWEEN
 from robobench.report.formats import markdown, markdown_escape
 from robobench.report.text import MISSING, flags_of, groups, percent, point, seconds
-from robobench.statistics import letters
+from robobench.statistics import ROUNDED, letters
 
 METHOD = ["model", "preset", "defense", "selection", "precision"]
 SETTING = [*METHOD, "config_digest"]  # networks that differ in their seed only
@@ -119,8 +119,8 @@ def _at(rows: pd.DataFrame, at: Point) -> pd.DataFrame:
 def _networks(method: pd.DataFrame, at: Point, protocol: str) -> pd.DataFrame:
     """One row a network that was measured at a point."""
     found = _at(method, at)
-    keep = (found["protocol"] == protocol) & (found["effort"] == at[3])
-    if protocol == "transfer":
+    keep = (found["protocol"] == protocol) & (found["effort"].str.replace(ROUNDED, "") == at[3].replace(ROUNDED, ""))
+    if protocol == "transfer":  # whose examples are never made in bfloat16
         keep &= found["source_digest"] != found["weights_digest"]
     return found[keep].drop_duplicates("weights_digest")
 

@@ -30,7 +30,8 @@ from robobench.threat import ThreatModel
 from robobench.verify import Found, Verifier, draw, tables
 
 ROOT = Path(__file__).parents[2]
-TINY = ("--dataset", "digits", "--model", "cnn", "--threads", "1", "--epochs", "2", "--examples", "24")
+TINY = ("--dataset", "digits", "--model", "cnn", "--threads", "1", "--epochs", "2", "--examples", "24",
+        "--precision", "fp32")  # fmt: skip
 ATTACKS = ("--attacks", "pgd,fgsm", "--eps", "0.1", "--set", "run.train_images=96", "--set", "run.chunk=16")
 
 
@@ -104,6 +105,15 @@ def test_the_front_table_leaves_the_source_s_own_transfer_out(board):
     seeds = rows[(rows["defense"] == "standard") & (rows["protocol"] == "white-box")].drop_duplicates("seed")
     assert by_name["standard"]["A clean"].startswith(f"{100 * seeds['clean_accuracy'].mean():.1f} ± ")
     assert "a" in {by_name["at"]["A ties"], by_name["standard"]["A ties"]}
+
+
+def test_transfer_stands_beside_a_white_box_search_in_bfloat16(tmp_path):
+    command = ["compare", "-q", "--defenses", "standard,at", "--out", str(tmp_path)]
+    assert main([*command, *TINY[:-1], "bf16", *ATTACKS]) == 0
+    head, _, *lines = [line.strip("|").split("|") for line in front(tmp_path).splitlines() if line.startswith("|")]
+    (at,) = [dict(zip(map(str.strip, head), line, strict=True)) for line in lines if line[0].strip() == "at"]
+    assert "[" in at["A white-box"] and "[" in at["A transfer"]
+    assert "bfloat16 search) at Linf 0.1" in front(tmp_path)
 
 
 def test_the_column_with_the_most_attacks_comes_first_and_each_set_of_images_has_its_clean_accuracy(store, tmp_path):

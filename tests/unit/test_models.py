@@ -355,8 +355,22 @@ def test_only_plain_convolutions_are_replaced():
     assert not any(isinstance(layer, TinyMapConv2d) for layer in odd)
 
 
-def test_under_autocast_tiny_maps_leave_the_convolution_to_torch():
-    layer = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, bias=False))
-    speed_up_tiny_maps(layer)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert layer(torch.rand(1, 4, 1, 1)).dtype == torch.bfloat16
+@pytest.mark.parametrize(("kernel", "padding", "side"), [(3, 1, 1), (3, 1, 2), (1, 0, 2)])
+def test_under_autocast_tiny_maps_round_as_the_convolution_does(kernel, padding, side):
+    conv = nn.Conv2d(32, 16, kernel, padding=padding, bias=False)
+    fast = nn.Sequential(copy.deepcopy(conv)).to(memory_format=torch.channels_last)
+    speed_up_tiny_maps(fast)
+    images, grad = torch.randn(8, 32, side, side), torch.randn(8, 16, side, side)
+    found = []
+    for layer, mixed in ((conv, False), (conv, True), (fast, True)):
+        mine = images.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            out = layer(mine)
+        weight = next(layer.parameters())
+        grads = torch.autograd.grad(out, [mine, weight], grad.to(out.dtype))
+        assert out.dtype == (torch.bfloat16 if mixed else torch.float32)
+        assert all(g.dtype == torch.float32 for g in grads)
+        found.append([out.detach().float(), *grads])
+    exact, theirs, ours = found
+    for e, t, o in zip(exact, theirs, ours, strict=True):
+        assert 0 < (o - e).norm() <= 1.5 * (t - e).norm()  # a product is rounded before it is added

@@ -245,6 +245,7 @@ class Spied(nn.Module):
 def evaluated(tmp_path, **changes):
     sets = ("run.train_images=16", "run.chunk=32")
     values = {"attacks": ("pgd",), "examples": 64, "epochs": 1, "sets": sets, "out": tmp_path, "eps": ("0.1",)}
+    values["precision"] = "fp32"  # bfloat16 searches are not compiled
     plan = make_plan(Request(defenses=("standard",), **{"protocol": "both", **values, **changes}))
     work = runner.Runner(plan, Reporter(-1))
     work.train_all()
