@@ -18,7 +18,9 @@ cost      An epoch of MACD's distillation beside one of AT, in seconds and as ro
           autoencoder 1 like one of the network, over some of an image's tokens their share. All of MACD is the
           standard network, both phases of the autoencoder, the static attack and the distillation, each for its
           epochs in the preset, as AT's.
-accuracy  Both sides train for some epochs and are attacked with PGD-20. AdaAD's teacher comes from our AT.
+accuracy  Both sides train for some epochs and are attacked with PGD-20. AdaAD's teacher comes from our AT. MACD's
+          distillation starts at our standard network, its teacher untrained and looking at clean images: its other
+          stages have no plain form.
 
 At the end stands which of the asked figures hold. DIR holds CIFAR-10 as parquet files or torchvision's archive; without
 it the embedded digits serve.
@@ -55,6 +57,7 @@ from robobench.training import Engine, Images, build_objective, one_step, run_pr
 
 EPS, STEP, INNER, BATCH = 8 / 255, 2 / 255, 10, 128
 ALIKE = {"at": {"attack_bn": "train"}}  # what our default leaves to the published loop
+BEFORE = {"adaad": "at", "macd": "standard"}  # the defense whose network a training for accuracy needs
 Gradient = Callable[[Tensor], Tensor]
 
 
@@ -148,7 +151,10 @@ def stages_of(name: str, model: nn.Module, teacher: nn.Module, train: Images, ep
     """Build a defense's stages; what it requires of other networks is the teacher."""
     cls, shape = load_defense(name), tuple(train.images(torch.arange(1)).shape[1:])
     values = {**presets.PRESETS["cifar"]["recipe"], **cls.presets.get("cifar", {}), **ALIKE.get(name, {})}
-    config = cls.Config(**values | {"batch_size": BATCH} | ({} if epochs is None else {"epochs": epochs}))
+    values |= {"batch_size": BATCH}
+    if epochs is not None:
+        values |= {"epochs": epochs} | ({"attacked_images": False} if name == "macd" else {})
+    config = cls.Config(**values)
     setup = Setup(
         model=model,
         threat=ThreatModel("Linf", EPS),
@@ -254,8 +260,9 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         allocator.keep_freed_memory()
     if options.only == "cost":
         return cost(engine, model, teacher, train)
-    if long and name == "adaad":
-        run_train(engine, main_stage(stages_of("at", teacher, teacher, train, epochs)), train, Stopwatch(device))
+    if long and name in BEFORE:
+        first = stages_of(BEFORE[name], teacher, teacher, train, epochs)
+        run_train(engine, main_stage(first), train, Stopwatch(device))
     stage = main_stage(stages_of(name, model, teacher, train, epochs))
     if options.only == "harness":
         return {"percent": harness(engine, stage, train, options.repeats)}
@@ -348,7 +355,7 @@ def accuracies(options: argparse.Namespace, model: str) -> list[str]:
     """Print what both sides' networks reach, seed by seed, and whether their means differ by more than chance."""
     print("| network | defense | side | clean % | PGD-20 % |\n| --- | --- | --- | --- | --- |")
     said = []
-    for name in (n for n in options.defenses.split(",") if n != "macd"):  # whose other stages have no plain form
+    for name in options.defenses.split(","):
         found: dict[str, list[list[float]]] = {"clean": [], "PGD-20": []}
         for side in ("ours", "plain"):
             seeds = [child(options, models=model, defenses=name, side=side, seed=s) for s in range(options.seeds)]

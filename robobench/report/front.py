@@ -119,8 +119,9 @@ def _at(rows: pd.DataFrame, at: Point) -> pd.DataFrame:
 def _networks(method: pd.DataFrame, at: Point, protocol: str) -> pd.DataFrame:
     """One row a network that was measured at a point."""
     found = _at(method, at)
-    keep = (found["protocol"] == protocol) & (found["effort"].str.replace(ROUNDED, "") == at[3].replace(ROUNDED, ""))
-    if protocol == "transfer":  # whose examples are never made in bfloat16
+    effort = at[3] if protocol == "white-box" else at[3].replace(ROUNDED, "")  # no transfer set is made in bfloat16
+    keep = (found["protocol"] == protocol) & (found["effort"] == effort)
+    if protocol == "transfer":
         keep &= found["source_digest"] != found["weights_digest"]
     return found[keep].drop_duplicates("weights_digest")
 
