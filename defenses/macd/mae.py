@@ -72,6 +72,18 @@ def positions(grid: tuple[int, int], width: int) -> Tensor:
 # --- networks -----------------------------------------------------------------------------------
 
 
+def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Mix values by softmax attention: three (B, H, n, D) -> (B, H, n, D).
+
+    PyTorch's fused kernel, but for bfloat16 on a CPU, where it is slow: on two Zen 4 cores, forward and backward of 4
+    blocks (width 192, 65 tokens, batch 128) take 722 ms with it, 452 ms so, 879 ms in float32.
+    """
+    if queries.dtype != torch.bfloat16 or queries.device.type != "cpu":
+        return F.scaled_dot_product_attention(queries, keys, values)
+    weights = (queries * queries.shape[3] ** -0.5 @ keys.mT).softmax(3, dtype=torch.float32)
+    return weights.to(values.dtype) @ values
+
+
 class Block(nn.Module):
     """A pre-norm ViT block: self-attention, then a perceptron four times as wide. Layers are named as timm's."""
 
@@ -86,8 +98,7 @@ class Block(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens (B, n, D) to as many."""
         qkv = self.attn["qkv"](self.norm1(tokens)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(*qkv.unbind(0)).transpose(1, 2).flatten(2)
-        tokens = tokens + self.attn["proj"](mixed)
+        tokens = tokens + self.attn["proj"](attend(*qkv.unbind(0)).transpose(1, 2).flatten(2))
         return cast(Tensor, tokens + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(tokens)))))
 
 

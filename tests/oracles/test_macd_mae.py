@@ -18,6 +18,7 @@ from robobench.defenses.macd.mae import (
     MAE,
     Block,
     FeatureLearning,
+    attend,
     count_kept,
     keep_tokens,
     patchify,
@@ -285,6 +286,16 @@ def test_every_parameter_of_the_feature_phase_gets_a_gradient(fusion):
     objective = pretrain.FeatureObjective(mae, replace(TINY, fusion=fusion))
     objective(batch_of(random_images())).total.backward()
     assert [name for name, p in objective.named_parameters() if p.grad is None] == []
+
+
+def test_attention_written_out_for_bfloat16_is_the_fused_one_but_for_rounding():
+    draw = torch.Generator().manual_seed(0)
+    fused = [torch.randn(4, 2, 17, 8, generator=draw).bfloat16().float().requires_grad_() for _ in range(3)]
+    written = [x.detach().bfloat16().requires_grad_() for x in fused]
+    outs = [attend(*fused), attend(*written).float()]
+    slopes = [torch.autograd.grad(out.square().sum(), x) for out, x in zip(outs, (fused, written), strict=True)]
+    for exact, near in zip((outs[0], *slopes[0]), (outs[1], *slopes[1]), strict=True):
+        assert (near.float() - exact).norm() <= 0.02 * exact.norm()  # bfloat16 has 8 bits: 0.004 a rounding
 
 
 def test_under_bf16_the_losses_are_float32_and_finite():
