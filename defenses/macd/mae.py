@@ -84,6 +84,9 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return weights.to(values.dtype) @ values
 
 
+NARROW = 64  # width of a block that stays in float32 below: casts would cost more than bfloat16's products save
+
+
 class Block(nn.Module):
     """A pre-norm ViT block: self-attention, then a perceptron four times as wide. Layers are named as timm's."""
 
@@ -97,6 +100,10 @@ class Block(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens (B, n, D) to as many."""
+        device = tokens.device.type
+        if tokens.shape[2] < NARROW and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return self(tokens.float())  # type: ignore[no-any-return]
         qkv = self.attn["qkv"](self.norm1(tokens)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         tokens = tokens + self.attn["proj"](attend(*qkv.unbind(0)).transpose(1, 2).flatten(2))
         return cast(Tensor, tokens + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(tokens)))))

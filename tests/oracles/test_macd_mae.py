@@ -298,6 +298,14 @@ def test_attention_written_out_for_bfloat16_is_the_fused_one_but_for_rounding():
         assert (near.float() - exact).norm() <= 0.02 * exact.norm()  # bfloat16 has 8 bits: 0.004 a rounding
 
 
+@pytest.mark.parametrize(("width", "exact"), [(32, True), (64, False)])
+def test_under_autocast_narrow_blocks_stay_in_float32(width, exact):
+    block, tokens = Block(width, 2), torch.randn(2, 5, width)
+    alone = block(tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(block(tokens), alone) is exact
+
+
 def test_under_bf16_the_losses_are_float32_and_finite():
     mae = autoencoder()
     for objective in (pretrain.PixelObjective(mae, TINY), pretrain.FeatureObjective(mae, TINY)):
