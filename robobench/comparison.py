@@ -28,14 +28,14 @@ def show(records: list[dict[str, Any]], console: Console, baseline: str | None) 
         spread = [(s.defense, s.column, f"{100 * s.mean:.1f} ± {100 * s.deviation:.1f}") for s in seeds]
         counts = ", ".join(sorted({str(len(s.values)) for s in seeds}))
         note = f"Mean ± standard deviation over {counts} trainings."
-        _print(spread, "white-box accuracy over seeds, %", note, console)
+        _print(spread, "accuracy over seeds, clean and white-box, %", note, console)
 
 
 def _print(cells: list[tuple[str, Column, str]], title: str, note: str, console: Console) -> None:
     """Print a line a name and a column an attack, cut to the width of the terminal; what was not measured is a dash."""
     lines: dict[str, dict[str, str]] = {}
     for name, (attack, norm, eps), text in cells:
-        lines.setdefault(name, {})[f"{attack} {point(norm, eps)}"] = text
+        lines.setdefault(name, {})[f"{attack} {point(norm, eps)}" if norm else attack] = text
     table = pd.DataFrame.from_dict(lines, orient="index").fillna(MISSING)
     table.index.name = "defense"
     parts = blocks(table, console.width)

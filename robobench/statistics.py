@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Name = TypeVar("Name", bound=Hashable)
 Column = tuple[str, str, float]  # attack (or WORST), norm, eps
 WORST = "worst"  # column of the worst case over the attacks of one (norm, eps)
+CLEAN: Column = ("clean", "", 0.0)  # of images as they are
 ROUNDED = ", bfloat16 search"  # what a budget says of a search in that precision
 
 
@@ -260,9 +261,10 @@ class Spread:
 
 
 def spreads(records: Iterable[dict[str, Any]]) -> list[Spread]:
-    """Gather the (defense, attack, norm, eps) that were measured on two seeds or more, with the same budgets."""
+    """Gather what was measured on two seeds or more: clean, and each (attack, norm, eps) with the same budgets."""
     found: dict[tuple[str, Column, frozenset[tuple[str, str]]], list[float]] = {}
     for (defense, _), group in _networks(records).items():
+        found.setdefault((defense, CLEAN, frozenset()), []).append(Bits.read(group[0]["clean_bits"]).accuracy)
         tried = efforts(group)
         for column, bits in outcomes(group).items():
             found.setdefault((defense, column, tried[column]), []).append(bits.accuracy)

@@ -81,7 +81,8 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     if queries.dtype != torch.bfloat16 or queries.device.type != "cpu":
         return F.scaled_dot_product_attention(queries, keys, values)
     weights = (queries * queries.shape[3] ** -0.5 @ keys.mT).softmax(3, dtype=torch.float32)
-    return weights.to(values.dtype) @ values
+    mixed: Tensor = weights.to(values.dtype) @ values
+    return mixed
 
 
 NARROW = 64  # width of a block that stays in float32 below: casts would cost more than bfloat16's products save
@@ -103,7 +104,7 @@ class Block(nn.Module):
         device = tokens.device.type
         if tokens.shape[2] < NARROW and torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
-                return self(tokens.float())  # type: ignore[no-any-return]
+                return cast(Tensor, self(tokens.float()))
         qkv = self.attn["qkv"](self.norm1(tokens)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         tokens = tokens + self.attn["proj"](attend(*qkv.unbind(0)).transpose(1, 2).flatten(2))
         return cast(Tensor, tokens + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(tokens)))))

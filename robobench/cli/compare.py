@@ -92,5 +92,7 @@ def main(
         from robobench import comparison
 
         comparison.show(records, console, baseline or (chosen[0] if len(chosen) == 2 else None))
+        if baseline is None and len(chosen) > 2:
+            console.print(f"image by image, with p-values: --baseline {chosen[0]}, or another of these", markup=False)
 
     return o.execute(wanted, dry_run=dry_run, quiet=quiet, verbose=verbose, after=paired)

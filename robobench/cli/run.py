@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from robobench.cli import options as o
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 HELP = "Train one defense, clock every stage, attack the result, write the matrix."
 EPILOG = """
@@ -57,4 +60,10 @@ def main(
 ) -> int:
     """Run one defense."""
     wanted = o.request(locals(), defenses=(defense,))
-    return o.execute(wanted, dry_run=dry_run, quiet=quiet, verbose=verbose)
+
+    def over_seeds(records: list[dict[str, Any]], console: Console) -> None:
+        from robobench import comparison
+
+        comparison.show(records, console, baseline=None)
+
+    return o.execute(wanted, dry_run=dry_run, quiet=quiet, verbose=verbose, after=over_seeds)

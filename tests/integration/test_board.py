@@ -254,7 +254,7 @@ def test_a_board_made_before_a_column_came_still_holds(board):
     assert list(results.read(board).columns) == list(rows.columns)
 
 
-def test_a_control_that_is_asked_for_later_is_a_network_like_others(store, tmp_path):
+def test_a_control_that_is_asked_for_later_is_a_network_like_others(store, tmp_path, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(store, copy)
 
@@ -262,9 +262,12 @@ def test_a_control_that_is_asked_for_later_is_a_network_like_others(store, tmp_p
         return {(r["defense"], r["seed"]) for r in results.records(copy) if r["control"]}
 
     assert controls() == {("standard", 1)}
-    command = ["compare", "-q", *TINY, *ATTACKS, "--out", str(copy), "--defenses"]
-    assert main([*command, "standard", "--seeds", "0,1"]) == 0 and not controls()
-    assert main([*command, "standard"]) == 0 and not controls()
+    command = ["run", "-q", *TINY, *ATTACKS, "--out", str(copy), "--defense", "standard"]
+    assert main([*command, "--seeds", "0,1"]) == 0 and not controls()
+    clean = results.read(copy).query("defense == 'standard'").drop_duplicates("seed")["clean_accuracy"]
+    over_seeds = capsys.readouterr().out.split("accuracy over seeds")[1]
+    assert f"{100 * clean.mean():.1f} ± {100 * clean.std():.1f}" in over_seeds
+    assert main(command) == 0 and not controls()
 
 
 def test_a_bfloat16_search_says_so_and_stands_beside_the_exact_one(store, tmp_path, capsys):

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from robobench import comparison
 from robobench.cli import main
-from robobench.statistics import Bits, holm, letters, mcnemar, pairs, spreads
+from robobench.statistics import CLEAN, Bits, holm, letters, mcnemar, pairs, spreads
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def record(defense, robust, attack="pgd", seed=0, eps=0.1, **more):
         "defense": defense, "seed": seed, "attack": attack, "robust_bits": robust, "status": "ok", "control": False,
         "protocol": "white-box", "threat_norm": "Linf", "threat_eps": eps, "selection": "last",
         "training": f"{defense}-{seed}", "budget": "steps=20", "config_digest": defense, "weights_digest": defense,
-        **more,
+        "clean_bits": "1010", **more,
     }  # fmt: skip
 
 
@@ -73,13 +73,14 @@ def test_controls_failed_cells_and_unequal_attack_sets_are_not_compared():
 
 def test_several_seeds_give_mean_and_spread_and_pairs_within_a_seed():
     records = [
-        record("at", "1100"),
+        record("at", "1100", clean_bits="1111"),
         record("at", "1110", seed=1),
         record("macd", "1000"),
         record("macd", "0000", seed=1),
     ]
     (at,) = (s for s in spreads(records) if s.defense == "at" and s.column[0] == "pgd")
     assert at.mean == 0.625 and at.deviation == pytest.approx(math.sqrt(2) / 8)
+    assert [s.values for s in spreads(records) if s.column == CLEAN] == [(1.0, 0.5), (0.5, 0.5)]
     assert {(p.network, p.baseline) for p in pairs(records, "at")} == {
         ("macd (seed 0)", "at (seed 0)"), ("macd (seed 1)", "at (seed 1)"),
     }  # fmt: skip
@@ -105,7 +106,8 @@ def test_a_setting_keeps_its_name_whatever_the_order_of_its_seeds():
 def test_two_budgets_of_one_attack_are_not_compared():
     records = [record("at", "1100"), record("macd", "1000", budget="steps=100")]
     assert pairs(records, "at") == []
-    assert spreads([record("at", "1100"), record("at", "1000", seed=1, budget="steps=100")]) == []
+    seeds = [record("at", "1100"), record("at", "1000", seed=1, budget="steps=100")]
+    assert {s.column for s in spreads(seeds)} == {CLEAN}
 
 
 def test_the_printed_comparison_is_about_these_networks():
