@@ -20,13 +20,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robobench.api import ATTACKS, IterativeAttack
-from robobench.errors import RequestError
-from robobench.inner import slope
-from robobench.losses import margin, others
-from robobench.randomness import Noise
-from robobench.search import State
-from robobench.threat import per_image
+from robobench.api import (
+    ATTACKS,
+    AttackState,
+    IterativeAttack,
+    KeyedRng,
+    RequestError,
+    loss_and_input_grad,
+    margin,
+    mask_true_class,
+    per_image,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +57,7 @@ class APGD(IterativeAttack):
     """Algorithm 1 on any loss; a subclass gives the loss."""
 
     Config = APGDConfig
-    compiles = True
+    supports_compile = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"quick": {"steps": 10}}
     momentum = 0.75  # alpha in the paper
     progress = 0.75  # of the steps since the last checkpoint must raise the loss; rho in the paper
@@ -71,21 +75,23 @@ class APGD(IterativeAttack):
                 "use apgd-ce"
             )
 
-    def start(self, images: Tensor, labels: Tensor, noise: Noise) -> State:
+    def start(self, images: Tensor, labels: Tensor, rng: KeyedRng) -> AttackState:
         """Start on the ball's surface: one pixel at least at the full radius (Linf), the whole length (L2)."""
         if self.threat.norm == "Linf":
-            delta = 2 * noise.uniform_like(images) - 1
+            delta = 2 * rng.uniform_like(images) - 1
             delta /= per_image(delta.flatten(1).abs().amax(1).clamp_min(1e-12), images)
         else:
-            delta = self.threat.direction(noise.normal_like(images))
+            delta = self.threat.direction(rng.normal_like(images))
         adv = self.threat.project(images + self.threat.eps * delta, images)
-        return State(images, labels, adv, noise)
+        return AttackState(images, labels, adv, rng)
 
-    def step(self, model: nn.Module, state: State) -> tuple[State, Tensor]:
+    def step(self, model: nn.Module, state: AttackState) -> tuple[AttackState, Tensor]:
         """Look at the current point, keep the best, halve steps at a checkpoint, and walk on."""
         state = self.aimed(model, state)
         adv = state.adv
-        logits, loss, grad = slope(self.name, model, adv, state.labels, lambda logits, _: self.loss(logits, state))
+        logits, loss, grad = loss_and_input_grad(
+            self.name, model, adv, state.labels, lambda logits, _: self.loss(logits, state)
+        )
         memory = self._remember(state, loss, grad)
         if state.iteration in self.checkpoints:
             stuck = memory["rises"] <= self.progress * self.checkpoints[state.iteration]
@@ -101,9 +107,9 @@ class APGD(IterativeAttack):
             moved = self.momentum * (ahead - adv) + (1 - self.momentum) * (adv - memory["previous"])
             ahead = self.threat.project(adv + moved, state.images)
         memory["previous"] = adv
-        return state.moved(ahead, **memory), logits
+        return state.advance(ahead, **memory), logits
 
-    def _remember(self, state: State, loss: Tensor, grad: Tensor) -> dict[str, Tensor]:
+    def _remember(self, state: AttackState, loss: Tensor, grad: Tensor) -> dict[str, Tensor]:
         """Update what is known of each image: the best point, its loss and gradient, the number of increases."""
         old = state.memory
         if state.iteration == 0:
@@ -128,7 +134,7 @@ class APGD(IterativeAttack):
             "rises": old["rises"] + (loss > old["last_loss"]),
         }
 
-    def finish(self, state: State, logits: Tensor) -> Tensor:
+    def finish(self, state: AttackState, logits: Tensor) -> Tensor:
         """Return the point of the largest loss."""
         better = self.loss(logits, state) > state.memory["best_loss"]
         return torch.where(per_image(better, state.adv), state.adv, state.memory["best_adv"])
@@ -144,12 +150,12 @@ class APGD(IterativeAttack):
             at += window
         return found
 
-    def aimed(self, model: nn.Module, state: State) -> State:
+    def aimed(self, model: nn.Module, state: AttackState) -> AttackState:
         """Choose targets before the first step, where the loss has them."""
         return state
 
     @abstractmethod
-    def loss(self, logits: Tensor, state: State) -> Tensor:
+    def loss(self, logits: Tensor, state: AttackState) -> Tensor:
         """Return the loss to be raised: (B, K) -> (B,)."""
 
 
@@ -157,7 +163,7 @@ class APGD(IterativeAttack):
 class APGDCE(APGD):
     """AutoPGD on the cross-entropy."""
 
-    def loss(self, logits: Tensor, state: State) -> Tensor:
+    def loss(self, logits: Tensor, state: AttackState) -> Tensor:
         """Cross-entropy, in nats."""
         return F.cross_entropy(logits, state.labels, reduction="none")
 
@@ -168,7 +174,7 @@ class APGDDLR(APGD):
 
     classes = 3
 
-    def loss(self, logits: Tensor, state: State) -> Tensor:
+    def loss(self, logits: Tensor, state: AttackState) -> Tensor:
         """Margin over the spread of the three largest logits (eq. 6)."""
         top = logits.topk(3, dim=1).values
         return margin(logits, state.labels) / (top[:, 0] - top[:, 2] + 1e-12)
@@ -197,20 +203,20 @@ class APGDT(APGD):
         """Each start looks at the clean image for its target."""
         return self.restarts * (2.0 * self.steps + 2)
 
-    def aimed(self, model: nn.Module, state: State) -> State:
+    def aimed(self, model: nn.Module, state: AttackState) -> AttackState:
         """Aim at the class that comes after those of earlier starts, by the logits of the clean image."""
         if state.iteration > 0:
             return state
         rank = state.restart // self.config.restarts
         with torch.no_grad():
-            target = others(model(state.images), state.labels).topk(rank + 1).indices[:, rank]
+            target = mask_true_class(model(state.images), state.labels).topk(rank + 1).indices[:, rank]
         state.memory["target"] = target
         return state
 
-    def _remember(self, state: State, loss: Tensor, grad: Tensor) -> dict[str, Tensor]:
+    def _remember(self, state: AttackState, loss: Tensor, grad: Tensor) -> dict[str, Tensor]:
         return {"target": state.memory["target"], **super()._remember(state, loss, grad)}
 
-    def loss(self, logits: Tensor, state: State) -> Tensor:
+    def loss(self, logits: Tensor, state: AttackState) -> Tensor:
         """Lead of the target over the label, over the spread of the four largest logits (eq. 7)."""
         ends = logits.gather(1, torch.stack((state.memory["target"], state.labels), 1))
         top = logits.topk(4, dim=1).values

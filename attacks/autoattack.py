@@ -20,9 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from robobench.api import ATTACKS, Attack
-from robobench.ensemble import Ensemble
-from robobench.randomness import Noise
+from robobench.api import ATTACKS, DEFAULT_OPTIONS, Attack, AttackBudget, AttackOptions, Ensemble, KeyedRng
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 
@@ -58,22 +56,24 @@ class Budgeted(Attack):
     }
 
     @property
-    def budget(self) -> str:
-        """Say "standard", or what is run instead; complete once a model's class count has been seen."""
+    def budget(self) -> AttackBudget:
+        """ "standard", or what is run instead; exact once a model's number of classes is known."""
         cfg: AutoAttackConfig = self.config
         attacks, targets = allowed(cfg, self.num_classes)
         if cfg == type(cfg)() and attacks == STANDARD:
-            return "standard" if targets == cfg.targets else f"standard with {targets} targets"
+            if targets == cfg.targets:
+                return AttackBudget("standard", standard=True)
+            return AttackBudget(f"standard with {targets} targets")
         size = {"apgd-t": f"{cfg.steps}x{targets}", "fab-t": f"{cfg.steps}x{targets}", "square": cfg.queries}
         less = cfg.steps < 100 or cfg.targets < 9 or cfg.queries < 5000 or not {*STANDARD} <= {*attacks}
         parts = ", ".join(f"{name} {size.get(name, cfg.steps)}" for name in attacks)
-        return f"{'reduced' if less else 'extended'}: {parts}"
+        return AttackBudget(f"{'reduced' if less else 'extended'}: {parts}", reduced=less)
 
     def warnings(self) -> list[str]:
         """Say that a reduced version is not what others report as AutoAttack."""
-        if not self.budget.startswith("reduced"):
+        if not self.budget.reduced:
             return []
-        return [f"attack '{self.name}' is {self.budget}; do not compare it with published AutoAttack figures"]
+        return [f"attack '{self.name}' is {self.budget.text}; do not compare it with published AutoAttack figures"]
 
 
 @ATTACKS.register("autoattack")
@@ -82,14 +82,14 @@ class AutoAttack(Budgeted, Ensemble):
 
     Config = AutoAttackConfig
     version = 3  # an image that withstands everything takes 9,730 passes, 24 under the quick preset
-    uses = AutoAttackConfig.known
+    component_names = AutoAttackConfig.known
 
-    def members(self) -> list[tuple[str, Mapping[str, Any]]]:
+    def component_configs(self) -> list[tuple[str, Mapping[str, Any]]]:
         """Return the parts that the last model's number of classes allows."""
         cfg: AutoAttackConfig = self.config
         attacks, targets = allowed(cfg, self.num_classes)
         aimed = {"steps": cfg.steps, "targets": targets}
-        square = {"queries": cfg.queries, "rescale": False}
+        square = {"queries": cfg.queries, "rescale_schedule": False}
         values: dict[str, Mapping[str, Any]] = {"apgd-t": aimed, "fab-t": aimed, "square": square}
         return [(name, values.get(name, {"steps": cfg.steps})) for name in attacks]
 
@@ -99,7 +99,7 @@ class AutoAttackL2(AutoAttack):
     """The standard ensemble, in L2."""
 
     norms = ("L2",)
-    own_norm = "L2"
+    fixed_norm = "L2"
 
 
 @ATTACKS.register("pyautoattack")
@@ -108,6 +108,7 @@ class PyAutoAttack(Budgeted):
 
     Config = PyAutoAttackConfig
     library = "pyautoattack"
+    early_stop = True
     version = 1  # an image that withstands everything takes 9,774 passes, 37 under the quick preset
 
     @property
@@ -126,7 +127,14 @@ class PyAutoAttack(Budgeted):
         }
         return 8 + sum(passes[name] for name in attacks)
 
-    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, noise: Noise) -> Tensor:
+    def attack_full_budget(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        rng: KeyedRng,
+        options: AttackOptions = DEFAULT_OPTIONS,
+    ) -> Tensor:
         """Return the reference's images; those wrong when clean or never fooled come back unchanged."""
         if self.threat.eps == 0 or len(images) == 0:
             return images.clone()
@@ -134,7 +142,7 @@ class PyAutoAttack(Budgeted):
             self.num_classes = model(images[:1]).shape[1]
         devices = [images.device] if images.is_cuda else []
         with torch.random.fork_rng(devices=devices), fresh_checks():  # the reference seeds torch itself
-            reference = self._reference(model, images.device, noise.seed())
+            reference = self._reference(model, images.device, rng.seed())
             adv: Tensor = reference.run_standard_evaluation(images, labels, batch_size=len(images))[0]
         return adv.detach()
 

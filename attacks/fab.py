@@ -17,30 +17,33 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from robobench.api import ATTACKS, IterativeAttack
-from robobench.errors import RequestError
-from robobench.inner import slope
-from robobench.losses import others
-from robobench.randomness import Noise
-from robobench.search import State
-from robobench.threat import per_image
+from robobench.api import (
+    ATTACKS,
+    AttackState,
+    IterativeAttack,
+    KeyedRng,
+    RequestError,
+    loss_and_input_grad,
+    mask_true_class,
+    per_image,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FABConfig:
     steps: int = 100
     targets: int = 9  # classes aimed at, the likeliest first; at most one less than the model has
-    lean: float = 0.1  # largest weight of the step from the clean image; alpha_max in the paper
+    alpha_max: float = 0.1  # largest weight of the step from the clean image
     overshoot: float = 1.05  # eta in the paper
-    back: float = 0.9  # what is left of a perturbation after a success; beta in the paper
+    beta: float = 0.9  # factor on the perturbation after a success
 
     def __post_init__(self) -> None:
         if min(self.steps, self.targets) < 1:
             raise ValueError(f"steps and targets must be >= 1, got {self.steps}, {self.targets}")
-        if not (0 <= self.lean <= 1 and self.overshoot >= 1 and 0 < self.back < 1):
+        if not (0 <= self.alpha_max <= 1 and self.overshoot >= 1 and 0 < self.beta < 1):
             raise ValueError(
-                f"lean must lie in [0, 1], overshoot be >= 1 and back lie in (0, 1), got {self.lean}, "
-                f"{self.overshoot}, {self.back}"
+                f"alpha_max must lie in [0, 1], overshoot be >= 1 and beta lie in (0, 1), got {self.alpha_max}, "
+                f"{self.overshoot}, {self.beta}"
             )
 
 
@@ -50,7 +53,7 @@ class FABT(IterativeAttack):
 
     Config = FABConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"quick": {"steps": 10, "targets": 2}}
-    wanders = compiles = True
+    iterates_leave_ball = supports_compile = True
 
     @property
     def restarts(self) -> int:
@@ -69,31 +72,31 @@ class FABT(IterativeAttack):
         if self.num_classes < 2:
             raise RequestError(f"attack '{self.name}' needs at least 2 classes, the model has {self.num_classes}")
 
-    def start(self, images: Tensor, labels: Tensor, noise: Noise) -> State:
+    def start(self, images: Tensor, labels: Tensor, rng: KeyedRng) -> AttackState:
         """Start at the clean image."""
         nowhere = torch.full((len(images),), math.inf, device=images.device, dtype=images.dtype)
-        return State(images, labels, images.clone(), noise, {"closest": images, "distance": nowhere})
+        return AttackState(images, labels, images.clone(), rng, {"closest": images, "distance": nowhere})
 
-    def step(self, model: nn.Module, state: State) -> tuple[State, Tensor]:
+    def step(self, model: nn.Module, state: AttackState) -> tuple[AttackState, Tensor]:
         """Step back from where the model errs, linearize there, and walk to the boundary."""
         cfg, images, memory = self.config, state.images, dict(state.memory)
         with torch.no_grad():
             logits = model(state.adv)
         if state.iteration == 0:
-            memory["target"] = others(logits, state.labels).topk(state.restart + 1).indices[:, state.restart]
+            memory["target"] = mask_true_class(logits, state.labels).topk(state.restart + 1).indices[:, state.restart]
         wrong = logits.argmax(1) != state.labels
         self._keep_closest(state, wrong, memory)
-        adv = torch.where(per_image(wrong, images), torch.lerp(images, state.adv, cfg.back), state.adv)
+        adv = torch.where(per_image(wrong, images), torch.lerp(images, state.adv, cfg.beta), state.adv)
         gap, normal = self._linearize(model, adv, state.labels, memory["target"])
         # On the plane gap + normal (z - adv) = 0 the target draws level with the label.
         here = to_plane(adv, normal, gap, self.threat.norm)
         there = to_plane(images, normal, gap + (normal * (images - adv)).flatten(1).sum(1), self.threat.norm)
         from_here, from_there = (self._length(delta).clamp_min(1e-8) for delta in (here, there))
-        lean = per_image((from_here / (from_here + from_there)).clamp_max(cfg.lean), images)
-        moved = torch.lerp(adv + cfg.overshoot * here, images + cfg.overshoot * there, lean).clamp_(0, 1)
-        return state.moved(moved, **memory), logits
+        alpha = per_image((from_here / (from_here + from_there)).clamp_max(cfg.alpha_max), images)
+        moved = torch.lerp(adv + cfg.overshoot * here, images + cfg.overshoot * there, alpha).clamp_(0, 1)
+        return state.advance(moved, **memory), logits
 
-    def finish(self, state: State, logits: Tensor) -> Tensor:
+    def finish(self, state: AttackState, logits: Tensor) -> Tensor:
         """Return the closest example if it is inside the ball, else the clean image."""
         memory = dict(state.memory)
         self._keep_closest(state, logits.argmax(1) != state.labels, memory)
@@ -101,7 +104,7 @@ class FABT(IterativeAttack):
             per_image(memory["distance"] <= self.threat.eps, state.images), memory["closest"], state.images
         )
 
-    def _keep_closest(self, state: State, wrong: Tensor, memory: dict[str, Tensor]) -> None:
+    def _keep_closest(self, state: AttackState, wrong: Tensor, memory: dict[str, Tensor]) -> None:
         distance = self.threat.distance(state.adv, state.images)
         closer = wrong & (distance < memory["distance"])
         if bool(closer.any()):
@@ -115,7 +118,7 @@ class FABT(IterativeAttack):
             ends = logits.gather(1, torch.stack((target, labels), 1))
             return ends[:, 0] - ends[:, 1]
 
-        return slope(self.name, model, adv, labels, gap)[1:]
+        return loss_and_input_grad(self.name, model, adv, labels, gap)[1:]
 
     def _length(self, delta: Tensor) -> Tensor:
         return self.threat.distance(delta, torch.zeros_like(delta[:1]))

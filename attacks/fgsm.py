@@ -10,10 +10,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robobench.api import ATTACKS, IterativeAttack
-from robobench.inner import slope
-from robobench.randomness import Noise
-from robobench.search import State
+from robobench.api import ATTACKS, AttackState, IterativeAttack, KeyedRng, loss_and_input_grad
 
 
 @ATTACKS.register("fgsm")
@@ -32,15 +29,15 @@ class FGSM(IterativeAttack):
         """The step reaches the ball's surface."""
         return 1.0
 
-    def start(self, images: Tensor, labels: Tensor, noise: Noise) -> State:
+    def start(self, images: Tensor, labels: Tensor, rng: KeyedRng) -> AttackState:
         """Start at the clean image, without noise."""
-        return State(images, labels, images.clone(), noise)
+        return AttackState(images, labels, images.clone(), rng)
 
-    def step(self, model: nn.Module, state: State) -> tuple[State, Tensor]:
+    def step(self, model: nn.Module, state: AttackState) -> tuple[AttackState, Tensor]:
         """Step up the cross-entropy."""
 
         def loss(logits: Tensor, _: Tensor) -> Tensor:
             return F.cross_entropy(logits, state.labels, reduction="none")
 
-        logits, _, grad = slope(self.name, model, state.adv, state.labels, loss)
-        return state.moved(self.threat.step(state.adv, grad, self.threat.eps, state.images)), logits
+        logits, _, grad = loss_and_input_grad(self.name, model, state.adv, state.labels, loss)
+        return state.advance(self.threat.step(state.adv, grad, self.threat.eps, state.images)), logits

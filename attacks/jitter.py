@@ -16,10 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robobench.api import ATTACKS, IterativeAttack
-from robobench.inner import slope
-from robobench.randomness import Noise
-from robobench.search import State
+from robobench.api import ATTACKS, AttackState, IterativeAttack, KeyedRng, loss_and_input_grad
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,21 +41,21 @@ class Jitter(IterativeAttack):
     version = 1
     norms = ("Linf",)
 
-    def start(self, images: Tensor, labels: Tensor, noise: Noise) -> State:
+    def start(self, images: Tensor, labels: Tensor, rng: KeyedRng) -> AttackState:
         """Start anywhere in the ball."""
-        return State(images, labels, self.threat.random_start(images, noise), noise)
+        return AttackState(images, labels, self.threat.random_start(images, rng), rng)
 
-    def step(self, model: nn.Module, state: State) -> tuple[State, Tensor]:
+    def step(self, model: nn.Module, state: AttackState) -> tuple[AttackState, Tensor]:
         """Step up the jittered loss; one forward serves the gradient and the caller's success check."""
-        logits, _, grad = slope(
+        logits, _, grad = loss_and_input_grad(
             self.name, model, state.adv, state.labels, lambda logits, adv: self._loss(logits, adv, state)
         )
         length = self.config.relative_step * self.threat.eps
-        return state.moved(self.threat.step(state.adv, grad, length, state.images)), logits
+        return state.advance(self.threat.step(state.adv, grad, length, state.images)), logits
 
-    def _loss(self, logits: Tensor, adv: Tensor, state: State) -> Tensor:
+    def _loss(self, logits: Tensor, adv: Tensor, state: AttackState) -> Tensor:
         """Measure (B,) mean squared distances to the label; once fooled, smaller perturbations score more."""
-        jitter = state.noise.child("logits", state.iteration).normal_like(logits)
+        jitter = state.rng.child("logits", state.iteration).normal_like(logits)
         largest = logits.norm(p=math.inf, dim=1, keepdim=True).clamp_min(1e-12)
         probs = (self.config.scale * logits / largest).softmax(1) + self.config.std * jitter
         loss = (probs - F.one_hot(state.labels, logits.shape[1])).square().mean(1)

@@ -12,11 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robobench.api import ATTACKS, IterativeAttack
-from robobench.inner import slope
-from robobench.randomness import Noise
-from robobench.search import State
-from robobench.threat import per_image
+from robobench.api import ATTACKS, AttackState, IterativeAttack, KeyedRng, loss_and_input_grad, per_image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,23 +34,23 @@ class MIFGSM(IterativeAttack):
     """Iterative FGSM with momentum, from the clean image."""
 
     Config = MIFGSMConfig
-    rounds = compiles = True
+    supports_bf16_search = supports_compile = True
 
-    def start(self, images: Tensor, labels: Tensor, noise: Noise) -> State:
+    def start(self, images: Tensor, labels: Tensor, rng: KeyedRng) -> AttackState:
         """Start at the clean image, at rest."""
-        return State(images, labels, images.clone(), noise, {"momentum": torch.zeros_like(images)})
+        return AttackState(images, labels, images.clone(), rng, {"momentum": torch.zeros_like(images)})
 
-    def step(self, model: nn.Module, state: State) -> tuple[State, Tensor]:
+    def step(self, model: nn.Module, state: AttackState) -> tuple[AttackState, Tensor]:
         """Add the gradient, scaled to L1 length 1, to the momentum, and step along that."""
 
         def loss(logits: Tensor, _: Tensor) -> Tensor:
             return F.cross_entropy(logits, state.labels, reduction="none")
 
-        logits, _, grad = slope(self.name, model, state.adv, state.labels, loss)
+        logits, _, grad = loss_and_input_grad(self.name, model, state.adv, state.labels, loss)
         tiny = torch.finfo(grad.dtype).tiny
         grad = grad / per_image(grad.flatten(1).abs().amax(1).clamp_min(tiny), grad)  # so that the sum cannot underflow
         grad = grad / per_image(grad.flatten(1).abs().sum(1).clamp_min(tiny), grad)
         momentum = self.config.decay * state.memory["momentum"] + grad
         length = self.config.relative_step * self.threat.eps
         moved = self.threat.step(state.adv, momentum, length, state.images)
-        return state.moved(moved, momentum=momentum), logits
+        return state.advance(moved, momentum=momentum), logits

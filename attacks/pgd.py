@@ -15,11 +15,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robobench.api import ATTACKS, IterativeAttack
-from robobench.inner import slope
-from robobench.losses import margin
-from robobench.randomness import Noise
-from robobench.search import State
+from robobench.api import ATTACKS, AttackState, IterativeAttack, KeyedRng, loss_and_input_grad, margin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,20 +38,20 @@ class PGD(IterativeAttack):
 
     Config = PGDConfig
     version = 1
-    rounds = compiles = True
+    supports_bf16_search = supports_compile = True
     presets: ClassVar = {"quick:large": {"steps": 10}}
 
-    def start(self, images: Tensor, labels: Tensor, noise: Noise) -> State:
+    def start(self, images: Tensor, labels: Tensor, rng: KeyedRng) -> AttackState:
         """Start anywhere in the ball."""
-        return State(images, labels, self.threat.random_start(images, noise), noise)
+        return AttackState(images, labels, self.threat.random_start(images, rng), rng)
 
-    def step(self, model: nn.Module, state: State) -> tuple[State, Tensor]:
+    def step(self, model: nn.Module, state: AttackState) -> tuple[AttackState, Tensor]:
         """Step up the loss; one forward serves the gradient and the caller's success check."""
-        logits, _, grad = slope(
+        logits, _, grad = loss_and_input_grad(
             self.name, model, state.adv, state.labels, lambda logits, _: self.loss(logits, state.labels)
         )
         length = self.config.relative_step * self.threat.eps
-        return state.moved(self.threat.step(state.adv, grad, length, state.images)), logits
+        return state.advance(self.threat.step(state.adv, grad, length, state.images)), logits
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return what is to be raised: logits (B, K), labels (B,) -> (B,)."""

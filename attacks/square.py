@@ -19,11 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from robobench.api import ATTACKS, IterativeAttack
-from robobench.losses import margin
-from robobench.randomness import Noise
-from robobench.search import State
-from robobench.threat import per_image
+from robobench.api import ATTACKS, AttackState, IterativeAttack, KeyedRng, margin, per_image
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of the window's area, for a budget of 10,000 queries
 BLOCK = 64  # queries whose draws are made together
@@ -32,12 +28,12 @@ BLOCK = 64  # queries whose draws are made together
 @dataclass(frozen=True, kw_only=True)
 class SquareConfig:
     queries: int = 5000
-    area: float = 0.8  # first window's share of the image; p in the paper
-    rescale: bool = True  # windows shrink over this many queries; False: over 10,000, as inside AutoAttack
+    p_init: float = 0.8  # fraction of the image that the first window covers
+    rescale_schedule: bool = True  # windows shrink over `queries`; False: over 10,000 queries, as inside AutoAttack
 
     def __post_init__(self) -> None:
-        if self.queries < 1 or not 0 < self.area <= 1:
-            raise ValueError(f"queries must be >= 1 and area lie in (0, 1], got {self.queries}, {self.area}")
+        if self.queries < 1 or not 0 < self.p_init <= 1:
+            raise ValueError(f"queries must be >= 1 and p_init lie in (0, 1], got {self.queries}, {self.p_init}")
 
 
 @ATTACKS.register("square")
@@ -45,7 +41,7 @@ class Square(IterativeAttack):
     """Black-box random search over squares, 5,000 queries."""
 
     Config = SquareConfig
-    gradient_free = compiles = True
+    gradient_free = supports_compile = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"quick": {"queries": 100}}
 
     @property
@@ -58,15 +54,15 @@ class Square(IterativeAttack):
         """One forward a query, and the start."""
         return self.steps + 1.0
 
-    def start(self, images: Tensor, labels: Tensor, noise: Noise) -> State:
+    def start(self, images: Tensor, labels: Tensor, rng: KeyedRng) -> AttackState:
         """Start at vertical stripes (Linf) or a chequer of bumps (L2), with random signs."""
         channels, height, width = images.shape[1:]
         if self.threat.norm == "Linf":
-            adv = images + self.threat.eps * signs(noise.uniform(channels, 1, width))
+            adv = images + self.threat.eps * signs(rng.uniform(channels, 1, width))
         else:
             side = max(min(height, width) // 5, 1)
             rows, columns = height // side, width // side
-            tiles = signs(noise.uniform(channels, rows, columns)).to(images.dtype)
+            tiles = signs(rng.uniform(channels, rows, columns)).to(images.dtype)
             chequer = torch.kron(tiles, bump(side, images))
             bumps = images.new_zeros(images.shape)
             top, left = (height - rows * side) // 2, (width - columns * side) // 2
@@ -74,9 +70,9 @@ class Square(IterativeAttack):
             adv = images + self.threat.eps * self.threat.direction(bumps)
         adv = adv.clamp(0, 1)
         worst = torch.full((len(images),), -math.inf, device=images.device)
-        return State(images, labels, adv, noise, {"best": adv, "margin": worst})
+        return AttackState(images, labels, adv, rng, {"best": adv, "margin": worst})
 
-    def step(self, model: nn.Module, state: State) -> tuple[State, Tensor]:
+    def step(self, model: nn.Module, state: AttackState) -> tuple[AttackState, Tensor]:
         """Query the candidate, keep it if the margin rose, and propose the next."""
         with torch.no_grad():
             logits = model(state.adv)
@@ -88,13 +84,13 @@ class Square(IterativeAttack):
         number = state.iteration % BLOCK
         draws = state.memory.get("draws")
         if number == 0 or draws is None:
-            draws = state.noise.child("block", state.iteration // BLOCK).uniform(BLOCK, 5 + state.images.shape[1])
+            draws = state.rng.child("block", state.iteration // BLOCK).uniform(BLOCK, 5 + state.images.shape[1])
         propose = self._linf if self.threat.norm == "Linf" else self._l2
         side = math.sqrt(self._area(state.iteration) * height * width)
         adv = propose(state.images, best, draws[:, number], side)
-        return state.moved(adv, best=best, margin=worst, draws=draws), logits
+        return state.advance(adv, best=best, margin=worst, draws=draws), logits
 
-    def finish(self, state: State, logits: Tensor) -> Tensor:
+    def finish(self, state: AttackState, logits: Tensor) -> Tensor:
         """Return the image of the largest margin."""
         reached = margin(logits, state.labels).to(state.memory["margin"].dtype)
         better = per_image(reached > state.memory["margin"], state.adv)
@@ -102,8 +98,8 @@ class Square(IterativeAttack):
 
     def _area(self, query: int) -> float:
         """Return the window's share of the image: halved as the queries go."""
-        at = int(query / self.steps * 10_000) if self.config.rescale else query
-        return math.ldexp(self.config.area, -bisect.bisect_left(HALVINGS, at))
+        at = int(query / self.steps * 10_000) if self.config.rescale_schedule else query
+        return math.ldexp(self.config.p_init, -bisect.bisect_left(HALVINGS, at))
 
     def _linf(self, images: Tensor, best: Tensor, draw: Tensor, side: float) -> Tensor:
         """Set a window to plus or minus eps, one sign a channel (Algorithm 2)."""

@@ -18,30 +18,29 @@ import torch
 import torchattacks
 from torch import Tensor, nn
 
-from robobench.api import ATTACKS, Attack
-from robobench.randomness import Noise
+from robobench.api import ATTACKS, DEFAULT_OPTIONS, Attack, AttackBudget, AttackOptions, KeyedRng
 
 
 @dataclass(frozen=True, kw_only=True)
-class PGDConfig:
+class TorchattacksPGDConfig:
     steps: int = 10
     step_size: float = 2 / 255  # absolute, whatever eps is; alpha in torchattacks
 
 
 @dataclass(frozen=True, kw_only=True)
-class PGDL2Config:
+class TorchattacksPGDL2Config:
     steps: int = 10
     step_size: float = 0.2  # absolute, whatever eps is; alpha in torchattacks
 
 
 @dataclass(frozen=True, kw_only=True)
-class JitterConfig(PGDConfig):
+class TorchattacksJitterConfig(TorchattacksPGDConfig):
     scale: float = 10.0
     std: float = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoAttackConfig:
+class TorchattacksAutoAttackConfig:
     queries: int = 5000  # of square, the last part; n_queries in torchattacks
 
     def __post_init__(self) -> None:
@@ -70,11 +69,18 @@ class Wrapped(Attack):
     def build(self, model: nn.Module, num_classes: int, seed: int) -> Any:
         """Return the torchattacks object."""
 
-    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, noise: Noise) -> Tensor:
+    def attack_full_budget(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        rng: KeyedRng,
+        options: AttackOptions = DEFAULT_OPTIONS,
+    ) -> Tensor:
         """Return what torchattacks returns; at eps 0, where its L2 attacks give NaN, the clean images."""
         if self.threat.eps == 0 or len(images) == 0:
             return images.clone()
-        seed, devices = noise.seed(), [images.device] if images.is_cuda else []
+        seed, devices = rng.seed(), [images.device] if images.is_cuda else []
         with torch.no_grad():
             num_classes = model(images[:1]).shape[1]
         # It prints when a model has no parameters; stdout is for tables.
@@ -117,7 +123,7 @@ class TorchattacksFGSM(Wrapped):
 class TorchattacksPGD(Wrapped):
     """torchattacks.PGD: 10 steps of 2/255."""
 
-    Config = PGDConfig
+    Config = TorchattacksPGDConfig
     norms = ("Linf",)
 
     def build(self, model: nn.Module, num_classes: int, seed: int) -> Any:
@@ -130,9 +136,9 @@ class TorchattacksPGD(Wrapped):
 class TorchattacksPGDL2(Wrapped):
     """torchattacks.PGDL2: 10 steps of 0.2."""
 
-    Config = PGDL2Config
+    Config = TorchattacksPGDL2Config
     norms = ("L2",)
-    own_norm = "L2"
+    fixed_norm = "L2"
 
     def build(self, model: nn.Module, num_classes: int, seed: int) -> Any:
         """Keep the step absolute."""
@@ -144,7 +150,7 @@ class TorchattacksPGDL2(Wrapped):
 class TorchattacksJitter(Wrapped):
     """torchattacks.Jitter: 10 steps of 2/255."""
 
-    Config = JitterConfig
+    Config = TorchattacksJitterConfig
     norms = ("Linf",)
 
     def build(self, model: nn.Module, num_classes: int, seed: int) -> Any:
@@ -159,14 +165,14 @@ class TorchattacksJitter(Wrapped):
 class TorchattacksAutoAttack(Wrapped):
     """torchattacks.AutoAttack: 10 iterations, not the reference's 100."""
 
-    Config = AutoAttackConfig
+    Config = TorchattacksAutoAttackConfig
 
     @property
-    def budget(self) -> str:
-        """Say how far this is from AutoAttack."""
+    def budget(self) -> AttackBudget:
+        """10 iterations, far below AutoAttack's 100."""
         queries = self.config.queries
         parts = f"apgd-ce 10, apgd-t 10, fab-t 10, square {queries}"
-        return parts if queries >= 5000 else f"reduced: {parts}"
+        return AttackBudget(parts) if queries >= 5000 else AttackBudget(f"reduced: {parts}", reduced=True)
 
     @property
     def cost(self) -> float:

@@ -18,10 +18,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from robobench.api import ATTACKS, Attack
-from robobench.errors import RequestError
-from robobench.randomness import Noise
-from robobench.threat import ThreatModel, check_unit_range
+from robobench.api import (
+    ATTACKS,
+    DEFAULT_OPTIONS,
+    Attack,
+    AttackBudget,
+    AttackOptions,
+    KeyedRng,
+    RequestError,
+    ThreatModel,
+    check_unit_range,
+)
 
 NAMES = ("adv", "x_adv")
 
@@ -45,7 +52,7 @@ class Transfer(Attack):
 
     Config = TransferConfig
     gradient_free = True
-    argument: ClassVar[str] = "file"
+    spec_field: ClassVar[str] = "file"
 
     def __init__(self, config: Any, threat: ThreatModel) -> None:
         super().__init__(config, threat)
@@ -53,16 +60,23 @@ class Transfer(Attack):
         self._examples: Tensor | None = None
 
     @property
-    def budget(self) -> str:
-        """Name the file's content."""
-        return f"file {self.config.digest}"
+    def budget(self) -> AttackBudget:
+        """The digest of the file."""
+        return AttackBudget(f"file {self.config.digest}")
 
     @property
     def cost(self) -> float:
         """One look."""
         return 1.0
 
-    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, noise: Noise) -> Tensor:
+    def attack_full_budget(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        rng: KeyedRng,
+        options: AttackOptions = DEFAULT_OPTIONS,
+    ) -> Tensor:
         """Return the file's images for these test images.
 
         Raises:
@@ -70,7 +84,7 @@ class Transfer(Attack):
         """
         if self._examples is None:
             self._examples = read(Path(self.config.file))
-        index, rows = noise.index.to("cpu"), len(self._examples)
+        index, rows = rng.index.to("cpu"), len(self._examples)
         if len(index) and int(index.max()) >= rows:
             raise RequestError(
                 f"'{self.config.file}' holds {rows} images, test image {int(index.max())} has none there"

@@ -38,7 +38,7 @@ rows = robobench.compare(
     sets=("run.train_images=5000", "at.inner_steps=7"),
     verbosity=0,
 )
-columns = ["defense", "clean_accuracy", "robust_accuracy", "ci_low", "ci_high", "own_seconds", "hardware"]
+columns = ["defense", "clean_accuracy", "robust_accuracy", "ci_low", "ci_high", "train_seconds", "hardware"]
 print(rows[columns].to_string(index=False))
 robust = rows.set_index("defense")["robust_accuracy"]
 print(f"AT minus standard under PGD-20 at 8/255: {100 * (robust['at'] - robust['standard']):.1f} points")

@@ -36,13 +36,16 @@ from torch import Tensor, nn
 from verdicts import verdict
 
 import robobench
-from robobench import data as datasets
-from robobench import provenance, timing
-from robobench.evaluation import attack_noise, clean_bits, transfer_examples
-from robobench.inner import frozen
-from robobench.plugins import load_attack
-from robobench.standin import compiled, in_bfloat16, stepping_on
-from robobench.threat import ThreatModel
+from robobench.attack_engine.accelerated import allow_bf16_search, compile_for_search, use_compiled_model
+from robobench.core import provenance
+from robobench.core.device import has_bf16, has_compiler, resolve_precision
+from robobench.core.module_state import attack_mode
+from robobench.core.threat import ThreatModel
+from robobench.core.timing import Stopwatch, peak_memory, reset_peak_memory
+from robobench.data import load_dataset
+from robobench.data.split import Split
+from robobench.evaluation.accuracy import attack_rng, clean_outcomes, transfer_examples
+from robobench.plugins.discovery import load_attack
 
 SOURCE, OTHER, TRAINED = ("standard", 0), ("standard", 1), ("at", 0)
 PEERS = {"pgd": "torchattacks", "autoattack": "pyautoattack"}
@@ -96,9 +99,13 @@ class Row:
             attack = cls(
                 cls.Config(**({"steps": steps} if self.kind == "pgd" else {"queries": options.queries})), self.threat
             )
-            noise = attack_noise(attack, torch.arange(len(images)), options.device)
-            with frozen(self.model), in_bfloat16(options.precision == "bf16"), stepping_on(self.model, self.twin):
-                return attack.find(self.model, images, labels, noise).adv
+            rng = attack_rng(attack, torch.arange(len(images)), options.device)
+            with (
+                attack_mode(self.model),
+                allow_bf16_search(options.precision == "bf16"),
+                use_compiled_model(self.model, self.twin),
+            ):
+                return attack.attack_early_stop(self.model, images, labels, rng).adv
         images = images.contiguous()
         if self.kind == "pgd":
             adv: Tensor = torchattacks.PGD(self.copied, eps=eps, alpha=eps / 4, steps=steps)(images, labels)
@@ -118,10 +125,10 @@ class Row:
 def peak(row: Row, tool: str, options: argparse.Namespace) -> int:
     """Measure what a run needs beyond what is held before it, in bytes, once the libraries' lazy parts are loaded."""
     replace(row, images=row.images[:8], labels=row.labels[:8]).run(tool, options, steps=2)
-    timing.reset_peak_memory(options.device)
-    before = timing.peak_memory(options.device)
+    reset_peak_memory(options.device)
+    before = peak_memory(options.device)
     row.run(tool, options)
-    return timing.peak_memory(options.device) - before
+    return peak_memory(options.device) - before
 
 
 def peak_elsewhere(row: Row, tool: str) -> float:
@@ -140,7 +147,7 @@ def compare(row: Row, options: argparse.Namespace) -> tuple[str, list[str]]:
         replace(row, kind="pgd").run(tool, options, steps=2)
     for repeat in range(options.repeats):
         for tool in list(seconds)[:: 1 if repeat % 2 == 0 else -1]:
-            watch = timing.Stopwatch(options.device)
+            watch = Stopwatch(options.device)
             with watch.account(tool) as account:
                 adv = row.run(tool, options, seed=repeat)
             seconds[tool].append(account.seconds)
@@ -170,7 +177,7 @@ def compare(row: Row, options: argparse.Namespace) -> tuple[str, list[str]]:
 
 def transfer(
     made: dict[tuple[str, int], nn.Module],
-    test: datasets.Split,
+    test: Split,
     index: Tensor,
     threat: ThreatModel,
     options: argparse.Namespace,
@@ -213,16 +220,16 @@ def main() -> None:
     if (options.data is None) != (options.networks is None):
         parser.error("--data and --networks go together")
     options.dataset = "cifar10" if options.data else "digits"
-    options.precision = provenance.resolve_precision(options.precision, options.device)
+    options.precision = resolve_precision(options.precision, options.device)
     torch.set_num_threads(options.threads)
     on_gpu = options.device.startswith("cuda")
 
     made = networks(options)
-    test = datasets.load(options.dataset, data_dir=options.data, need_train=False, device=options.device).test
+    test = load_dataset(options.dataset, data_dir=options.data, need_train=False, device=options.device).test
     linf, l2 = (ThreatModel("Linf", 8 / 255), ThreatModel("L2", 0.5)) if options.data else (
         ThreatModel("Linf", 0.1), ThreatModel("L2", 1.0)
     )  # fmt: skip
-    units = on_gpu or (options.precision == "bf16" and provenance.has_bf16(options.device))
+    units = on_gpu or (options.precision == "bf16" and has_bf16(options.device))
     rows = []
     for name, threat, key, asked in (
         ("pgd-standard", linf, SOURCE, 10.0),
@@ -247,15 +254,15 @@ def main() -> None:
     print(f"{provenance.hardware(options.device)}, {options.threads} threads, {options.precision}, {versions}.")
     print(f"{options.dataset}, {options.model}, medians of {options.repeats}; ours / theirs.")
     index = torch.arange(min(max(options.pgd_images, options.images), len(test)))
-    clean = {key: clean_bits(model, test, index, options.device).float().mean() for key, model in made.items()}
+    clean = {key: clean_outcomes(model, test, index, options.device).float().mean() for key, model in made.items()}
     shown = ", ".join(f"{name} (seed {seed}) {100 * value:.1f}" for (name, seed), value in clean.items())
     print(f"Clean accuracy: {shown}.")
     chosen, verdicts = tuple(options.only.split(",")), []
-    automatic = options.compile == "auto" and not on_gpu and provenance.has_compiler()
+    automatic = options.compile == "auto" and not on_gpu and has_compiler()
     if (automatic or options.compile == "on") and any(row.name.startswith(chosen) for row in rows[2:]):
-        watch = timing.Stopwatch(options.device)
-        with watch.account("compile") as account, frozen(made[TRAINED]):
-            twin = compiled(made[TRAINED], rows[2].images[:17])
+        watch = Stopwatch(options.device)
+        with watch.account("compile") as account, attack_mode(made[TRAINED]):
+            twin = compile_for_search(made[TRAINED], rows[2].images[:17])
         rows = [replace(row, twin=twin) if row.kind == "autoattack" else row for row in rows]
         print(f"Compiled for AutoAttack in {account.seconds:.0f} s.")
     print()

@@ -93,7 +93,16 @@ def plan(scale: Scale, out: Path, data_dir: Path | None) -> list[Job]:
             ("--attacks", attack) if l2 else ("--attacks", f"pgd,fgsm,jitter,{attack}", f"--set=pgd.steps={PGD_STEPS}")
         )
         eps = "L2:0.5" if l2 else "8/255"
-        return (*attacks, "--eps", eps, "--examples", str(scale.strong), "--protocol", protocol, "--set=run.chunk=100")
+        return (
+            *attacks,
+            "--eps",
+            eps,
+            "--examples",
+            str(scale.strong),
+            "--protocol",
+            protocol,
+            "--set=run.eval_batch_size=100",
+        )
 
     def trainings(defenses: tuple[str, ...], seed: int) -> list[Job]:
         first = ("--attacks", "pgd", "--eps", "8/255", "--examples", str(scale.examples), "--protocol", "white-box")
@@ -138,17 +147,23 @@ def belongs(record: dict[str, Any]) -> bool:
 
 def expectations(out: Path, scale: Scale) -> dict[str, bool]:
     """What a sound tool finds on photographs, from the worst case of the cheap attacks at 8/255; a hole holds not."""
-    from robobench.results import records
-    from robobench.statistics import WORST, Bits, Pair, outcomes, pairs
+    from robobench.results.rows import read_records
+    from robobench.results.statistics import (
+        WORST_CASE,
+        PairedDifference,
+        PerImageOutcomes,
+        outcomes,
+        paired_differences,
+    )
 
-    found = [r for r in records(out) if belongs(r) and r["examples"] == scale.examples and r["seed"] == 0]
-    column = (WORST, "Linf", 8 / 255)
+    found = [r for r in read_records(out) if belongs(r) and r["examples"] == scale.examples and r["seed"] == 0]
+    column = (WORST_CASE, "Linf", 8 / 255)
     worst = {d: outcomes([r for r in found if r["defense"] == d]).get(column) for d in DEFENSES}
-    clean = {r["defense"]: Bits.read(r["clean_bits"]).accuracy for r in found if r["status"] == "ok"}
+    clean = {r["defense"]: PerImageOutcomes.parse(r["clean_bits"]).accuracy for r in found if r["status"] == "ok"}
     compared = {
         (pair.baseline, pair.network): pair
         for baseline in ("at", SOURCE)
-        for pair in pairs(found, baseline)
+        for pair in paired_differences(found, baseline)
         if pair.column == column
     }
 
@@ -156,7 +171,7 @@ def expectations(out: Path, scale: Scale) -> dict[str, bool]:
         one, other = worst[name], worst[SOURCE]
         return one is not None and other is not None and one.accuracy - other.accuracy >= points
 
-    def holds(baseline: str, name: str, line: Callable[[Pair], bool]) -> bool:
+    def holds(baseline: str, name: str, line: Callable[[PairedDifference], bool]) -> bool:
         return (baseline, name) in compared and line(compared[baseline, name])
 
     lines = {"at at least 18 points above standard": above("at", 0.18)}
@@ -195,7 +210,7 @@ def main() -> int:
     if left:
         print(f"{left} of {len(jobs)} jobs are left; the same command goes on: {' '.join(sys.argv)}")
         return STOPPED
-    from robobench.report.folder import publish
+    from robobench.report.board_folder import publish
 
     board = chosen.board or (chosen.out / "board" if chosen.small else Path("leaderboards/cifar10-jpeg-resnet20"))
     for line in publish(chosen.out, board, keep=belongs, intro=INTRO):

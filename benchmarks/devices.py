@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 from scipy.stats import ttest_ind
 
 import robobench
-from robobench.training import splits
+from robobench.training.accumulation import batch_sizes
 
 
 def compare(chosen: argparse.Namespace, devices: int, out: Path) -> pd.DataFrame:
@@ -43,7 +43,7 @@ def compare(chosen: argparse.Namespace, devices: int, out: Path) -> pd.DataFrame
         eps=("0.05", "0.1"),
         protocol="white-box",
         examples=chosen.examples,
-        sets=("run.chunk=36", "pgd.steps=20", *chosen.set),
+        sets=("run.eval_batch_size=36", "pgd.steps=20", *chosen.set),
         device="cpu",
         precision="fp32",
         verbosity=0,
@@ -70,7 +70,7 @@ def one_training(chosen: argparse.Namespace, out: Path, devices: int, batch_size
     robobench.run("at", devices=devices, batch_size=batch_size, examples=8, out=out, sets=sets, verbosity=0, **flags)
     (stage,) = json.loads(next(out.glob("at-*/timing.json")).read_text())["stages"]
     weights = load_file(next(out.glob("at-*/model.safetensors")))
-    per_epoch = len(splits(stage["images"] // stage["epochs"], batch_size))
+    per_epoch = len(batch_sizes(stage["images"] // stage["epochs"], batch_size))
     return stage["seconds"] / (stage["epochs"] * per_epoch), sum(value.numel() for value in weights.values())
 
 
@@ -121,7 +121,7 @@ def evaluated(chosen: argparse.Namespace, devices: int, out: Path) -> tuple[floa
         "precision": "fp32",
         "devices": devices,
     }
-    robobench.evaluate(weights, out=again, sets=("run.chunk=36",), **flags)
+    robobench.evaluate(weights, out=again, sets=("run.eval_batch_size=36",), **flags)
     print(f"evaluation, {devices} processes: {time.perf_counter() - begun:.1f} s with their start")
     records = [json.loads(path.read_text()) for path in again.glob("artifacts/evaluations/*/record.json")]
     return sum(r["seconds"] for r in records), bits(again)
@@ -140,7 +140,7 @@ def main() -> int:
     rows = pd.concat(made)
     for n in (1, 2):
         print(f"{n} process{'es' * (n > 1)}: {seconds(chosen.out / str(n))}")
-    columns = ["clean_accuracy", "robust_accuracy", "own_seconds"]
+    columns = ["clean_accuracy", "robust_accuracy", "train_seconds"]
     print(rows.groupby(["defense", "threat_eps", "devices"])[columns].agg(["mean", "std"]).round(3).to_string())
     wrong = []
     for (defense, eps), group in rows.groupby(["defense", "threat_eps"]):

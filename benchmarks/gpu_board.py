@@ -59,10 +59,10 @@ def plan(out: Path, data_dir: Path, epochs: int) -> list[Job]:
             "--threads",
             "4",
         ]
-        words += ["--protocol", "both", "--data-dir", str(data_dir), "--out", str(out), "--checkpoint-every", "1"]
+        words += ["--protocol", "both", "--data-dir", str(data_dir), "--out", str(out), "--checkpoint-minutes", "1"]
         trained = {"run", *defenses, *(need for d in defenses for need in NEEDS.get(d, ()))}
         words += [f"--set={text}" for text in SETS if text.split(".")[0] in trained]
-        words += [f"--set=run.control={str(SOURCE in defenses).lower()}"]
+        words += [f"--set=run.baseline_control={str(SOURCE in defenses).lower()}"]
         return Job(name, (*words, *flags), after)
 
     cheap = ("--attacks", "pgd,fgsm,jitter", "--eps", "8/255,16/255", f"--set=pgd.steps={PGD_STEPS}")
@@ -70,7 +70,7 @@ def plan(out: Path, data_dir: Path, epochs: int) -> list[Job]:
     for d in DEFENSES:  # what a network still has to meet follows its training: a new machine would train another one
         jobs.append(job(d, (d,), *cheap, after=NEEDS.get(d, ())))
         for attack, eps in STRONG.items():
-            flags = ("--attacks", attack, "--eps", eps, "--examples", "1000", "--set=run.chunk=100")
+            flags = ("--attacks", attack, "--eps", eps, "--examples", "1000", "--set=run.eval_batch_size=100")
             jobs.append(job(f"{attack}-{d}", (d,), *flags, after=(d,)))
     script = ("benchmarks/gpu_board.py", "--out", str(out), "--time")
     return [*jobs, *(Job(f"times-{model}-{d}", (*script, d, model)) for model in NETWORKS for d in TIMED)]
@@ -80,12 +80,12 @@ def time_epoch(defense: str, model: str, out: Path, device: str) -> None:
     """Write what an epoch of each stage takes under the paper preset: the fastest of three full batches, scaled up."""
     import torch
 
-    from robobench.estimate import rehearse
-    from robobench.planner import make_plan
-    from robobench.provenance import hardware
-    from robobench.request import Request
+    from robobench.core.provenance import hardware
+    from robobench.planning.cost import profile_stages
+    from robobench.planning.planner import make_plan
+    from robobench.planning.request import ExperimentConfig
 
-    request = Request(
+    request = ExperimentConfig(
         defenses=(defense,), dataset="cifar10", model=model, preset="paper", device=device, protocol="white-box",
         out=out, sets=("run.pretrained=false",),
     )  # fmt: skip
@@ -94,7 +94,7 @@ def time_epoch(defense: str, model: str, out: Path, device: str) -> None:
     size = training.config.batch_size
     while True:
         try:
-            rounds = [rehearse(made, training, batch_size=size) for _ in range(3)]
+            rounds = [profile_stages(made, training, batch_size=size) for _ in range(3)]
             break
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
@@ -117,7 +117,7 @@ def time_epoch(defense: str, model: str, out: Path, device: str) -> None:
 def bring_back(out: Path, back: Path) -> None:
     """Write what the next machine needs: records, marks and times in one file, the transfer source in parts."""
     from robobench.errors import RequestError
-    from robobench.report.folder import publish
+    from robobench.report.board_folder import publish
 
     back.mkdir(parents=True, exist_ok=True)
     here, whole = out / "brought" / "here", out / "brought" / "board"
@@ -161,7 +161,7 @@ def unpack(place: Path, out: Path) -> None:
 
 def join(place: Path, out: Path, board: Path) -> None:
     """Write the board from what the last piece brought back."""
-    from robobench.report.folder import publish
+    from robobench.report.board_folder import publish
 
     unpack(place, out)
     left = publish(out / "brought" / "board", board, intro=INTRO)

@@ -23,13 +23,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robobench import data as datasets
-from robobench import interface, provenance, standin
-from robobench.api import IterativeAttack
-from robobench.evaluation import attack_noise, clean_bits
-from robobench.inner import frozen
-from robobench.plugins import load_attack
-from robobench.threat import ThreatModel, parse_eps
+from robobench.attack_engine.accelerated import allow_bf16_search
+from robobench.attack_engine.base import IterativeAttack
+from robobench.core import provenance
+from robobench.core.device import has_bf16
+from robobench.core.module_state import attack_mode
+from robobench.core.threat import ThreatModel, parse_eps
+from robobench.data import load_dataset
+from robobench.evaluation.accuracy import attack_rng, clean_outcomes
+from robobench.execution.stored import load_trained
+from robobench.plugins.discovery import load_attack
 
 CHUNK = 256
 
@@ -92,26 +95,26 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="also attacks that compare losses or turn at a success")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    emulate = asked.emulate or not provenance.has_bf16(asked.device)
+    emulate = asked.emulate or not has_bf16(asked.device)
     if emulate:
-        standin.Rounded = Emulated  # type: ignore[misc, assignment]
+        Bf16Model = Emulated  # type: ignore[misc, assignment]
     if asked.all:
-        IterativeAttack.rounds = True
-    model = interface.stored(asked.store, asked.folder)[0].to(asked.device).eval()
-    test = datasets.load("cifar10", data_dir=asked.data_dir, need_train=False, device=asked.device).test
+        IterativeAttack.supports_bf16_search = True
+    model = load_trained(asked.store, asked.folder)[0].to(asked.device).eval()
+    test = load_dataset("cifar10", data_dir=asked.data_dir, need_train=False, device=asked.device).test
     cls = load_attack(asked.attack)
     config = cls.Config(**({"steps": asked.steps} if asked.steps else {}))
     attack = cls(config, ThreatModel(asked.norm, parse_eps(asked.eps, asked.norm)))
     index = torch.arange(asked.images)
-    right = torch.cat([clean_bits(model, test, part, asked.device) for part in index.split(CHUNK)])
+    right = torch.cat([clean_outcomes(model, test, part, asked.device) for part in index.split(CHUNK)])
     index, fallen = index[right], []
     print(f"{provenance.hardware(asked.device)}, {asked.threads} threads, {'emulated' if emulate else 'bfloat16'}")
     for rounded in (False, True):
         begun, found = time.perf_counter(), []
-        with frozen(model), standin.in_bfloat16(rounded):
+        with attack_mode(model), allow_bf16_search(rounded):
             for part in index.split(CHUNK):
-                labels, noise = test.labels[part].to(asked.device), attack_noise(attack, part, asked.device)
-                found.append(attack.find(model, test.images(part), labels, noise).fooled.cpu())
+                labels, noise = test.labels[part].to(asked.device), attack_rng(attack, part, asked.device)
+                found.append(attack.attack_early_stop(model, test.images(part), labels, noise).success.cpu())
         fallen.append(torch.cat(found))
         left, seconds = int((~fallen[-1]).sum()), time.perf_counter() - begun
         print(f"{'rounded' if rounded else 'float32'}: {left} of {asked.images} stand, {seconds:.0f} s", flush=True)

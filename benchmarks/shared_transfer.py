@@ -19,11 +19,12 @@ from pathlib import Path
 import torch
 
 import robobench
-from robobench import data as datasets
-from robobench import provenance, results
-from robobench.evaluation import transfer_bits, transfer_examples
-from robobench.plugins import load_attack
-from robobench.threat import ThreatModel
+from robobench.core import provenance
+from robobench.core.threat import ThreatModel
+from robobench.data import load_dataset
+from robobench.evaluation.accuracy import transfer_examples, transfer_outcomes
+from robobench.plugins.discovery import load_attack
+from robobench.results.rows import read_records
 
 CHUNK = 256
 
@@ -40,7 +41,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     asked = parser.parse_args()
     dataset = "cifar10" if asked.data_dir else "digits"
-    test = datasets.load(dataset, data_dir=asked.data_dir, need_train=False, device=asked.device).test
+    test = load_dataset(dataset, data_dir=asked.data_dir, need_train=False, device=asked.device).test
     count = min(asked.images, len(test))
     seconds: dict[str, list[float]] = {"ours": [], "plain": []}
     with tempfile.TemporaryDirectory() as place:
@@ -58,14 +59,14 @@ def main() -> None:
                 threads=asked.threads,
                 protocol="transfer",
                 eps=(eps,),
-                sets=(f"run.chunk={CHUNK}", "run.held_out=0", "run.control=false", *sets),
+                sets=(f"run.eval_batch_size={CHUNK}", "run.held_out=0", "run.baseline_control=false", *sets),
                 out=Path(place),
                 verbosity=-1,
                 **more,
             )
 
         compare("8/255", attacks="fgsm", examples=1)
-        folders = {r["seed"]: r["training"] for r in results.records(Path(place))}
+        folders = {r["seed"]: r["training"] for r in read_records(Path(place))}
         networks = [robobench.load(place, folder, device=asked.device) for _, folder in sorted(folders.items())]
         cls = load_attack("pgd")
         for number in range(asked.repeats):
@@ -78,7 +79,7 @@ def main() -> None:
             for index in torch.arange(count).split(CHUNK):
                 adv = transfer_examples(networks[0], attack, test, index, asked.device)
                 for network in networks:
-                    transfer_bits(network, adv, test.labels[index], torch.ones(len(index), dtype=torch.bool))
+                    transfer_outcomes(network, adv, test.labels[index], torch.ones(len(index), dtype=torch.bool))
             if asked.device.startswith("cuda"):
                 torch.cuda.synchronize()
             seconds["plain"].append(time.perf_counter() - begun)

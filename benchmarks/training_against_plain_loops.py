@@ -46,17 +46,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from verdicts import verdict
 
-from robobench import allocator, evaluation, models, presets, provenance
-from robobench import data as datasets
-from robobench.api import Frozen, Produce, Produced, Setup, Stage, Train
-from robobench.plugins import load_attack, load_defense
-from robobench.randomness import permutation
-from robobench.threat import ThreatModel
-from robobench.timing import Stopwatch
-from robobench.training import Engine, Images, build_objective, one_step, run_produce, run_train, splits
+from robobench.core import provenance
+from robobench.core.device import has_bf16, resolve_precision
+from robobench.core.memory import keep_freed_memory
+from robobench.core.rng import permutation
+from robobench.core.threat import ThreatModel
+from robobench.core.timing import Stopwatch
+from robobench.data import load_dataset
+from robobench.evaluation.accuracy import clean_outcomes, white_box_outcomes
+from robobench.models.build import build_model
+from robobench.models.spec import ModelSpec
+from robobench.planning import presets
+from robobench.plugins.discovery import load_attack, load_defense
+from robobench.training.accumulation import batch_sizes, one_step
+from robobench.training.base import DefenseSetup, FrozenModel, Precompute, PrecomputedArray, Stage, Train
+from robobench.training.context import ImageSource, TrainRuntime, build_objective
+from robobench.training.loop import run_train
+from robobench.training.precompute import run_precompute
 
 EPS, STEP, INNER, BATCH = 8 / 255, 2 / 255, 10, 128
-ALIKE = {"at": {"attack_bn": "train"}}  # what our default leaves to the published loop
+ALIKE = {"at": {"attack_bn_mode": "train"}}  # what our default leaves to the published loop
 BEFORE = {"adaad": "at", "macd": "standard"}  # the defense whose network a training for accuracy needs
 Gradient = Callable[[Tensor], Tensor]
 
@@ -147,7 +156,9 @@ def plain_macd(model: Any, objective: Any, images: Tensor, labels: Tensor) -> Te
 PLAIN = {"at": plain_at, "trades": plain_trades, "adaad": plain_adaad, "macd": plain_macd}
 
 
-def stages_of(name: str, model: nn.Module, teacher: nn.Module, train: Images, epochs: int | None = None) -> list[Stage]:
+def stages_of(
+    name: str, model: nn.Module, teacher: nn.Module, train: ImageSource, epochs: int | None = None
+) -> list[Stage]:
     """Build a defense's stages; what it requires of other networks is the teacher."""
     cls, shape = load_defense(name), tuple(train.images(torch.arange(1)).shape[1:])
     values = {**presets.PRESETS["cifar"]["recipe"], **cls.presets.get("cifar", {}), **ALIKE.get(name, {})}
@@ -155,20 +166,20 @@ def stages_of(name: str, model: nn.Module, teacher: nn.Module, train: Images, ep
     if epochs is not None:
         values |= {"epochs": epochs} | ({"attacked_images": False} if name == "macd" else {})
     config = cls.Config(**values)
-    setup = Setup(
+    setup = DefenseSetup(
         model=model,
         threat=ThreatModel("Linf", EPS),
         config=config,
         num_classes=10,
         image_shape=shape,  # type: ignore[arg-type]
         train_size=len(train),
-        required={role: Frozen(teacher) for role in cls.requires},
+        required_models={role: FrozenModel(teacher) for role in cls.requires},
     )
     stages = cls(config).stages(setup)
     for stage in stages:
-        if isinstance(stage, Produce):
+        if isinstance(stage, Precompute):
             empty = np.zeros((len(train), *shape), np.uint8)
-            setup.produced[stage.name] = Produced(empty, next(model.parameters()).device)
+            setup.precomputed[stage.name] = PrecomputedArray(empty, next(model.parameters()).device)
     return stages
 
 
@@ -177,10 +188,10 @@ def main_stage(stages: list[Stage]) -> Train:
     return next(stage for stage in stages if isinstance(stage, Train) and stage.name in ("train", "distill"))
 
 
-def order(engine: Engine, stage: Train, train: Images, epoch: int) -> list[Tensor]:
+def order(engine: TrainRuntime, stage: Train, train: ImageSource, epoch: int) -> list[Tensor]:
     """List the batches of an epoch as the engine does."""
     shuffled = permutation(len(train), engine.seed, stage.name, epoch)
-    return list(torch.split(shuffled.to(train.labels.device), splits(len(train), stage.batch_size)))
+    return list(torch.split(shuffled.to(train.labels.device), batch_sizes(len(train), stage.batch_size)))
 
 
 def loop(optimizer: torch.optim.Optimizer, stage: Train, epoch: int, steps: Sequence[Callable[[], object]]) -> None:
@@ -192,7 +203,12 @@ def loop(optimizer: torch.optim.Optimizer, stage: Train, epoch: int, steps: Sequ
 
 
 def run_plain(
-    engine: Engine, stage: Train, train: Images, watch: Stopwatch, gives: Callable[..., Tensor], *networks: nn.Module
+    engine: TrainRuntime,
+    stage: Train,
+    train: ImageSource,
+    watch: Stopwatch,
+    gives: Callable[..., Tensor],
+    *networks: nn.Module,
 ) -> None:
     """Train the first of the networks as the repositories do; `gives` is the loss on networks, images and labels."""
     model, teacher = (network.to(memory_format=torch.contiguous_format) for network in networks)
@@ -213,7 +229,7 @@ def run_plain(
             loop(optimizer, stage, epoch, steps)
 
 
-def harness(engine: Engine, stage: Train, train: Images, rounds: int) -> list[float]:
+def harness(engine: TrainRuntime, stage: Train, train: ImageSource, rounds: int) -> list[float]:
     """Measure how much longer `run_train` takes than its steps in a bare loop, in percent, round by round."""
     watch, found = Stopwatch(engine.device), []
     batches = [engine.batch(train, index, stage.name, 0, stage.augment) for index in order(engine, stage, train, 0)]
@@ -227,7 +243,7 @@ def harness(engine: Engine, stage: Train, train: Images, rounds: int) -> list[fl
     return found[1:]  # the first round is the warm-up
 
 
-def cost(engine: Engine, model: nn.Module, teacher: nn.Module, train: Images) -> dict[str, list[float]]:
+def cost(engine: TrainRuntime, model: nn.Module, teacher: nn.Module, train: ImageSource) -> dict[str, list[float]]:
     """Measure an epoch of every stage of three defenses: epochs in the preset, forwards and seconds an image."""
     found: dict[str, list[float]] = {}
     for name in ("standard", "at", "macd"):
@@ -236,9 +252,9 @@ def cost(engine: Engine, model: nn.Module, teacher: nn.Module, train: Images) ->
             if isinstance(stage, Train):
                 epochs, record = stage.epochs, run_train(engine, replace(stage, epochs=1), train, watch)[0]
             else:
-                epochs, record = 1, run_produce(engine, stage, train, watch)[0]
+                epochs, record = 1, run_precompute(engine, stage, train, watch)[0]
             assert stage.passes is not None
-            units = stage.passes.student_units + stage.passes.teacher_units
+            units = stage.passes.forward_equivalents + stage.passes.teacher_forward_equivalents
             found[f"{name} {stage.name}"] = [epochs, units, record.seconds / len(train)]
     return found
 
@@ -248,16 +264,16 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     name, device, long = options.defenses, options.device, options.only == "accuracy"
-    dataset = datasets.load("cifar10" if options.data_dir else "digits", data_dir=options.data_dir, device=device)
+    dataset = load_dataset("cifar10" if options.data_dir else "digits", data_dir=options.data_dir, device=device)
     assert dataset.train is not None
     train = dataset.train.first(options.train_images if long else options.steps * BATCH)
-    spec = models.ModelSpec(options.models, 10, 0, "cifar" if options.models == "resnet18" else "native")
-    model = models.build(replace(spec, seed=options.seed)).to(device)
-    teacher = models.build(replace(spec, seed=100 + options.seed)).to(device).eval()
+    spec = ModelSpec(options.models, 10, 0, "cifar" if options.models == "resnet18" else "native")
+    model = build_model(replace(spec, seed=options.seed)).to(device)
+    teacher = build_model(replace(spec, seed=100 + options.seed)).to(device).eval()
     epochs = options.epochs if long else 1
-    engine, watch = Engine(device, options.precision, options.seed, compiled=options.compile), Stopwatch(device)
+    engine, watch = TrainRuntime(device, options.precision, options.seed, compiled=options.compile), Stopwatch(device)
     if options.side != "plain":
-        allocator.keep_freed_memory()
+        keep_freed_memory()
     if options.only == "cost":
         return cost(engine, model, teacher, train)
     if long and name in BEFORE:
@@ -275,9 +291,9 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     if not long:
         return {"images": len(train) / account.seconds, "peak": account.peak_memory_bytes / 2**20}
     attack, index = load_attack("pgd"), torch.arange(min(1000, len(dataset.test)))
-    clean = evaluation.clean_bits(model.eval(), dataset.test, index, device)
+    clean = clean_outcomes(model.eval(), dataset.test, index, device)
     pgd = attack(attack.Config(steps=20), ThreatModel("Linf", EPS))
-    robust = evaluation.white_box_bits(model, pgd, dataset.test, index, clean, device)
+    robust = white_box_outcomes(model, pgd, dataset.test, index, clean, device)
     return {"clean": 100 * clean.float().mean().item(), "PGD-20": 100 * robust.float().mean().item()}
 
 
@@ -300,7 +316,7 @@ def speeds(options: argparse.Namespace, model: str) -> list[str]:
     """Print images a second of both sides, their ratio and the memory."""
     print("| network | defense | side | images/s | peak MiB |\n| --- | --- | --- | --- | --- |")
     on_gpu, said = options.device.startswith("cuda"), []
-    units = on_gpu or (options.precision == "bf16" and provenance.has_bf16(options.device))
+    units = on_gpu or (options.precision == "bf16" and has_bf16(options.device))
     for name in options.defenses.split(","):
         found: dict[str, list[dict[str, float]]] = {"ours": [], "plain": []}
         for number in range(options.repeats):
@@ -394,7 +410,7 @@ def main() -> None:
     parser.add_argument("--side", choices=("ours", "plain"), help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    options.precision = provenance.resolve_precision(options.precision, options.device)
+    options.precision = resolve_precision(options.precision, options.device)
     if options.side:
         print(json.dumps(measured(options)))
         return

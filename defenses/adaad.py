@@ -21,22 +21,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robobench.api import DEFENSES, Batch, Defense, Frozen, Loss, Passes, Setup, Stage
-from robobench.inner import AttackedRecipe
-from robobench.losses import kl
-from robobench.threat import ThreatModel
+from robobench.api import (
+    DEFENSES,
+    AdvTrainConfig,
+    Batch,
+    Defense,
+    DefenseSetup,
+    FrozenModel,
+    Loss,
+    PassCounts,
+    Stage,
+    ThreatModel,
+    kl,
+    train_stage,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaADConfig(AttackedRecipe):
+class AdaADConfig(AdvTrainConfig):
     """Published values: 200 epochs, the learning rate falls tenfold at epochs 100 and 150."""
 
     form: str = "adaad"  # adaad | adaiad: AdaAD's attack with IAD's introspection in the loss
     alpha: float = 1.0  # adaad: weight of the attacked images; 1 - alpha is that of the clean ones
     reduction: str = "published"  # adaad: mean (over images and classes) | batchmean (over images) | published
     temperature: float = 1.0  # adaiad: tau
-    b: float = 0.1  # adaiad: trust p_T(y | x') ** b
-    gate: float = 60 / 200  # adaiad: E0 / epochs, before which the trust is 1
+    beta: float = 0.1  # adaiad: trust p_T(y | x') ** beta
+    introspection_start: float = 60 / 200  # adaiad: E0 / epochs, before which the trust is 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,13 +54,13 @@ class AdaADConfig(AttackedRecipe):
         self.require("alpha", 0 <= self.alpha <= 1, "in [0, 1]")
         self.one_of("reduction", "published", "mean", "batchmean")
         self.require("temperature", self.temperature > 0, "> 0")
-        self.require("b", self.b >= 0, ">= 0")
-        self.require("gate", 0 <= self.gate <= 1, "in [0, 1]")
+        self.require("beta", self.beta >= 0, ">= 0")
+        self.require("introspection_start", 0 <= self.introspection_start <= 1, "in [0, 1]")
 
     @property
     def first_introspection(self) -> int:
         """Epoch E0, counted from 0, from which AdaIAD doubts the teacher."""
-        return round(self.gate * self.epochs)
+        return round(self.introspection_start * self.epochs)
 
 
 @DEFENSES.register("adaad")
@@ -65,25 +75,25 @@ class AdaAD(Defense):
         "quick:large": {"inner_steps": 3},
     }
 
-    def stages(self, setup: Setup) -> list[Stage]:
+    def stages(self, setup: DefenseSetup) -> list[Stage]:
         """One stage: attack student and teacher together, then distill."""
         cfg: AdaADConfig = self.config
         steps, introspects, two_sided = cfg.inner_steps, cfg.form == "adaiad", cfg.alpha < 1
-        passes = Passes(
+        passes = PassCounts(
             forward=steps + 1 + (introspects or two_sided),
             input_grad=steps,
             weight_grad=1 + (introspects or two_sided),
             teacher_forward=steps + 1 + (two_sided and not introspects),
             teacher_input_grad=steps,
         )
-        objective = AdaADObjective(setup.model, setup.threat, cfg, setup.required["robust"])
-        return [setup.train("distill", objective, passes=passes)]
+        objective = AdaADObjective(setup.model, setup.threat, cfg, setup.required_models["robust"])
+        return [train_stage(self.config, "distill", objective, passes=passes)]
 
 
 class AdaADObjective(nn.Module):
     """KL from teacher to student on the attacked images, and what the form adds on the clean ones."""
 
-    def __init__(self, model: nn.Module, threat: ThreatModel, config: AdaADConfig, teacher: Frozen) -> None:
+    def __init__(self, model: nn.Module, threat: ThreatModel, config: AdaADConfig, teacher: FrozenModel) -> None:
         super().__init__()
         self.model, self.threat, self.config, self.teacher = model, threat, config, teacher
 
@@ -115,7 +125,7 @@ class AdaADObjective(nn.Module):
         adv_logits, clean_logits = self.model(adv), self.model(batch.images)
         doubt = torch.zeros(())
         if batch.epoch >= cfg.first_introspection:
-            doubt = 1 - (-cfg.b * F.cross_entropy(target, batch.labels, reduction="none")).exp()
+            doubt = 1 - (-cfg.beta * F.cross_entropy(target, batch.labels, reduction="none")).exp()
         adv_kl = tau**2 * kl(target / tau, adv_logits / tau)  # never weighed by the trust, as in the code
         introspective = kl(clean_logits, adv_logits)  # the target keeps its gradient, as in IAD
         total = (adv_kl + doubt * introspective).mean()
@@ -127,11 +137,11 @@ class AdaADObjective(nn.Module):
 
         The teacher looks at the moving image, and the gradient flows through both networks.
         """
-        cfg, threat, images = self.config, self.config.threat_at(self.threat, batch.epoch), batch.images
+        cfg, threat, images = self.config, self.config.threat_at_epoch(self.threat, batch.epoch), batch.images
 
         def objective(adv: Tensor) -> Tensor:
             return kl(self.teacher(adv), self.model(adv))
 
-        start = images + 0.001 * batch.noise.child("start").normal_like(images)  # not clamped, as the code
-        with cfg.attacked(self.model):
-            return cfg.ascend(objective, start, images, threat)
+        start = images + 0.001 * batch.rng.child("start").normal_like(images)  # not clamped, as the code
+        with cfg.inner_attack_mode(self.model):
+            return cfg.pgd_ascent(objective, start, images, threat)

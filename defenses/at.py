@@ -6,7 +6,7 @@ Code:    github.com/MadryLab/cifar10_challenge; the defaults follow the modern r
          github.com/locuslab/robust_overfitting (200 epochs, weight decay 5e-4 on every parameter).
 Differs: the attack sees the network in eval mode (as MAIR and "Bag of Tricks for AT", ICLR 2021), so that
          BatchNorm's running statistics come from update steps only; both codes above attack in train mode,
-         which is `attack_bn="train"`. The crop pads 4 pixels where Madry's pads 2.
+         which is `attack_bn_mode="train"`. The crop pads 4 pixels where Madry's pads 2.
 """
 
 from __future__ import annotations
@@ -17,13 +17,22 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robobench.api import DEFENSES, Batch, Defense, Loss, Passes, Setup, Stage
-from robobench.inner import AttackedRecipe
-from robobench.threat import ThreatModel
+from robobench.api import (
+    DEFENSES,
+    AdvTrainConfig,
+    Batch,
+    Defense,
+    DefenseSetup,
+    Loss,
+    PassCounts,
+    Stage,
+    ThreatModel,
+    train_stage,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ATConfig(AttackedRecipe):
+class ATConfig(AdvTrainConfig):
     """Published values; the learning rate falls tenfold at epochs 100 and 150 of 200."""
 
 
@@ -35,12 +44,12 @@ class AT(Defense):
     version = 1
     presets: ClassVar = {"quick": {"inner_steps": 5}, "quick:large": {"inner_steps": 3}}
 
-    def stages(self, setup: Setup) -> list[Stage]:
+    def stages(self, setup: DefenseSetup) -> list[Stage]:
         """One stage: attack, then learn from the attacked images only."""
         steps = self.config.inner_steps
-        passes = Passes(forward=steps + 1, input_grad=steps, weight_grad=1)
+        passes = PassCounts(forward=steps + 1, input_grad=steps, weight_grad=1)
         objective = ATObjective(setup.model, setup.threat, self.config)
-        return [setup.train("train", objective, passes=passes)]
+        return [train_stage(self.config, "train", objective, passes=passes)]
 
 
 class ATObjective(nn.Module):
@@ -57,11 +66,11 @@ class ATObjective(nn.Module):
 
     def inner_maximization(self, batch: Batch) -> Tensor:
         """Maximize the cross-entropy from a uniform start in the ball, clamped to [0, 1]."""
-        cfg, threat = self.config, self.config.threat_at(self.threat, batch.epoch)
+        cfg, threat = self.config, self.config.threat_at_epoch(self.threat, batch.epoch)
 
         def objective(adv: Tensor) -> Tensor:
             return F.cross_entropy(self.model(adv), batch.labels, reduction="none")
 
-        start = threat.random_start(batch.images, batch.noise.child("start"))
-        with cfg.attacked(self.model):
-            return cfg.ascend(objective, start, batch.images, threat)
+        start = threat.random_start(batch.images, batch.rng.child("start"))
+        with cfg.inner_attack_mode(self.model):
+            return cfg.pgd_ascent(objective, start, batch.images, threat)

@@ -19,9 +19,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robobench.api import DEFENSES, Batch, Defense, Loss, Passes, Recipe, Setup, Stage
-from robobench.inner import ascend, frozen
-from robobench.threat import ThreatModel
+from robobench.api import (
+    DEFENSES,
+    Batch,
+    Defense,
+    DefenseSetup,
+    Loss,
+    PassCounts,
+    Stage,
+    ThreatModel,
+    TrainConfig,
+    attack_mode,
+    pgd_ascent,
+    train_stage,
+)
 
 CHECK_IMAGES = 256  # looked at together
 CHECK_STEPS, CHECK_STEP = 5, 0.25  # of eps: PGD-5 with 2/255 at 8/255
@@ -29,7 +40,7 @@ MOST_LOST = 0.2  # PGD accuracy that an epoch may lose, a fraction of the batch
 
 
 @dataclass(frozen=True, kw_only=True)
-class FastATConfig(Recipe):
+class FastATConfig(TrainConfig):
     """Published values."""
 
     epochs: int = 15
@@ -49,12 +60,19 @@ class FastAT(Defense):
     Config = FastATConfig
     version = 1
 
-    def stages(self, setup: Setup) -> list[Stage]:
+    def stages(self, setup: DefenseSetup) -> list[Stage]:
         """One stage: a step, then learn from the attacked images only; a look at PGD after each epoch."""
         objective = FastATObjective(setup.model, setup.threat, self.config)
-        passes = Passes(forward=2, input_grad=1, weight_grad=1)
+        passes = PassCounts(forward=2, input_grad=1, weight_grad=1)
         return [
-            setup.train("train", objective, passes=passes, watch=objective.watch, measure=lambda _: objective.told())
+            train_stage(
+                self.config,
+                "train",
+                objective,
+                passes=passes,
+                on_epoch_end=objective.watch,
+                final_metrics=lambda _: objective.told(),
+            )
         ]
 
 
@@ -77,16 +95,16 @@ class FastATObjective(nn.Module):
 
     def inner_maximization(self, batch: Batch) -> Tensor:
         """Take one step up the cross-entropy from a uniform start, back into the ball and [0, 1]."""
-        threat = self.config.threat_at(self.threat, batch.epoch)
-        with frozen(self.model):
+        threat = self.config.threat_at_epoch(self.threat, batch.epoch)
+        with attack_mode(self.model):
             return self._ascend(batch, "start", threat, 1, self.config.relative_step)
 
     def watch(self, batch: Batch) -> tuple[dict[str, float], bool]:
         """Look at the epoch's first batch under PGD; after a great loss put the epoch before back and end."""
         hits = []
-        with frozen(self.model):
+        with attack_mode(self.model):
             for rows in torch.split(torch.arange(len(batch.labels), device=batch.labels.device), CHECK_IMAGES):
-                part = Batch(batch.images[rows], batch.labels[rows], batch.index[rows], batch.epoch, batch.noise[rows])
+                part = Batch(batch.images[rows], batch.labels[rows], batch.index[rows], batch.epoch, batch.rng[rows])
                 adv = self._ascend(part, "watch", self.threat, CHECK_STEPS, CHECK_STEP)
                 with torch.no_grad():
                     hits.append(self.model(adv).argmax(1) == part.labels)
@@ -107,5 +125,5 @@ class FastATObjective(nn.Module):
         def objective(adv: Tensor) -> Tensor:
             return F.cross_entropy(self.model(adv), batch.labels, reduction="none")
 
-        start = threat.random_start(batch.images, batch.noise.child(draw))
-        return ascend(objective, start, batch.images, threat, steps, relative_step * threat.eps)
+        start = threat.random_start(batch.images, batch.rng.child(draw))
+        return pgd_ascent(objective, start, batch.images, threat, steps, relative_step * threat.eps)

@@ -22,14 +22,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robobench.api import DEFENSES, Batch, Defense, Frozen, Loss, Passes, Setup, Stage, lr_schedule
-from robobench.inner import AttackedRecipe
-from robobench.losses import kl
-from robobench.threat import ThreatModel
+from robobench.api import (
+    DEFENSES,
+    AdvTrainConfig,
+    Batch,
+    Defense,
+    DefenseSetup,
+    FrozenModel,
+    Loss,
+    PassCounts,
+    Stage,
+    ThreatModel,
+    kl,
+    lr_schedule,
+    train_stage,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class IADConfig(AttackedRecipe):
+class IADConfig(AdvTrainConfig):
     """Published values: 200 epochs, the learning rate falls tenfold at epoch 100 only."""
 
     weight_decay: float = 2e-4
@@ -39,11 +50,11 @@ class IADConfig(AttackedRecipe):
     a: float = 1.0  # IAD-I: weight of distillation; 1 - a is that of clean cross-entropy
     a1: float = 0.5  # IAD-II: weight of the robust teacher and introspection
     a2: float = 0.25  # IAD-II: weight of the clean teacher; 1 - a1 - a2 is that of robust cross-entropy
-    b: float = 0.1  # trust alpha = p_T(y | x') ** b; beta in the paper
+    beta: float = 0.1  # trust alpha = p_T(y | x') ** beta
     temperature: float = 1.0
-    gate: float | None = None  # E0 / epochs, before which alpha = 1; None: 60/200 for I, 40/200 for II
+    introspection_start: float | None = None  # E0 / epochs, before which alpha = 1; None: 60/200 for I, 40/200 for II
     alpha_on_teacher: bool = False  # IAD-I: weigh the teacher's term by alpha; IAD-II always does
-    attack_bn: str = "train"
+    attack_bn_mode: str = "train"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,15 +64,17 @@ class IADConfig(AttackedRecipe):
         for name in ("a", "a1", "a2"):
             self.require(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
         self.require("a2", self.a1 + self.a2 <= 1, f"<= 1 - a1 = {1 - self.a1:g}")
-        self.require("b", self.b >= 0, ">= 0")
+        self.require("beta", self.beta >= 0, ">= 0")
         self.require("temperature", self.temperature > 0, "> 0")
-        self.require("gate", self.gate is None or 0 <= self.gate <= 1, "in [0, 1]")
+        self.require(
+            "introspection_start", self.introspection_start is None or 0 <= self.introspection_start <= 1, "in [0, 1]"
+        )
 
     @property
     def first_introspection(self) -> int:
         """Epoch E0, counted from 0, from which the teacher is doubted."""
         published = 60 / 200 if self.variant == "I" else 40 / 200
-        return round((published if self.gate is None else self.gate) * self.epochs)
+        return round((published if self.introspection_start is None else self.introspection_start) * self.epochs)
 
 
 @DEFENSES.register("iad")
@@ -78,23 +91,23 @@ class IAD(Defense):
         if config.variant == "II":
             self.requires = {"robust": "at", "clean": "standard"}
 
-    def stages(self, setup: Setup) -> list[Stage]:
+    def stages(self, setup: DefenseSetup) -> list[Stage]:
         """One stage: attack, then distill."""
         cfg: IADConfig = self.config
         steps, doubted = cfg.inner_steps, 1 - cfg.first_introspection / max(cfg.epochs, 1)
         asked = 1 + doubted if cfg.variant == "I" else 2  # IAD-I needs no trust before the gate
-        passes = Passes(forward=steps + 2, input_grad=steps, weight_grad=2, teacher_forward=asked)
+        passes = PassCounts(forward=steps + 2, input_grad=steps, weight_grad=2, teacher_forward=asked)
         drops = (*cfg.drops, 0.75) if cfg.lr_second_drop else cfg.drops
-        objective = IADObjective(setup.model, setup.threat, cfg, setup.required)
+        objective = IADObjective(setup.model, setup.threat, cfg, setup.required_models)
         schedule = lr_schedule(replace(cfg, drops=drops))
-        return [setup.train("distill", objective, passes=passes, schedule=schedule)]
+        return [train_stage(self.config, "distill", objective, passes=passes, schedule=schedule)]
 
 
 class IADObjective(nn.Module):
     """The student's loss against the teacher, against itself on the clean image, and against the labels."""
 
     def __init__(
-        self, model: nn.Module, threat: ThreatModel, config: IADConfig, teachers: Mapping[str, Frozen]
+        self, model: nn.Module, threat: ThreatModel, config: IADConfig, teachers: Mapping[str, FrozenModel]
     ) -> None:
         super().__init__()
         self.model, self.threat, self.config = model, threat, config
@@ -120,7 +133,7 @@ class IADObjective(nn.Module):
         with torch.no_grad():
             target = self.robust(batch.images)
             doubted = batch.epoch >= cfg.first_introspection
-            alpha = trust(self.robust(adv), labels, cfg.b) if doubted else torch.ones_like(introspective)
+            alpha = trust(self.robust(adv), labels, cfg.beta) if doubted else torch.ones_like(introspective)
         taught = tempered_kl(target, adv_logits, cfg.temperature)
         if cfg.alpha_on_teacher:
             taught = alpha * taught
@@ -134,7 +147,7 @@ class IADObjective(nn.Module):
         with torch.no_grad():
             target, clean_target = self.robust(adv), self.clean(adv)
             doubted = batch.epoch >= cfg.first_introspection
-            alpha = trust(target, labels, cfg.b) if doubted else torch.ones_like(introspective)
+            alpha = trust(target, labels, cfg.beta) if doubted else torch.ones_like(introspective)
         taught = alpha * tempered_kl(target, adv_logits, cfg.temperature)
         # The released code multiplies introspection by temperature^2 here too, though it is taken at 1.
         taught = taught + cfg.temperature**2 * (1 - alpha) * introspective
@@ -145,17 +158,17 @@ class IADObjective(nn.Module):
 
     def inner_maximization(self, batch: Batch) -> Tensor:
         """Maximize the cross-entropy; the Linf start is uniform in the ball and not clamped to [0, 1]."""
-        cfg, threat, images = self.config, self.config.threat_at(self.threat, batch.epoch), batch.images
-        noise = batch.noise.child("start")
-        start = threat.random_start(images, noise)
+        cfg, threat, images = self.config, self.config.threat_at_epoch(self.threat, batch.epoch), batch.images
+        rng = batch.rng.child("start")
+        start = threat.random_start(images, rng)
         if threat.norm == "Linf":
-            start = images + threat.eps * (2 * noise.uniform_like(images) - 1)
+            start = images + threat.eps * (2 * rng.uniform_like(images) - 1)
 
         def objective(adv: Tensor) -> Tensor:
             return F.cross_entropy(self.model(adv), batch.labels, reduction="none")
 
-        with cfg.attacked(self.model):
-            return cfg.ascend(objective, start, images, threat)
+        with cfg.inner_attack_mode(self.model):
+            return cfg.pgd_ascent(objective, start, images, threat)
 
 
 def trust(teacher_logits: Tensor, labels: Tensor, b: float) -> Tensor:

@@ -22,26 +22,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robobench.api import DEFENSES, Batch, Defense, Frozen, Loss, Passes, Setup, Stage, lr_schedule
-from robobench.inner import AttackedRecipe
-from robobench.processes import mean
-from robobench.threat import ThreatModel
+from robobench.api import (
+    DEFENSES,
+    AdvTrainConfig,
+    Batch,
+    Defense,
+    DefenseSetup,
+    FrozenModel,
+    Loss,
+    PassCounts,
+    Stage,
+    ThreatModel,
+    lr_schedule,
+    mean_over_batch,
+    train_stage,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MTARDConfig(AttackedRecipe):
+class MTARDConfig(AdvTrainConfig):
     """Published values: 300 epochs, learning rate and eta fall tenfold after epochs 215, 260 and 285."""
 
     epochs: int = 300
     weight_decay: float = 2e-4
     drops: tuple[float, ...] = (215 / 300, 260 / 300, 285 / 300)
     eta: float = 0.025  # how fast the weights of the two losses move
-    b: float = 1.0  # r = (loss / first loss) ** b
+    beta: float = 1.0  # r = (loss / first loss) ** beta
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require("eta", 0 <= self.eta <= 1, "in [0, 1]")
-        self.require("b", self.b >= 0, ">= 0")
+        self.require("beta", self.beta >= 0, ">= 0")
 
 
 @DEFENSES.register("mtard")
@@ -57,13 +68,13 @@ class MTARD(Defense):
         "quick:large": {"inner_steps": 3, "lr": 0.2},
     }
 
-    def stages(self, setup: Setup) -> list[Stage]:
+    def stages(self, setup: DefenseSetup) -> list[Stage]:
         """One stage: attack, then distill from both teachers."""
         steps = self.config.inner_steps
-        passes = Passes(forward=steps + 2, input_grad=steps, weight_grad=2, teacher_forward=2)
-        objective = MTARDObjective(setup.model, setup.threat, self.config, setup.required)
+        passes = PassCounts(forward=steps + 2, input_grad=steps, weight_grad=2, teacher_forward=2)
+        objective = MTARDObjective(setup.model, setup.threat, self.config, setup.required_models)
         # The weights move once a step, by the losses of the whole batch.
-        return [setup.train("distill", objective, passes=passes, whole_batch=True)]
+        return [train_stage(self.config, "distill", objective, passes=passes, whole_batch=True)]
 
 
 class MTARDObjective(nn.Module):
@@ -73,7 +84,7 @@ class MTARDObjective(nn.Module):
     first_losses: Tensor
 
     def __init__(
-        self, model: nn.Module, threat: ThreatModel, config: MTARDConfig, teachers: Mapping[str, Frozen]
+        self, model: nn.Module, threat: ThreatModel, config: MTARDConfig, teachers: Mapping[str, FrozenModel]
     ) -> None:
         super().__init__()
         self.model, self.threat, self.config = model, threat, config
@@ -90,7 +101,9 @@ class MTARDObjective(nn.Module):
         adv_loss = distillation(adv_target, self.model(adv))
         clean_loss = distillation(clean_target, self.model(batch.images))
         losses = torch.stack((adv_loss, clean_loss))
-        self.balance(mean(losses, len(batch.index)), batch.epoch)  # of the whole batch, on several devices too
+        self.balance(
+            mean_over_batch(losses, len(batch.index)), batch.epoch
+        )  # of the whole batch, on several devices too
         metrics = {"adv_loss": adv_loss.detach(), "clean_loss": clean_loss.detach()}
         # A copy: the buffer moves in place, and accumulated micro-batches share it.
         weights = self.weights.clone()
@@ -100,19 +113,19 @@ class MTARDObjective(nn.Module):
         """Move each weight towards the share of its relative loss r: what has fallen less gets more."""
         eta = self.config.eta * self.lr_factor(epoch)
         self.first_losses.copy_(torch.where(self.first_losses.isnan(), losses, self.first_losses))
-        r = (losses / self.first_losses) ** self.config.b
+        r = (losses / self.first_losses) ** self.config.beta
         self.weights.lerp_(r / r.sum(), eta)
 
     def inner_maximization(self, batch: Batch) -> Tensor:
         """Maximize the student's cross-entropy from 0.001 N(0, 1) beside the image; no teacher is asked."""
-        cfg, threat, images = self.config, self.config.threat_at(self.threat, batch.epoch), batch.images
+        cfg, threat, images = self.config, self.config.threat_at_epoch(self.threat, batch.epoch), batch.images
 
         def objective(adv: Tensor) -> Tensor:
             return F.cross_entropy(self.model(adv), batch.labels, reduction="none")
 
-        start = images + 0.001 * batch.noise.child("start").normal_like(images)  # not clamped, as the code
-        with cfg.attacked(self.model):
-            return cfg.ascend(objective, start, images, threat)
+        start = images + 0.001 * batch.rng.child("start").normal_like(images)  # not clamped, as the code
+        with cfg.inner_attack_mode(self.model):
+            return cfg.pgd_ascent(objective, start, images, threat)
 
 
 def distillation(target: Tensor, logits: Tensor) -> Tensor:

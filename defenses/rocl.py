@@ -24,16 +24,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robobench.api import DEFENSES, Batch, Defense, Loss, Passes, Recipe, Setup, Stage, lr_schedule, sgd
-from robobench.augment import flip
-from robobench.inner import AttackedRecipe, ascend, eval_mode, frozen
-from robobench.processes import gather
-from robobench.randomness import Noise
-from robobench.threat import ThreatModel
+from robobench.api import (
+    DEFENSES,
+    AdvTrainConfig,
+    Batch,
+    Defense,
+    DefenseSetup,
+    KeyedRng,
+    Loss,
+    PassCounts,
+    Stage,
+    ThreatModel,
+    TrainConfig,
+    attack_mode,
+    eval_mode,
+    flip,
+    gather_batch,
+    lr_schedule,
+    pgd_ascent,
+    sgd,
+    train_stage,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoCLConfig(AttackedRecipe):
+class RoCLConfig(AdvTrainConfig):
     """Published values; the Recipe's fields are those of the pre-training, with LARS."""
 
     epochs: int = 1000
@@ -44,9 +59,9 @@ class RoCLConfig(AttackedRecipe):
     schedule: str = "cosine"
     augment: str = "none"  # the views below are the augmentation
     color_jitter: float = 0.4  # of brightness, contrast, saturation; a quarter of it for hue
-    gray: float = 0.2  # probability
-    mirror: bool = True  # with probability 1/2
-    crop_area: float = 0.08  # smallest part of the image that a view shows
+    grayscale_prob: float = 0.2
+    hflip: bool = True  # with probability 1/2
+    min_crop_area: float = 0.08  # smallest fraction of the image in a view
     inner_steps: int = 7
     temperature: float = 0.5
     regularizer: float = 1 / 256  # lambda: weight of the contrast between attacked and target view alone
@@ -64,19 +79,19 @@ class RoCLConfig(AttackedRecipe):
         self.one_of("augment", "none")
         self.require("lr_warmup", 0 <= self.lr_warmup < 1, "in [0, 1)")
         self.require("color_jitter", 0 <= self.color_jitter <= 1, "in [0, 1]")
-        self.require("gray", 0 <= self.gray <= 1, "in [0, 1]")
-        self.require("crop_area", 0 < self.crop_area <= 1, "in (0, 1]")
+        self.require("grayscale_prob", 0 <= self.grayscale_prob <= 1, "in [0, 1]")
+        self.require("min_crop_area", 0 < self.min_crop_area <= 1, "in (0, 1]")
         self.require("temperature", self.temperature > 0, "> 0")
         self.require("regularizer", self.regularizer >= 0, ">= 0")
         for name in ("head_inner_steps", "projection"):
             self.require(name, getattr(self, name) >= 1, ">= 1")
         self.one_of("head", "linear", "robust-linear", "fine-tune")
-        _ = self.head_recipe  # the head's values are checked as a recipe
+        _ = self.head_config  # the head's values are checked as a recipe
 
     @property
-    def head_recipe(self) -> Recipe:
+    def head_config(self) -> TrainConfig:
         """How the head is optimized: SGD, un-augmented images."""
-        return Recipe(
+        return TrainConfig(
             epochs=self.head_epochs,
             batch_size=self.head_batch_size,
             lr=self.head_lr,
@@ -93,7 +108,7 @@ class RoCL(Defense):
 
     Config = RoCLConfig
     version = 1
-    protocol = ("features", "head")
+    model_attributes = ("features", "head")
     presets: ClassVar = {
         # Few epochs want long steps (a hundredth of each weight), and digits neither mirror nor have colors.
         "quick": {
@@ -102,9 +117,9 @@ class RoCL(Defense):
             "weight_decay": 1e-6,
             "schedule": "cosine",
             "color_jitter": 0.0,
-            "gray": 0.0,
-            "mirror": False,
-            "crop_area": 0.5,
+            "grayscale_prob": 0.0,
+            "hflip": False,
+            "min_crop_area": 0.5,
             "inner_steps": 2,
             "relative_step": 0.5,
             "projection": 512,
@@ -125,29 +140,31 @@ class RoCL(Defense):
         "paper": {"epochs": 150, "lr_warmup": 10 / 150},
     }
 
-    def stages(self, setup: Setup) -> list[Stage]:
+    def stages(self, setup: DefenseSetup) -> list[Stage]:
         """Two stages: encoder and projector without labels, then the head."""
         cfg: RoCLConfig = self.config
-        model, head, steps = setup.model, cfg.head_recipe, cfg.inner_steps
+        model, head, steps = setup.model, cfg.head_config, cfg.inner_steps
         projector = make_projector(setup, cfg.projection)
         attack = 0 if cfg.head == "linear" else cfg.head_inner_steps
-        pretrain = setup.train(
+        pretrain = train_stage(
+            self.config,
             "pretrain",
             lambda: RoCLObjective(model, projector, setup.threat, cfg),
             optimizer=lars(cfg),
             schedule=warmed_up(cfg),
-            passes=Passes(forward=steps + 6, input_grad=steps, weight_grad=5),
+            passes=PassCounts(forward=steps + 6, input_grad=steps, weight_grad=5),
             whole_batch=True,  # the other images of a batch are an image's negatives
         )
-        linear_eval = setup.train(
+        linear_eval = train_stage(
+            self.config,
             "linear-eval" if cfg.head != "fine-tune" else "fine-tune",
-            lambda: HeadObjective(model, setup.threat, cfg),
+            lambda: RoCLHeadObjective(model, setup.threat, cfg),
             epochs=head.epochs,
             batch_size=head.batch_size,
             optimizer=sgd(head),
             schedule=lr_schedule(head),
             # The gradient of the linear layer itself costs nothing next to the encoder's forward.
-            passes=Passes(forward=attack + 1, input_grad=attack, weight_grad=float(cfg.head == "fine-tune")),
+            passes=PassCounts(forward=attack + 1, input_grad=attack, weight_grad=float(cfg.head == "fine-tune")),
         )
         return [pretrain, linear_eval]
 
@@ -171,7 +188,7 @@ class RoCLObjective(nn.Module):
     def forward(self, batch: Batch) -> Loss:
         """Make the views, attack the first away from the second, and compute both contrasts."""
         cfg = self.config
-        first, second = (view(batch.images, batch.noise.child("view", i), cfg) for i in (1, 2))
+        first, second = (view(batch.images, batch.rng.child("view", i), cfg) for i in (1, 2))
         adv = self.inner_maximization(first, second, batch)
         contrast = nt_xent(self.embed(torch.cat((first, second, adv))), 3, cfg.temperature).mean()
         regularizer = nt_xent(self.embed(torch.cat((adv, second))), 2, cfg.temperature).mean()
@@ -180,9 +197,9 @@ class RoCLObjective(nn.Module):
 
     def inner_maximization(self, first: Tensor, second: Tensor, batch: Batch) -> Tensor:
         """Maximize the instance confusion of `first`, within the ball around this view, against `second`."""
-        cfg, threat = self.config, self.config.threat_at(self.threat, batch.epoch)
-        start = threat.random_start(first, batch.noise.child("start"))
-        with cfg.attacked(self.model, self.projector):
+        cfg, threat = self.config, self.config.threat_at_epoch(self.threat, batch.epoch)
+        start = threat.random_start(first, batch.rng.child("start"))
+        with cfg.inner_attack_mode(self.model, self.projector):
             with torch.no_grad():
                 target = self.embed(second)
 
@@ -190,7 +207,7 @@ class RoCLObjective(nn.Module):
                 # Keys are detached, so the loss of an attacked anchor is all that depends on its image.
                 return nt_xent(torch.cat((self.embed(adv), target)), 2, cfg.temperature)[: len(adv)]
 
-            return cfg.ascend(objective, start, first, threat)
+            return cfg.pgd_ascent(objective, start, first, threat)
 
 
 def nt_xent(embeddings: Tensor, views: int, temperature: float) -> Tensor:
@@ -203,7 +220,7 @@ def nt_xent(embeddings: Tensor, views: int, temperature: float) -> Tensor:
     count = len(embeddings) // views
     with torch.autocast(embeddings.device.type, enabled=False):  # bf16 has 3 digits; the exponent needs more
         unit = F.normalize(embeddings.float())
-        keys, begin = gather(unit.detach().view(views, count, -1).transpose(0, 1))  # (B, V, D)
+        keys, begin = gather_batch(unit.detach().view(views, count, -1).transpose(0, 1))  # (B, V, D)
         weights = (unit @ keys.transpose(0, 1).flatten(0, 1).T / temperature).exp()  # (V b, V B)
     columns = torch.arange(weights.shape[1], device=unit.device)
     own = columns.view(views, -1)[:, begin : begin + count].flatten()  # where the anchors stand among the keys
@@ -221,7 +238,7 @@ def head_of(model: nn.Module) -> nn.Module:
     return head
 
 
-def make_projector(setup: Setup, width: int) -> nn.Module:
+def make_projector(setup: DefenseSetup, width: int) -> nn.Module:
     """Build Linear, ReLU, Linear to 128 values, from the run's seed and on the network's device."""
     weight = next(setup.model.parameters())
     with eval_mode(setup.model), torch.no_grad():
@@ -265,14 +282,14 @@ class LARS(torch.optim.SGD):
     def step(self, closure: Any = None) -> Any:
         """Scale every gradient in place, then take SGD's step."""
         for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
-            length, slope = p.norm(), p.grad.norm()
-            rate = self.trust * length / (slope + self.decay * length + self.eps)
-            rate = torch.where((length > 0) & (slope > 0), rate, 1.0)
+            length, grad_norm = p.norm(), p.grad.norm()
+            rate = self.trust * length / (grad_norm + self.decay * length + self.eps)
+            rate = torch.where((length > 0) & (grad_norm > 0), rate, 1.0)
             p.grad.add_(p, alpha=self.decay).mul_(rate)
         return super().step(closure)
 
 
-def lars(recipe: Recipe) -> Callable[[nn.Module], torch.optim.Optimizer]:
+def lars(recipe: TrainConfig) -> Callable[[nn.Module], torch.optim.Optimizer]:
     """Return the factory of LARS with the recipe's rate, momentum and weight decay."""
 
     def build(objective: nn.Module) -> torch.optim.Optimizer:
@@ -285,7 +302,7 @@ def lars(recipe: Recipe) -> Callable[[nn.Module], torch.optim.Optimizer]:
 # --- the head -----------------------------------------------------------------------------------
 
 
-class HeadObjective(nn.Module):
+class RoCLHeadObjective(nn.Module):
     """Cross-entropy of a head on the finished encoder, or of the whole network (`fine-tune`)."""
 
     def __init__(self, model: nn.Module, threat: ThreatModel, config: RoCLConfig) -> None:
@@ -308,30 +325,30 @@ class HeadObjective(nn.Module):
     def inner_maximization(self, batch: Batch) -> Tensor:
         """Maximize the cross-entropy of the whole network in eval mode, from a uniform start, clamped."""
         (model,), cfg, threat = self.whole, self.config, self.threat
-        start = threat.random_start(batch.images, batch.noise.child("start"))
+        start = threat.random_start(batch.images, batch.rng.child("start"))
 
         def objective(adv: Tensor) -> Tensor:
             return F.cross_entropy(model(adv), batch.labels, reduction="none")
 
-        with frozen(model):
+        with attack_mode(model):
             step_size = cfg.relative_step * threat.eps
-            return ascend(objective, start, batch.images, threat, cfg.head_inner_steps, step_size)
+            return pgd_ascent(objective, start, batch.images, threat, cfg.head_inner_steps, step_size)
 
 
 # --- the views ----------------------------------------------------------------------------------
 
 
-def view(images: Tensor, noise: Noise, config: RoCLConfig) -> Tensor:
+def view(images: Tensor, rng: KeyedRng, config: RoCLConfig) -> Tensor:
     """Draw a view of each image: color jitter (p 0.8), gray, mirror, random resized crop."""
     if config.color_jitter:
-        chosen = noise.child("jitter?").uniform() < 0.8
-        jittered = jitter(images, noise.child("jitter"), config.color_jitter)
+        chosen = rng.child("jitter?").uniform() < 0.8
+        jittered = jitter(images, rng.child("jitter"), config.color_jitter)
         images = torch.where(chosen.view(-1, 1, 1, 1), jittered, images)
-    grayed = noise.child("gray").uniform() < config.gray
+    grayed = rng.child("gray").uniform() < config.grayscale_prob
     images = torch.where(grayed.view(-1, 1, 1, 1), luma(images), images)
-    if config.mirror:
-        images = flip(images, noise.child("flip"))
-    return resized_crop(images, noise.child("crop"), config.crop_area)
+    if config.hflip:
+        images = flip(images, rng.child("flip"))
+    return resized_crop(images, rng.child("crop"), config.min_crop_area)
 
 
 def luma(images: Tensor) -> Tensor:
@@ -340,10 +357,10 @@ def luma(images: Tensor) -> Tensor:
     return 0.299 * red + 0.587 * green + 0.114 * blue
 
 
-def jitter(images: Tensor, noise: Noise, strength: float) -> Tensor:
+def jitter(images: Tensor, rng: KeyedRng, strength: float) -> Tensor:
     """Change brightness, contrast, saturation and hue by random factors, in a random order per image."""
-    order = noise.child("order").uniform(4).argsort(dim=1)
-    change = strength * (2 * noise.child("change").uniform(4) - 1)  # (B, 4)
+    order = rng.child("order").uniform(4).argsort(dim=1)
+    change = strength * (2 * rng.child("change").uniform(4) - 1)  # (B, 4)
     for turn in range(4):
         kind = order[:, turn].view(-1, 1, 1, 1)
         amount = change.gather(1, order[:, turn : turn + 1]).view(-1, 1, 1, 1)
@@ -367,21 +384,21 @@ def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
     return value[:, None] - span[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
 
 
-def resized_crop(images: Tensor, noise: Noise, smallest: float) -> Tensor:
+def resized_crop(images: Tensor, rng: KeyedRng, smallest: float) -> Tensor:
     """Cut a box of random area and shape (3:4 to 4:3) from each image and enlarge it bilinearly to full size.
 
     Boxes are drawn as torchvision's RandomResizedCrop draws them: the first of ten that fits, else everything.
     """
     count, _, height, width = images.shape
-    area = height * width * (smallest + (1 - smallest) * noise.child("area").uniform(10))
-    ratio = ((2 * noise.child("ratio").uniform(10) - 1) * math.log(4 / 3)).exp()
+    area = height * width * (smallest + (1 - smallest) * rng.child("area").uniform(10))
+    ratio = ((2 * rng.child("ratio").uniform(10) - 1) * math.log(4 / 3)).exp()
     sides = torch.stack(((area / ratio).sqrt(), (area * ratio).sqrt()), dim=2).round()  # (B, 10, 2)
     full = height + (width - height) * torch.arange(2, device=images.device)  # made there, not copied
     fits = ((sides >= 1) & (sides <= full)).all(2)
     first = fits.int().argmax(1)  # the first that fits, 0 if none does
     box = sides[torch.arange(count, device=images.device), first]
     box = torch.where(fits.any(1)[:, None], box, full)  # (B, 2)
-    corner = (noise.child("corner").uniform(2) * (full - box + 1)).floor()
+    corner = (rng.child("corner").uniform(2) * (full - box + 1)).floor()
     axes = []
     for axis, size in enumerate((height, width)):
         steps = torch.arange(size, device=images.device) + 0.5

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import nn
 
-from robobench.api import DEFENSES, Batch, Defense, Loss, Passes, Setup, Stage
+from robobench.api import DEFENSES, Batch, Defense, DefenseSetup, Loss, PassCounts, Stage, train_stage
 
 
 @DEFENSES.register("standard")
@@ -21,10 +21,10 @@ class Standard(Defense):
         "paper": {"epochs": 20, "batch_size": 64, "lr": 0.003, "schedule": "constant", "augment": "none"},
     }
 
-    def stages(self, setup: Setup) -> list[Stage]:
+    def stages(self, setup: DefenseSetup) -> list[Stage]:
         """One stage: cross-entropy."""
-        passes = Passes(forward=1, weight_grad=1)
-        return [setup.train("train", CrossEntropy(setup.model), passes=passes)]
+        passes = PassCounts(forward=1, weight_grad=1)
+        return [train_stage(self.config, "train", CrossEntropy(setup.model), passes=passes)]
 
 
 class CrossEntropy(nn.Module):

@@ -18,14 +18,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robobench.api import DEFENSES, Batch, Defense, Loss, Passes, Setup, Stage
-from robobench.inner import AttackedRecipe
-from robobench.losses import kl
-from robobench.threat import ThreatModel
+from robobench.api import (
+    DEFENSES,
+    AdvTrainConfig,
+    Batch,
+    Defense,
+    DefenseSetup,
+    Loss,
+    PassCounts,
+    Stage,
+    ThreatModel,
+    kl,
+    train_stage,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TradesConfig(AttackedRecipe):
+class TradesConfig(AdvTrainConfig):
     """Published values: 76 epochs counted from 1, learning rate divided by 10 in epochs 75 and 76."""
 
     epochs: int = 76
@@ -46,12 +55,12 @@ class Trades(Defense):
     version = 1
     presets: ClassVar = {"quick": {"inner_steps": 5}, "quick:large": {"inner_steps": 3}}
 
-    def stages(self, setup: Setup) -> list[Stage]:
+    def stages(self, setup: DefenseSetup) -> list[Stage]:
         """One stage: attack, then learn from clean and attacked images."""
         steps = self.config.inner_steps
-        passes = Passes(forward=steps + 3, input_grad=steps, weight_grad=2)
+        passes = PassCounts(forward=steps + 3, input_grad=steps, weight_grad=2)
         objective = TradesObjective(setup.model, setup.threat, self.config)
-        return [setup.train("train", objective, passes=passes)]
+        return [train_stage(self.config, "train", objective, passes=passes)]
 
 
 class TradesObjective(nn.Module):
@@ -72,13 +81,13 @@ class TradesObjective(nn.Module):
 
     def inner_maximization(self, batch: Batch) -> Tensor:
         """Maximize KL(p_S(x) || p_S(x')) from beside the image: at the image itself its gradient is zero."""
-        cfg, threat, images = self.config, self.config.threat_at(self.threat, batch.epoch), batch.images
-        start = images + 0.001 * batch.noise.child("start").normal_like(images)  # not clamped, as the code
-        with cfg.attacked(self.model):
+        cfg, threat, images = self.config, self.config.threat_at_epoch(self.threat, batch.epoch), batch.images
+        start = images + 0.001 * batch.rng.child("start").normal_like(images)  # not clamped, as the code
+        with cfg.inner_attack_mode(self.model):
             with torch.no_grad():
                 clean_logits = self.model(images)
 
             def objective(adv: Tensor) -> Tensor:
                 return kl(clean_logits, self.model(adv))
 
-            return cfg.ascend(objective, start, images, threat)
+            return cfg.pgd_ascent(objective, start, images, threat)

@@ -15,10 +15,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from robobench import plugins
-from robobench.api import Recipe
-from robobench.presets import LARGE, PRESETS, layers
-from robobench.registry import Registry
+from robobench.core.registry import Registry
+from robobench.planning.presets import LARGE_MODELS, PRESETS, preset_layers
+from robobench.plugins.discovery import discover, load_plugin
+from robobench.training.base import TrainConfig
 
 MODULES = {
     "robobench": "What the command line does, as functions.",
@@ -52,7 +52,7 @@ def cell(value: Any) -> str:
 def preset_values(cls: Any, name: str) -> dict[str, Any]:
     """Say what a preset gives a defense that the one below it does not: the recipe's values, then the defense's own."""
     preset, _, large = name.partition(":")
-    order = layers(preset, LARGE[0] if large else "cnn")
+    order = preset_layers(preset, LARGE_MODELS[0] if large else "cnn")
 
     def laid(names: list[str]) -> dict[str, Any]:
         parts = [*(PRESETS[n].get("recipe", {}) for n in names), *(cls.presets.get(n, {}) for n in names)]
@@ -65,7 +65,7 @@ def preset_values(cls: Any, name: str) -> dict[str, Any]:
 def config_table(cls: Any) -> str:
     """Write a Config as a table: field, default, what the presets give instead, meaning."""
     said, given = comments(cls.Config), dict(cls.presets)
-    if issubclass(cls.Config, Recipe):
+    if issubclass(cls.Config, TrainConfig):
         given = {name: preset_values(cls, name) for name in PRESETS}
     lines = ["| field | default | presets | meaning |", "| --- | --- | --- | --- |"]
     for field in dataclasses.fields(cls.Config):
@@ -76,7 +76,7 @@ def config_table(cls: Any) -> str:
 
 def card(kind: str, name: str) -> str:
     """Write a method's card from its file: the summary, the citation, the fields."""
-    cls = plugins.load(kind, name)
+    cls = load_plugin(kind, name)
     about = inspect.getdoc(sys.modules[cls.__module__]) or ""
     facts = [f"version {cls.version}"]
     if kind == "attack":
@@ -95,7 +95,7 @@ def methods() -> str:
         "may give others. The recipe's fields (epochs, learning rate, ...) are the same for every defense.\n"
     ]
     for kind, title in (("defense", "Defenses"), ("attack", "Attacks")):
-        own = [name for name, plugin in sorted(plugins.found(kind).items()) if plugin.origin == "robobench"]
+        own = [name for name, plugin in sorted(discover(kind).items()) if plugin.origin == "robobench"]
         parts += [f"## {title}\n", *(card(kind, name) for name in own)]
     return "\n".join(parts)
 

@@ -1,8 +1,8 @@
-"""robobench: train adversarial defenses, clock them, attack them all in the same way, write the matrix.
+"""robobench: train adversarial defenses, time them, attack them all in the same way, and write accuracy matrices.
 
 import robobench
-rows = robobench.run("macd", model="wrn50")          # a pandas DataFrame, one row an attacked cell
-model = robobench.load("runs", "macd")               # the trained network, ready to use
+rows = robobench.run("macd", model="wrn50")          # a pandas DataFrame, one row per cell
+model = robobench.load("runs", "macd")               # the trained model, ready to use
 adv = robobench.attack("pgd", model, images, labels, eps="8/255")
 """
 
@@ -12,7 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from robobench.interface import attack, compare, diagnose, evaluate, leaderboard, load, run
+    from robobench.execution.stored import load
+    from robobench.interface import attack, compare, diagnose, evaluate, leaderboard, run
 
 try:
     __version__ = version("robobench")

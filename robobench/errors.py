@@ -1,20 +1,24 @@
-"""The few exceptions a caller may want to catch."""
+"""Exceptions a caller may want to catch. Each message is one line."""
+
+from __future__ import annotations
+
+import signal
 
 
 class RobobenchError(Exception):
-    """Anything robobench refuses or gives up on, said in one line."""
+    """Base class of all errors below."""
 
 
 class RequestError(RobobenchError, ValueError):
-    """The request is wrong: the message names the value, what is allowed and the next move."""
+    """The request is wrong. The message names the value, what is allowed and the next move."""
 
 
 class GradientError(RequestError):
-    """A network's gradient is NaN where an attack needs it; what the attack leaves would mean nothing."""
+    """A model's input gradient is NaN where an attack needs it, so the attack's result would mean nothing."""
 
 
 class ThreatModelError(RobobenchError):
-    """An attack returned images outside its threat model; never scored as robustness."""
+    """An attack returned images outside its threat model. They are never counted as robustness."""
 
 
 class NonFiniteLossError(RobobenchError):
@@ -26,15 +30,15 @@ class ArtifactError(RobobenchError):
 
 
 class StorageError(RobobenchError):
-    """The store cannot be written (a full disk, a read-only folder); what is finished stays as it is."""
+    """The store cannot be written (full disk, read-only folder). Finished work is unchanged."""
 
 
 class ExecutorError(RobobenchError):
-    """The work cannot be carried out where it was sent; what is finished stays as it is."""
+    """A cluster cannot carry out the work. Finished work is unchanged."""
 
 
 class OutOfMemoryError(RobobenchError):
-    """Training ran out of memory and its batches cannot be cut further."""
+    """Training ran out of memory, and its batches cannot be split further."""
 
 
 class PluginError(RequestError):
@@ -42,9 +46,24 @@ class PluginError(RequestError):
 
 
 class ProcessError(RobobenchError):
-    """One of the processes that worked in step is gone; the others were ended."""
+    """One of several processes died; the others were ended."""
+
+
+class Interrupted(BaseException):
+    """A signal asked to stop. Everything finished is in the store.
+
+    Derives from BaseException: an Exception would become a failed cell, and the command-line library would handle a
+    KeyboardInterrupt itself.
+
+    Attributes:
+        signum: number of the signal.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.signum = signum
 
 
 def one_line(err: Exception) -> str:
-    """Spell an exception as type and message on one line."""
+    """Return an exception's type and message on one line."""
     return f"{type(err).__name__}: {' '.join(str(err).split())}".rstrip(": ")

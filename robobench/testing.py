@@ -13,15 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robobench import plugins
-from robobench.api import ATTACKS, DEFENSES, Attack, Defense, Frozen, Produced, Setup, Train
+from robobench.attack_engine.base import Attack
+from robobench.core.module_state import attack_mode
+from robobench.core.registry import ATTACKS, DEFENSES, unknown_name
+from robobench.core.rng import KeyedRng
+from robobench.core.threat import ThreatModel
+from robobench.core.timing import Stopwatch
 from robobench.errors import RequestError
-from robobench.inner import frozen
-from robobench.randomness import Noise
-from robobench.registry import unknown
-from robobench.threat import ThreatModel
-from robobench.timing import Stopwatch
-from robobench.training import Engine, run_produce, run_train
+from robobench.plugins.discovery import KINDS, discover, load_plugin, load_plugin_module, parse_attack_spec
+from robobench.training.base import Defense, DefenseSetup, FrozenModel, PrecomputedArray, Train
+from robobench.training.context import TrainRuntime
+from robobench.training.loop import run_train
+from robobench.training.precompute import run_precompute
 
 
 class SmallNet(nn.Module):
@@ -102,12 +105,12 @@ def check_attack(cls: type[Attack], values: Mapping[str, Any]) -> Iterator[tuple
     """
     net, data = trained_net(4), Blobs(num_classes=4)  # four: what the targeted DLR loss needs
     images, labels = data.images(torch.arange(len(data))), data.labels
-    noise = Noise.of(torch.arange(len(data)), "check")
+    rng = KeyedRng.of(torch.arange(len(data)), "check")
     config = cls.Config(**{**cls.presets.get("quick", {}), **values})
 
     def perturb(threat: ThreatModel) -> Tensor:
-        with frozen(net):
-            return cls(config, threat).perturb(net, images.clone(), labels, noise).detach()
+        with attack_mode(net):
+            return cls(config, threat).attack_full_budget(net, images.clone(), labels, rng).detach()
 
     def in_threat_model(threat: ThreatModel) -> None:
         adv = perturb(threat)
@@ -131,10 +134,10 @@ def check_attack(cls: type[Attack], values: Mapping[str, Any]) -> Iterator[tuple
         assert torch.equal(rng, torch.get_rng_state()), "it draws from torch's global generator, not from noise"
 
     def verdicts_true(threat: ThreatModel) -> None:
-        with frozen(net):
-            found = cls(config, threat).find(net, images, labels, noise)
+        with attack_mode(net):
+            found = cls(config, threat).attack_early_stop(net, images, labels, rng)
             threat.check(found.adv, images, f"attack '{cls.name}'")
-            assert torch.equal(found.fooled, net(found.adv).argmax(1) != labels), "a verdict is not the model's"
+            assert torch.equal(found.success, net(found.adv).argmax(1) != labels), "a verdict is not the model's"
 
     def zero_radius(threat: ThreatModel) -> None:
         adv = perturb(replace(threat, eps=0.0))
@@ -154,16 +157,18 @@ def quick_config(cls: type[Defense]) -> Any:
     return cls.Config(**{**base, **cls.presets.get("quick", {}), **base, **short})
 
 
-def run_defense(
+def train_small(
     cls: type[Defense], config: Any, seed: int = 0, precision: str = "fp32"
-) -> tuple[nn.Module, Setup, list[Any]]:
+) -> tuple[nn.Module, DefenseSetup, list[Any]]:
     """Train a defense on the blobs through the core's own loop; returns the network, setup and histories."""
     data, net = Blobs(), SmallNet(seed=seed)
-    setup = Setup(
-        model=net, threat=ThreatModel("Linf", 0.05), config=config, num_classes=3, image_shape=(3, 32, 32),
-        train_size=len(data), seed=seed, required={role: Frozen(trained_net()) for role in cls(config).requires},
+    setup = DefenseSetup(
+        model=net, threat=ThreatModel("Linf", 0.05), num_classes=3, image_shape=(3, 32, 32),
+        train_size=len(data),
+        seed=seed,
+        required_models={role: FrozenModel(trained_net()) for role in cls(config).requires},
     )  # fmt: skip
-    engine, history = Engine("cpu", precision, seed), []
+    engine, history = TrainRuntime("cpu", precision, seed), []
 
     def log(stage: str, epoch: int, metrics: dict[str, float]) -> None:
         history.append((stage, epoch, metrics))
@@ -173,7 +178,9 @@ def run_defense(
         if isinstance(stage, Train):
             run_train(engine, stage, data, watch, log)
         else:
-            setup.produced[stage.name] = Produced(np.concatenate(run_produce(engine, stage, data, watch)[1]))
+            setup.precomputed[stage.name] = PrecomputedArray(
+                np.concatenate(run_precompute(engine, stage, data, watch)[1])
+            )
     return net, setup, history
 
 
@@ -183,7 +190,7 @@ def check_defense(cls: type[Defense]) -> Iterator[tuple[str, Callable[[], None]]
 
     def trains_on_blobs() -> None:
         config = quick_config(cls)
-        done["first"] = run_defense(cls, config)
+        done["first"] = train_small(cls, config)
         history = done["first"][2]
         assert history, "no stage trained an epoch"
 
@@ -203,14 +210,14 @@ def check_defense(cls: type[Defense]) -> Iterator[tuple[str, Callable[[], None]]
             assert all(torch.equal(fresh[k], state[k]) for k in fresh), f"the '{role}' network was changed"
 
     def same_twice() -> None:
-        again = run_defense(cls, quick_config(cls))[0].state_dict()
+        again = train_small(cls, quick_config(cls))[0].state_dict()
         first = done["first"][0].state_dict()
         differs = [k for k in first if not torch.equal(first[k], again[k])]
         assert not differs, f"two runs from one seed differ in {differs[0]}"
 
     def trains_as_much_in_bf16() -> None:
         new = SmallNet(seed=0).state_dict()
-        nets = [done["first"][0], run_defense(cls, quick_config(cls), precision="bf16")[0]]
+        nets = [done["first"][0], train_small(cls, quick_config(cls), precision="bf16")[0]]
         plain, mixed = ({k for k, v in net.state_dict().items() if not torch.equal(v, new[k])} for net in nets)
         assert plain <= mixed, f"under bf16 {min(plain - mixed)} is never trained"
 
@@ -237,18 +244,18 @@ def check_plugin(what: str) -> Iterator[tuple[str, str, str, str | None]]:
         RequestError: nothing of that name, or the module registers nothing.
     """
     values: Mapping[str, str] = {}
-    if what.partition(":")[0] in plugins.found("attack"):
-        cls, values = plugins.attack_and_values(what)
+    if what.partition(":")[0] in discover("attack"):
+        cls, values = parse_attack_spec(what)
         what = cls.name
-    pairs = [(kind, what) for kind in plugins.KINDS if what in plugins.found(kind)]
+    pairs = [(kind, what) for kind in KINDS if what in discover(kind)]
     if not pairs:
         if not what.endswith(".py") and "." not in what:
-            known = [name for kind in plugins.KINDS for name in plugins.found(kind)]
-            raise unknown("defense or attack", what, known)
-        pairs = plugins.load_module(what)
+            known = [name for kind in KINDS for name in discover(kind)]
+            raise unknown_name("defense or attack", what, known)
+        pairs = load_plugin_module(what)
     else:
         for kind, name in pairs:
-            plugins.load(kind, name)
+            load_plugin(kind, name)
     if not pairs:
         raise RequestError(f"'{what}' registers no defense and no attack")
     for kind, name in pairs:

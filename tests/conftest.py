@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robobench import plugins
-from robobench.api import ATTACKS, DEFENSES
+from robobench.core.registry import ATTACKS, DEFENSES
+from robobench.plugins.discovery import _plugin_files
 from tests.toys import FACTORY
 
 torch.set_num_threads(1)  # on networks this small, more threads only wait for each other
@@ -28,7 +28,7 @@ def seeded() -> None:
 def no_strangers() -> Iterator[None]:
     """A user's plug-in that a test loaded is gone after it; our own stay."""
     yield
-    plugins._files.clear()
+    _plugin_files.clear()
     for registry in (ATTACKS, DEFENSES):
         for name, cls in list(registry._classes.items()):
             if cls.__module__.startswith("robobench_plugin_"):

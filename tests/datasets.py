@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from robobench.data import load
+from robobench.data import load_dataset
 from robobench.errors import RequestError
 
 
@@ -16,6 +16,6 @@ def everything(split):
 def refusal(name, **options):
     """Load what must be refused; return the one line."""
     with pytest.raises(RequestError) as caught:
-        load(name, **options)
+        load_dataset(name, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)

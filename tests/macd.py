@@ -7,12 +7,12 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from robobench.api import Batch, Frozen, Loss, Produce, Produced, Setup
+from robobench.core.rng import KeyedRng
+from robobench.core.threat import ThreatModel
 from robobench.defenses.macd import MACD, MACDConfig, distill
 from robobench.defenses.macd.mae import MAE
 from robobench.defenses.macd.pretrain import Teacher
-from robobench.randomness import Noise
-from robobench.threat import ThreatModel
+from robobench.training.base import Batch, DefenseSetup, FrozenModel, Loss, Precompute, PrecomputedArray
 from tests.toys import TinyBatchNormNet, color_blobs
 
 TINY = MACDConfig(
@@ -39,40 +39,40 @@ IMAGES = (IMAGES * 255).round() / 255  # on the grid, so that the attack is stor
 
 def batch_of(index: Tensor | None = None, epoch: int = 0, images: Tensor = IMAGES) -> Batch:
     index = torch.arange(len(images)) if index is None else index
-    return Batch(images[index], LABELS[index], index, epoch, Noise.of(index, "test", epoch))
+    return Batch(images[index], LABELS[index], index, epoch, KeyedRng.of(index, "test", epoch))
 
 
-def setup_of(config: MACDConfig = TINY, norm: str = "Linf", eps: float = EPS, on_grid: bool = True) -> Setup:
+def setup_of(config: MACDConfig = TINY, norm: str = "Linf", eps: float = EPS, on_grid: bool = True) -> DefenseSetup:
     torch.manual_seed(0)
-    return Setup(
+    return DefenseSetup(
         model=TinyBatchNormNet(channels=16),
         threat=ThreatModel(norm, eps),
         config=config,
         num_classes=3,
         image_shape=SHAPE,
         train_size=len(IMAGES),
-        on_grid=on_grid,
-        required={"standard": Frozen(TinyBatchNormNet(channels=16))},
+        is_uint8_exact=on_grid,
+        required_models={"standard": FrozenModel(TinyBatchNormNet(channels=16))},
     )
 
 
-def teacher_of(config: MACDConfig = TINY) -> Frozen:
+def teacher_of(config: MACDConfig = TINY) -> FrozenModel:
     mae = MAE(config, SHAPE, 0)
-    return Frozen(Teacher(mae.encoder, mae.fusion, config.distill_gate, distill.semi_orthogonal(8, 16, 0)))
+    return FrozenModel(Teacher(mae.encoder, mae.fusion, config.distill_gate, distill.semi_orthogonal(8, 16, 0)))
 
 
-def objective_of(config: MACDConfig = TINY, attacked: Produced | None = None) -> distill.DistillObjective:
+def objective_of(config: MACDConfig = TINY, attacked: PrecomputedArray | None = None) -> distill.DistillObjective:
     torch.manual_seed(0)
     teacher = None if config.contrastive_only else teacher_of(config)
     return distill.DistillObjective(TinyBatchNormNet(channels=16), teacher, attacked, config)
 
 
-def run(setup: Setup) -> dict[str, list[Loss]]:
+def run(setup: DefenseSetup) -> dict[str, list[Loss]]:
     """Drive the stages by hand, as the core does: every loss, by stage."""
     losses: dict[str, list[Loss]] = {}
     for stage in MACD(setup.config).stages(setup):
-        if isinstance(stage, Produce):
-            setup.produced[stage.name] = Produced(stage.function(batch_of()).numpy())
+        if isinstance(stage, Precompute):
+            setup.precomputed[stage.name] = PrecomputedArray(stage.function(batch_of()).numpy())
             continue
         objective = stage.objective if isinstance(stage.objective, nn.Module) else stage.objective()
         optimizer = stage.optimizer(objective)

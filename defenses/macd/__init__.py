@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from robobench.api import DEFENSES, Defense, Setup, Stage
+from robobench.api import DEFENSES, Defense, DefenseSetup, Stage
 
 from . import distill, pretrain, static
 from .config import PRESETS, MACDConfig
@@ -33,33 +33,33 @@ class MACD(Defense):
     version = 1
     presets = PRESETS
     requires = {"standard": "standard"}
-    protocol = ("features", "head")
+    model_attributes = ("features", "head")
 
-    def stages(self, setup: Setup) -> list[Stage]:
+    def stages(self, setup: DefenseSetup) -> list[Stage]:
         """Autoencoder (two stages), static attack, distillation, and the optional last touches.
 
         Raises:
             ValueError: the patches do not fill the image, a mask ratio leaves too few of them, or the standard network
                 is not of the student's kind.
         """
-        cfg: MACDConfig = setup.config
-        check_masks(cfg, setup.image_shape)
+        config: MACDConfig = self.config
+        check_masks(config, setup.image_shape)
         distill.check_start(setup)
-        mae = None if cfg.contrastive_only else MAE(cfg, setup.image_shape, setup.seed)
+        mae = None if config.contrastive_only else MAE(config, setup.image_shape, setup.seed)
         if mae is not None:
             mae.to(next(setup.model.parameters()).device)
         stages: list[Stage] = []
         if mae is not None:
-            stages += pretrain.stages(setup, mae)
-        if cfg.attacked_images:
-            stages.append(static.stage(setup))
-        return stages + distill.stages(setup, mae)
+            stages += pretrain.stages(setup, config, mae)
+        if config.attacked_images:
+            stages.append(static.stage(setup, config))
+        return stages + distill.stages(setup, config, mae)
 
-    def pictures(
-        self, left: Callable[[str], Mapping[str, Tensor] | None], images: Tensor, seed: int
+    def visualize(
+        self, stage_state: Callable[[str], Mapping[str, Tensor] | None], images: Tensor, seed: int
     ) -> dict[str, Tensor]:
         """Show what the autoencoder sees of test images and what it makes of that, as in the paper's figure 2."""
-        state = left("mae-feature")
+        state = stage_state("mae-feature")
         if state is None:
             return {}
         masked, filled = pretrain.reconstruct(self.config, state, images, seed)

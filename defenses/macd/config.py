@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from robobench.api import Recipe
+from robobench.api import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class MACDConfig(Recipe):
+class MACDConfig(TrainConfig):
     # The student: section 4.1; batch size, schedule and augmentation are not stated (G25, G19).
     epochs: int = 10
     batch_size: int = 64
@@ -62,7 +62,7 @@ class MACDConfig(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.one_of("augment", "none", "flip")  # crops drawn apart would break up the pairs
-        self.require("eps_warmup", self.eps_warmup == 0, "0 (the attack is made once, before training)")
+        self.require("eps_rampup", self.eps_rampup == 0, "0 (the attack is made once, before training)")
         for name in ("encoder_depth", "decoder_depth", "mae_batch_size", "static_steps"):
             self.require(name, getattr(self, name) >= 1, ">= 1")
         for name in ("teacher_patch", "student_patch"):
@@ -102,7 +102,7 @@ _STUDENT = {
     "weight_decay": 5e-4,
     "schedule": "constant",
     "augment": "none",
-    "eps_warmup": 0.0,
+    "eps_rampup": 0.0,
 }
 
 PRESETS: dict[str, dict[str, Any]] = {

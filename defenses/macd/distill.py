@@ -11,62 +11,75 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robobench.api import Batch, Frozen, Loss, Passes, Produced, Setup, Stage
-from robobench.augment import flip
-from robobench.inner import eval_mode
-from robobench.losses import kl
-from robobench.randomness import Noise, key
-from robobench.streams import fork, join
+from robobench.api import (
+    Batch,
+    DefenseSetup,
+    FrozenModel,
+    KeyedRng,
+    Loss,
+    PassCounts,
+    PrecomputedArray,
+    Stage,
+    eval_mode,
+    flip,
+    fork_stream,
+    join_stream,
+    kl,
+    seed_from,
+    train_stage,
+)
 
 from .config import MACDConfig
 from .mae import MAE, Encoder, grid_of, keep_tokens
 from .pretrain import Teacher
 
 
-def stages(setup: Setup, mae: MAE | None) -> list[Stage]:
+def stages(setup: DefenseSetup, config: MACDConfig, mae: MAE | None) -> list[Stage]:
     """Distillation, and where the config asks for them the BatchNorm pass and then the classifier alone.
 
     A pass of the teacher is one of the encoder on all tokens; on some of them it is their share of a pass.
     """
-    cfg: MACDConfig = setup.config
     twice = 1 + (mae is None)  # without a teacher the student sees both images
     looks = 0.0 if mae is None else 1.0
-    if mae is not None and cfg.mask:
-        looks = mae.encoder.share(cfg.teacher_mask_ratio) + (cfg.distill_gate == "full")
+    if mae is not None and config.mask:
+        looks = mae.encoder.share(config.teacher_mask_ratio) + (config.distill_gate == "full")
     made: list[Stage] = [
-        setup.train(
+        train_stage(
+            config,
             "distill",
-            lambda: begin(setup, mae),
+            lambda: begin(setup, config, mae),
             augment="none",  # a joint flip is the objective's own
-            passes=Passes(forward=twice, weight_grad=twice, teacher_forward=looks),
+            passes=PassCounts(forward=twice, weight_grad=twice, teacher_forward=looks),
         )
     ]
-    if cfg.bn_recalibrate:
+    if config.bn_recalibrate:
         made.append(
-            setup.train(
+            train_stage(
+                config,
                 "bn-recalibrate",
                 lambda: Recalibrate(setup.model),
                 epochs=1,
                 augment="none",
-                passes=Passes(forward=1),
+                passes=PassCounts(forward=1),
             )
         )
-    if cfg.head_epochs:
+    if config.head_epochs:
         made.append(
-            setup.train(
+            train_stage(
+                config,
                 "head",
                 lambda: HeadObjective(setup.model),
-                epochs=cfg.head_epochs,
+                epochs=config.head_epochs,
                 augment="none",
-                passes=Passes(forward=1),
+                passes=PassCounts(forward=1),
             )
         )
     return made
 
 
-def check_start(setup: Setup) -> None:
+def check_start(setup: DefenseSetup) -> None:
     """Raise ValueError unless the student can begin as a copy of the standard network, which sees images as it does."""
-    ours, theirs = setup.model, setup.required["standard"].module
+    ours, theirs = setup.model, setup.required_models["standard"].module
     shapes = [{name: value.shape for name, value in network.state_dict().items()} for network in (ours, theirs)]
     if shapes[0] != shapes[1]:
         raise ValueError("the student begins as a copy of the standard network, which has other weights; use one model")
@@ -82,23 +95,22 @@ def check_start(setup: Setup) -> None:
             )
 
 
-def begin(setup: Setup, mae: MAE | None) -> DistillObjective:
+def begin(setup: DefenseSetup, config: MACDConfig, mae: MAE | None) -> DistillObjective:
     """Copy the standard model into the student, and freeze the trained encoder and FL as its teacher."""
-    cfg: MACDConfig = setup.config
-    setup.model.load_state_dict(setup.required["standard"].module.state_dict())
-    attacked = setup.produced["static-attack"] if cfg.attacked_images else None
+    setup.model.load_state_dict(setup.required_models["standard"].module.state_dict())
+    attacked = setup.precomputed["static-attack"] if config.attacked_images else None
     if mae is None:
-        return DistillObjective(setup.model, None, attacked, cfg)
+        return DistillObjective(setup.model, None, attacked, config)
     width: int = setup.model.head.in_features  # type: ignore[union-attr,assignment]
-    teacher, projector = Teacher(mae.encoder, mae.fusion, cfg.distill_gate), None
-    if cfg.feature_map == "fixed":
-        teacher.feature_map = semi_orthogonal(cfg.encoder_width, width, setup.seed)
+    teacher, projector = Teacher(mae.encoder, mae.fusion, config.distill_gate), None
+    if config.feature_map == "fixed":
+        teacher.feature_map = semi_orthogonal(config.encoder_width, width, setup.seed)
     else:
         with torch.random.fork_rng():
-            torch.manual_seed(key(setup.seed, "macd", "projector"))
-            projector = nn.Linear(width, cfg.encoder_width)
+            torch.manual_seed(seed_from(setup.seed, "macd", "projector"))
+            projector = nn.Linear(width, config.encoder_width)
     teacher.to(next(setup.model.parameters()).device)
-    return DistillObjective(setup.model, Frozen(teacher), attacked, cfg, projector)
+    return DistillObjective(setup.model, FrozenModel(teacher), attacked, config, projector)
 
 
 class DistillObjective(nn.Module):
@@ -116,8 +128,8 @@ class DistillObjective(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        teacher: Frozen | None,
-        attacked: Produced | None,
+        teacher: FrozenModel | None,
+        attacked: PrecomputedArray | None,
         config: MACDConfig,
         projector: nn.Module | None = None,
     ) -> None:
@@ -131,32 +143,32 @@ class DistillObjective(nn.Module):
         if self.attacked is not None:
             attacked = self.attacked[batch.index]
         if self.config.augment == "flip":
-            clean, attacked = (flip(images, batch.noise.child("flip")) for images in (clean, attacked))
+            clean, attacked = (flip(images, batch.rng.child("flip")) for images in (clean, attacked))
 
-        beside = fork(attacked.device) if self.teacher else None  # it need not wait for the student
-        features = self.model.features(self._masked(clean, batch.noise.child("student-mask")))  # type: ignore[operator]
+        beside = fork_stream(attacked.device) if self.teacher else None  # it need not wait for the student
+        features = self.model.features(self._masked(clean, batch.rng.child("student-mask")))  # type: ignore[operator]
         class_loss = F.cross_entropy(self.model.head(features), batch.labels)  # type: ignore[operator]  # eq. 6
         student = features if self.projector is None else self.projector(features).float()
         with torch.cuda.stream(beside):
-            target = self._target(attacked, batch.noise.child("teacher-mask"))
-        divergence, distance = robust_loss(student, join(beside, target))
+            target = self._target(attacked, batch.rng.child("teacher-mask"))
+        divergence, distance = robust_loss(student, join_stream(beside, target))
         metrics = {"kl": divergence, "cosine": 1 - distance / 2, "class_loss": class_loss}
         return Loss(divergence + distance + class_loss, metrics)
 
-    def _target(self, attacked: Tensor, noise: Noise) -> Tensor:
+    def _target(self, attacked: Tensor, rng: KeyedRng) -> Tensor:
         """T_out (B, F)."""
-        cfg = self.config
+        config = self.config
         if self.teacher is None:
-            return self.model.features(self._masked(attacked, noise))  # type: ignore[operator,no-any-return]
+            return self.model.features(self._masked(attacked, rng))  # type: ignore[operator,no-any-return]
         encoder: Encoder = self.teacher.module.encoder  # type: ignore[assignment]
-        kept = keep_tokens(noise, encoder.count, cfg.teacher_mask_ratio) if cfg.mask else None
+        kept = keep_tokens(rng, encoder.count, config.teacher_mask_ratio) if config.mask else None
         with torch.no_grad():
             return self.teacher(attacked, kept)  # type: ignore[no-any-return]
 
-    def _masked(self, images: Tensor, noise: Noise) -> Tensor:
+    def _masked(self, images: Tensor, rng: KeyedRng) -> Tensor:
         """The student's input: blocks of the image set to zero."""
-        cfg = self.config
-        return mask_blocks(images, noise, cfg.student_patch, cfg.student_mask_ratio) if cfg.mask else images
+        config = self.config
+        return mask_blocks(images, rng, config.student_patch, config.student_mask_ratio) if config.mask else images
 
 
 class HeadObjective(nn.Module):
@@ -204,10 +216,10 @@ def robust_loss(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     return kl(teacher, student).mean(), (unit_student - unit_teacher).square().sum(dim=1).mean()
 
 
-def mask_blocks(images: Tensor, noise: Noise, patch: int, mask_ratio: float) -> Tensor:
+def mask_blocks(images: Tensor, rng: KeyedRng, patch: int, mask_ratio: float) -> Tensor:
     """Set a share of an image's square blocks, rounded to whole blocks, to zero: (B, C, H, W) both ways."""
     rows, columns = grid_of((images.shape[1], images.shape[2], images.shape[3]), patch, "student_patch")
-    kept = keep_tokens(noise, rows * columns, mask_ratio)
+    kept = keep_tokens(rng, rows * columns, mask_ratio)
     visible = torch.zeros(len(images), rows * columns, device=images.device).scatter(1, kept, 1.0)
     visible = visible.view(-1, 1, rows, columns).repeat_interleave(patch, 2).repeat_interleave(patch, 3)
     return images * visible
@@ -219,7 +231,7 @@ def semi_orthogonal(width: int, features: int, seed: int) -> Tensor:
     Its columns are orthonormal, so that it keeps lengths and cosines. Where the student is the narrower of
     the two its rows are, and it is a projection.
     """
-    noise = Noise.of(torch.arange(max(width, features)), seed, "macd", "feature-map")
-    q, r = torch.linalg.qr(noise.normal(min(width, features)).double())
+    rng = KeyedRng.of(torch.arange(max(width, features)), seed, "macd", "feature-map")
+    q, r = torch.linalg.qr(rng.normal(min(width, features)).double())
     basis: Tensor = (q * r.diagonal().sign()).float()  # QR leaves the signs to the library
     return basis if features >= width else basis.T.contiguous()

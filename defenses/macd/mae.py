@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robobench.randomness import Noise, key
+from robobench.api import KeyedRng, seed_from
 
 from .config import MACDConfig
 
@@ -50,9 +50,9 @@ def count_kept(count: int, mask_ratio: float) -> int:
     return round(count * (1 - mask_ratio))
 
 
-def keep_tokens(noise: Noise, count: int, mask_ratio: float) -> Tensor:
+def keep_tokens(rng: KeyedRng, count: int, mask_ratio: float) -> Tensor:
     """Draw which of `count` tokens each image keeps: (B, n) int64, ascending."""
-    order = noise.uniform(count).argsort(dim=1, stable=True)
+    order = rng.uniform(count).argsort(dim=1, stable=True)
     return order[:, : count_kept(count, mask_ratio)].sort(dim=1).values
 
 
@@ -212,7 +212,7 @@ class MAE(nn.Module):
         super().__init__()
         cfg, values = config, image_shape[0] * config.teacher_patch**2
         with torch.random.fork_rng():
-            torch.manual_seed(key(seed, "macd", "mae"))
+            torch.manual_seed(seed_from(seed, "macd", "mae"))
             self.encoder = Encoder(
                 image_shape, cfg.teacher_patch, cfg.encoder_width, cfg.encoder_depth, cfg.encoder_heads
             )

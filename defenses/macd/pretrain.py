@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robobench.api import Batch, Frozen, Loss, Passes, Setup, Stage
-from robobench.randomness import Noise
+from robobench.api import Batch, DefenseSetup, FrozenModel, KeyedRng, Loss, PassCounts, Stage, train_stage
 
 from .config import MACDConfig
 from .mae import MAE, Encoder, FeatureLearning, keep_tokens, patchify, pool_tokens, removed_mse, unpatchify
@@ -29,34 +28,35 @@ FIELDS = (
 COLLAPSED = 0.98  # mean cosine between images above which the features say next to nothing of the image
 
 
-def stages(setup: Setup, mae: MAE) -> list[Stage]:
+def stages(setup: DefenseSetup, config: MACDConfig, mae: MAE) -> list[Stage]:
     """Pixels alone, then eq. 4. A pass is one of the encoder or of the decoder on all tokens, or its share on some."""
-    cfg: MACDConfig = setup.config
-    frozen, both = cfg.feature_target == "frozen", 1 + mae.encoder.share(cfg.mae_mask_ratio)
+    frozen, both = config.feature_target == "frozen", 1 + mae.encoder.share(config.mae_mask_ratio)
     return [
-        setup.train(
+        train_stage(
+            config,
             "mae-pretrain",
-            PixelObjective(mae, cfg),
-            epochs=cfg.mae_epochs,
-            batch_size=cfg.mae_batch_size,
-            optimizer=adamw(cfg, cfg.mae_lr),
-            schedule=warmup_cosine(cfg, cfg.mae_epochs),
+            PixelObjective(mae, config),
+            epochs=config.mae_epochs,
+            batch_size=config.mae_batch_size,
+            optimizer=adamw(config, config.mae_lr),
+            schedule=warmup_cosine(config, config.mae_epochs),
             augment="none",
-            passes=Passes(forward=both, weight_grad=both),
-            measure=monitor(mae, cfg, setup.seed, ()),
-            fields=FIELDS,
+            passes=PassCounts(forward=both, weight_grad=both),
+            final_metrics=monitor(mae, config, setup.seed, ()),
+            config_fields=FIELDS,
         ),
-        setup.train(
+        train_stage(
+            config,
             "mae-feature",
-            lambda: FeatureObjective(mae, cfg),  # built when the first phase is done
-            epochs=cfg.feature_epochs,
-            batch_size=cfg.mae_batch_size,
-            optimizer=adamw(cfg, cfg.mae_lr * cfg.feature_rate),
-            schedule=warmup_cosine(cfg, cfg.feature_epochs),
+            lambda: FeatureObjective(mae, config),  # built when the first phase is done
+            epochs=config.feature_epochs,
+            batch_size=config.mae_batch_size,
+            optimizer=adamw(config, config.mae_lr * config.feature_rate),
+            schedule=warmup_cosine(config, config.feature_epochs),
             augment="none",
-            passes=Passes(forward=1 + both, weight_grad=1 + both, teacher_forward=int(frozen)),
-            measure=monitor(mae, cfg, setup.seed, ("teacher-collapsed",)),
-            fields=FIELDS,
+            passes=PassCounts(forward=1 + both, weight_grad=1 + both, teacher_forward=int(frozen)),
+            final_metrics=monitor(mae, config, setup.seed, ("teacher-collapsed",)),
+            config_fields=FIELDS,
         ),
     ]
 
@@ -71,7 +71,7 @@ class PixelObjective(nn.Module):
     def forward(self, batch: Batch) -> Loss:
         """Compute the pixel loss; metric "pixel_loss" (squared error a pixel value)."""
         encoder, images = self.encoder, batch.images
-        kept = keep_tokens(batch.noise.child("mae-mask"), encoder.count, self.config.mae_mask_ratio)
+        kept = keep_tokens(batch.rng.child("mae-mask"), encoder.count, self.config.mae_mask_ratio)
         predicted = self.decoder(*encoder(images, kept), kept)
         pixel_loss = removed_mse(predicted, patchify(images, encoder.patch), kept)
         return Loss(pixel_loss, {"pixel_loss": pixel_loss})
@@ -90,12 +90,12 @@ class FeatureObjective(nn.Module):
         super().__init__()
         self.mae, self.config = mae, config
         frozen = config.feature_target == "frozen"
-        self.anchor = Frozen(copy.deepcopy(mae.encoder)) if frozen else None  # not registered, never trained
+        self.anchor = FrozenModel(copy.deepcopy(mae.encoder)) if frozen else None  # not registered, never trained
 
     def forward(self, batch: Batch) -> Loss:
         """Compute eq. 4; metrics "pixel_loss" and "feature_loss"."""
         encoder, images = self.mae.encoder, batch.images
-        kept = keep_tokens(batch.noise.child("mae-mask"), encoder.count, self.config.mae_mask_ratio)
+        kept = keep_tokens(batch.rng.child("mae-mask"), encoder.count, self.config.mae_mask_ratio)
         cls, visible = encoder(images, kept)
         _, whole = encoder(images)
         fused = self.mae.fusion(visible, whole)
@@ -129,8 +129,8 @@ def reconstruct(
     mae = MAE(config, (images.shape[1], images.shape[2], images.shape[3]), seed).eval()
     mae.load_state_dict({name.removeprefix("mae."): value for name, value in state.items()})
     encoder, true = mae.encoder, patchify(images, config.teacher_patch)
-    noise = Noise.of(torch.arange(len(images)), seed, "macd", "reconstruct")
-    kept = keep_tokens(noise, encoder.count, config.mae_mask_ratio)
+    rng = KeyedRng.of(torch.arange(len(images)), seed, "macd", "reconstruct")
+    kept = keep_tokens(rng, encoder.count, config.mae_mask_ratio)
     cls, visible = encoder(images, kept)
     predicted = mae.decoder(cls, mae.fusion(visible, encoder(images)[1]), kept)
     seen = torch.zeros(true.shape[:2], dtype=torch.bool).scatter(1, kept, True).unsqueeze(2)
@@ -178,8 +178,8 @@ def monitor(
 
     @torch.no_grad()
     def measure(images: Tensor) -> tuple[dict[str, float], list[str]]:
-        noise = Noise.of(torch.arange(len(images), device=images.device), seed, "macd", "monitor")
-        kept = keep_tokens(noise, mae.encoder.count, config.teacher_mask_ratio)
+        rng = KeyedRng.of(torch.arange(len(images), device=images.device), seed, "macd", "monitor")
+        kept = keep_tokens(rng, mae.encoder.count, config.teacher_mask_ratio)
         cosine = between_image_cosine(Teacher(mae.encoder, mae.fusion, "self")(images, kept))
         return {"between_image_cosine": cosine}, list(flags) if cosine > COLLAPSED else []
 

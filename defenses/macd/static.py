@@ -8,29 +8,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robobench.api import Batch, Frozen, Passes, Produce, Setup
-from robobench.inner import ascend
-from robobench.threat import ThreatModel
+from robobench.api import Batch, DefenseSetup, FrozenModel, PassCounts, Precompute, ThreatModel, pgd_ascent
 
 from .config import MACDConfig
 
 LEAST_BATCH = 64  # measured on wrn50 at 32 px, two CPU cores: 179 images a second and step, 153 in batches of 32
 
 
-def stage(setup: Setup) -> Produce:
+def stage(setup: DefenseSetup, config: MACDConfig) -> Precompute:
     """Attack the training set; the passes are the standard model's."""
-    cfg: MACDConfig = setup.config
-    return Produce(
+    return Precompute(
         name="static-attack",
-        function=static_attack(setup.required["standard"], setup.threat, cfg, setup.on_grid),
-        batch_size=max(cfg.batch_size, LEAST_BATCH),
-        passes=Passes(teacher_forward=cfg.static_steps, teacher_input_grad=cfg.static_steps),
-        fields=("static_steps", "static_relative_step", "batch_size"),
+        function=static_attack(setup.required_models["standard"], setup.threat, config, setup.is_uint8_exact),
+        batch_size=max(config.batch_size, LEAST_BATCH),
+        passes=PassCounts(teacher_forward=config.static_steps, teacher_input_grad=config.static_steps),
+        config_fields=("static_steps", "static_relative_step", "batch_size"),
     )
 
 
 def static_attack(
-    standard: Frozen, threat: ThreatModel, config: MACDConfig, on_grid: bool
+    standard: FrozenModel, threat: ThreatModel, config: MACDConfig, on_grid: bool
 ) -> Callable[[Batch], Tensor]:
     """Return the function that attacks a batch: PGD with the true labels and a start anywhere in the ball.
 
@@ -47,8 +44,8 @@ def static_attack(
             return F.cross_entropy(standard(adv), labels, reduction="none")
 
         step_size = config.static_relative_step * threat.eps
-        start = threat.random_start(images, batch.noise.child("start"))
-        adv = ascend(objective, start, images, threat, config.static_steps, step_size)
+        start = threat.random_start(images, batch.rng.child("start"))
+        adv = pgd_ascent(objective, start, images, threat, config.static_steps, step_size)
         return to_grid(adv, images, radius) if whole else adv
 
     return attack

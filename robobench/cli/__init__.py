@@ -16,13 +16,13 @@ from robobench.cli import (
     diagnose,
     evaluate,
     leaderboard,
-    listing,
+    list_,
     new,
     paper,
     report,
+    reproduce,
     run,
     store,
-    verify,
 )
 
 EPILOG = """
@@ -45,7 +45,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     epilog=EPILOG,
-    help="Train adversarial defenses, clock them, attack them all in the same way, write the matrix.",
+    help="Train adversarial defenses, time them, attack them all in the same way, and write accuracy matrices.",
 )
 
 
@@ -70,8 +70,8 @@ app.command("leaderboard", help=leaderboard.HELP, epilog=leaderboard.EPILOG)(lea
 app.command("report", help=report.HELP, epilog=report.EPILOG)(report.main)
 app.command("evaluate", help=evaluate.HELP, epilog=evaluate.EPILOG)(evaluate.main)
 app.command("diagnose", help=diagnose.HELP, epilog=diagnose.EPILOG)(diagnose.main)
-app.command("verify", help=verify.HELP, epilog=verify.EPILOG)(verify.main)
-app.command("list", help=listing.HELP, epilog=listing.EPILOG)(listing.main)
+app.command("reproduce", help=reproduce.HELP, epilog=reproduce.EPILOG)(reproduce.main)
+app.command("list", help=list_.HELP, epilog=list_.EPILOG)(list_.main)
 app.command("new", help=new.HELP, epilog=new.EPILOG)(new.main)
 app.command("check", help=check.HELP, epilog=check.EPILOG)(check.main)
 app.add_typer(store.app, name="store", help=store.HELP, epilog=store.EPILOG)
@@ -85,9 +85,8 @@ def main(arguments: list[str] | None = None) -> int:
     does not hold, or the store could not be written, or a process or a cluster could not go on. 2: the request is
     wrong, or a file is damaged or missing; one line on stderr says why. 130 or 143: stopped by a signal.
     """
-    from robobench.errors import ArtifactError, ExecutorError, ProcessError, RequestError, StorageError
-    from robobench.interrupts import Interrupted
-    from robobench.launch import follower
+    from robobench.distributed.launch import is_nonzero_rank
+    from robobench.errors import ArtifactError, ExecutorError, Interrupted, ProcessError, RequestError, StorageError
 
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # third parties' deprecations; ours go through the reporter
@@ -101,10 +100,10 @@ def main(arguments: list[str] | None = None) -> int:
     except ProcessError as err:
         return _refuse(str(err), 1, everywhere=True)
     except Interrupted as err:
-        if follower():
+        if is_nonzero_rank():
             return 128 + err.signum
-        words = [word for word in (arguments or sys.argv[1:]) if word != "--fresh"]
-        print(f"stopped; to go on from here: {shlex.join(['robobench', *words])}", file=sys.stderr)
+        words = [word for word in (arguments or sys.argv[1:]) if word != "--overwrite"]
+        print(f"interrupted; resume with: {shlex.join(['robobench', *words])}", file=sys.stderr)
         return 128 + err.signum
     except KeyboardInterrupt:  # before anything was begun
         return 130
@@ -119,9 +118,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _refuse(message: str, status: int = 2, everywhere: bool = False) -> int:
     """Print the one line of a refused request, once where torchrun started several processes."""
-    from robobench.launch import follower
+    from robobench.distributed.launch import is_nonzero_rank
 
-    if everywhere or not follower():
+    if everywhere or not is_nonzero_rank():
         print(f"robobench: {' '.join(message.split())}", file=sys.stderr)
     return status
 

@@ -12,7 +12,7 @@ from robobench.cli import options as o
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from robobench.doctor import Diagnosis
+    from robobench.evaluation.diagnostics import Diagnosis
 
 HELP = """Look for gradient masking: does the network mislead the attacks rather than withstand them?
 
@@ -38,7 +38,7 @@ def main(
     dataset: o.Dataset = "digits",
     model: o.Model = "cnn",
     preset: o.Preset = None,
-    source: Annotated[str | None, typer.Option(help="MODEL or MODEL=WEIGHTS, for the transfer check.")] = None,
+    transfer_source: Annotated[str | None, typer.Option(help="MODEL or MODEL=WEIGHTS, for the transfer check.")] = None,
     mean: Annotated[str | None, typer.Option(help="Normalization of the network, such as 0.5,0.5,0.5.")] = None,
     std: Annotated[str | None, typer.Option(help="Normalization of the network.")] = None,
     device: o.Device = "auto",
@@ -54,10 +54,10 @@ def main(
     form: Annotated[str, typer.Option("--format", help="table or json (with loss and success by step).")] = "table",
 ) -> int:
     """Print what every check saw; nothing is stored."""
-    from robobench.registry import unknown
+    from robobench.core.registry import unknown_name
 
     if form not in ("table", "json"):
-        raise unknown("format", form, ("table", "json"))
+        raise unknown_name("format", form, ("table", "json"))
     import json
 
     from rich.console import Console
@@ -66,7 +66,12 @@ def main(
 
     flags = dict(dataset=dataset, model=model, preset=preset, mean=mean, std=std, device=device, threads=threads)
     found = diagnose(
-        checkpoint, source=source, attacks=o.names(attacks), norm=norm, eps=tuple(eps or ()), examples=examples,
+        checkpoint,
+        transfer_source=transfer_source,
+        attacks=o.split_names(attacks),
+        norm=norm,
+        eps=tuple(eps or ()),
+        examples=examples,
         sets=tuple(set_ or ()), plugins=tuple(plugin or ()), data_dir=data_dir, out=out, **flags,
     )  # fmt: skip
     if form == "json":
@@ -78,7 +83,7 @@ def main(
     for f in found.findings:
         if f.raised:
             console.print(f"{f.check.name}: counts from {f.check.threshold} ({f.check.source})", markup=False)
-            console.print(f"  next: {f.check.next}", markup=False)
+            console.print(f"  next: {f.check.next_step}", markup=False)
     return 0
 
 

@@ -1,9 +1,9 @@
-"""`robobench evaluate`: somebody else's network under the same attacks."""
+"""`robobench evaluate`: attacks a model that was trained elsewhere."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,9 +12,10 @@ from robobench.cli import options as o
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from robobench.plan import Plan
+    from robobench.planning.plan import Plan
+    from robobench.results.records import EvaluationRecord
 
-HELP = "Attack a network you bring: white-box, and transfer where --source names where examples are made."
+HELP = "Attack your own model: white-box, and by transfer if --transfer-source names where examples are made."
 EPILOG = """
 Examples:
 
@@ -24,60 +25,44 @@ Examples:
 
   robobench evaluate --model robustbench:Wong2020Fast --dataset cifar10 --attacks autoattack --model-info fast.json
 
-  robobench evaluate weights.pth --model resnet18 --dataset cifar10 --source resnet18=plain.pth
+  robobench evaluate weights.pth --model resnet18 --dataset cifar10 --transfer-source resnet18=plain.pth
 """
 
 
+@o.with_flags(o.EvaluateFlags)
 def main(
+    flags: o.EvaluateFlags,
     weights: Annotated[
-        Path | None, typer.Argument(help="safetensors or a state dict; none if the factory brings its own.")
+        Path | None, typer.Argument(help="safetensors or a state dict; none if the factory loads its own.")
     ] = None,
-    dataset: o.Dataset = "digits",
-    model: o.Model = "cnn",
-    preset: o.Preset = None,
-    source: Annotated[str | None, typer.Option(help="MODEL or MODEL=WEIGHTS to make transfer examples on.")] = None,
+    transfer_source: Annotated[
+        str | None, typer.Option(help="MODEL or MODEL=WEIGHTS to make transfer examples on.")
+    ] = None,
     mean: Annotated[
         str | None,
-        typer.Option(help="Normalization of the network, such as 0.5,0.5,0.5; adds it as first layer."),
+        typer.Option(help="Normalization of the model, such as 0.5,0.5,0.5; added as its first layer."),
     ] = None,
-    std: Annotated[str | None, typer.Option(help="Normalization of the network.")] = None,
+    std: Annotated[str | None, typer.Option(help="Normalization of the model.")] = None,
     model_info: Annotated[
         Path | None, typer.Option(help="Write RobustBench's JSON here; a description already in it is kept.")
     ] = None,
-    device: o.Device = "auto",
-    precision: o.Precision = "auto",
-    threads: o.Threads = None,
-    devices: o.Devices = 1,
-    attacks: o.Attacks = None,
-    norm: o.Norm = "Linf",
-    eps: o.Eps = None,
-    examples: o.Examples = None,
-    set_: o.Sets = None,
-    plugin: o.Plugins = None,
-    data_dir: o.DataDir = None,
-    out: o.Out = Path("runs"),
-    fresh: o.Fresh = False,
-    dry_run: o.DryRun = False,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
 ) -> int:
-    """Evaluate one network."""
-    wanted = o.request(
-        locals(), protocol="both" if source else "white-box", weights=weights, external=True, source=source
-    )
+    """Evaluate one model."""
+    protocol = "both" if transfer_source else "white-box"
+    own = {"weights": weights, "transfer_source": transfer_source, "mean": mean, "std": std}
+    request = o.make_request(flags, protocol=protocol, external=True, **own)
     if model_info is None:
-        return o.execute(wanted, dry_run=dry_run, quiet=quiet, verbose=verbose)
-    file = model_info
+        return o.execute(request, flags)
 
-    def write(records: list[dict[str, Any]], console: Console) -> None:
-        from robobench import published, results
+    def write(records: list[EvaluationRecord], console: Console) -> None:
+        from robobench.report.robustbench import write_model_info
+        from robobench.results.rows import group_by_model, make_rows
 
-        rows = [row for group in results.networks(records).values() for row in results.rows_of(group)]
-        published.write_model_info(rows, file)
+        write_model_info([row for group in group_by_model(records).values() for row in make_rows(group)], model_info)
 
-    def check(plan: Plan) -> None:
-        from robobench import published
+    def check_plan(plan: Plan) -> None:
+        from robobench.report.robustbench import check_model_info
 
-        published.check_model_info(plan)
+        check_model_info(plan)
 
-    return o.execute(wanted, dry_run=dry_run, quiet=quiet, verbose=verbose, after=write, check=check)
+    return o.execute(request, flags, after=write, check_plan=check_plan)

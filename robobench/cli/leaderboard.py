@@ -60,15 +60,15 @@ def main(
     """Print the leaderboard to stdout."""
     if published:
         return _published(str(place) if place else None)
-    from robobench import report
+    from robobench.report.leaderboard_formats import leaderboard
 
     rows, note = _rows(place, out)
-    text = report.leaderboard(
+    text = leaderboard(
         rows,
         form,
         sort=sort,
         filters=filter_ or (),
-        columns=o.names(columns),
+        columns=o.split_names(columns),
         wide=wide,
         everything=everything,
     )
@@ -86,20 +86,20 @@ def _rows(place: Path | None, out: Path) -> tuple[pd.DataFrame, str]:
     """
     import pandas as pd
 
-    from robobench import results
+    from robobench.results.rows import bundled_boards, read_rows
 
-    boards = results.measured()
+    boards = bundled_boards()
     if place is None and out == STORE and not out.exists() and boards:
         names = ", ".join(board.name for board in boards)
         note = f"note: no store in '{out}'; this is what robobench itself measured ({names})"
-        return pd.concat([results.read(board) for board in boards], ignore_index=True), note
-    return results.read(place or out), ""
+        return pd.concat([read_rows(board) for board in boards], ignore_index=True), note
+    return read_rows(place or out), ""
 
 
 def _published(board: str | None) -> int:
     from rich.console import Console
 
-    from robobench.published import boards, table
+    from robobench.report.robustbench import boards, table
 
     console = Console()
     console = console if console.is_terminal else Console(width=200)

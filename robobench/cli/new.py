@@ -23,8 +23,8 @@ def main(
     out: Annotated[Path | None, typer.Option(help="The new folder; default: NAME.")] = None,
 ) -> int:
     """Write the files and print their names."""
-    from robobench.scaffold import write
+    from robobench.plugins.template import write_template
 
-    for path in write(kind, name, out):
+    for path in write_template(kind, name, out):
         print(path)
     return 0

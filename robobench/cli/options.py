@@ -1,21 +1,23 @@
-"""The flags several subcommands share, and how they become a Request."""
+"""Flags that several commands share, and how they become an ExperimentConfig."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from robobench.errors import RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rich.console import Console
 
-    from robobench.plan import Plan
-    from robobench.request import Request
+    from robobench.planning.plan import Plan
+    from robobench.planning.request import ExperimentConfig
+    from robobench.results.records import EvaluationRecord
 
 Dataset = Annotated[str, typer.Option(help="digits, cifar10, cifar100, imagefolder:PATH or npz:FILE.")]
 Model = Annotated[
@@ -24,129 +26,187 @@ Model = Annotated[
         help="A name of `list models`, timm:NAME, robustbench:ID, FILE.py:FUNCTION or package.module:FUNCTION."
     ),
 ]
-Preset = Annotated[str | None, typer.Option(help="quick, cifar, fast or paper; the data set brings its own.")]
-Seed = Annotated[int, typer.Option(help="Seed of the training.")]
-Seeds = Annotated[str | None, typer.Option(help="Several seeds: 0,1,2.")]
+Preset = Annotated[str | None, typer.Option(help="quick, cifar, fast or paper; default: that of the data set.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Precision = Annotated[str, typer.Option(help="Of training and white-box search: auto, fp32 or bf16.")]
+Precision = Annotated[str, typer.Option(help="Of training and of white-box attacks: auto, fp32 or bf16.")]
 Compile = Annotated[str, typer.Option(help="Compile networks for training with torch.compile: auto, on or off.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads of each process.")]
-Devices = Annotated[int, typer.Option(help="GPUs of this machine (or CPU processes) that share the work.")]
-Attacks = Annotated[str | None, typer.Option(help="Comma-separated names; the preset brings its own.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads per process.")]
+Attacks = Annotated[str | None, typer.Option(help="Comma-separated names; default: those of the preset.")]
 Norm = Annotated[str, typer.Option(help="Linf or L2.")]
 Eps = Annotated[
     list[str] | None,
-    typer.Option(help="Test radii: 8/255,16/255, or L2:0.5,1.0; the data set brings its own."),
+    typer.Option(help="Radii of attacks: 8/255,16/255, or L2:0.5,1.0; default: those of the data set."),
 ]
-TrainNorm = Annotated[str | None, typer.Option(help="Norm to train against; default: --norm.")]
-TrainEps = Annotated[str | None, typer.Option(help="Radius to train against; the data set brings its own.")]
-Protocol = Annotated[str, typer.Option(help="white-box, transfer or both.")]
-Examples = Annotated[int | None, typer.Option(help="Only the first N test images.")]
+Examples = Annotated[int | None, typer.Option(help="Use only the first N test images.")]
 Epochs = Annotated[int | None, typer.Option(help="Epochs of every defense's main stage.")]
-BatchSize = Annotated[int | None, typer.Option(help="Training batch size.")]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", help="NAME.FIELD=VALUE, such as trades.beta=3 or run.train_images=500."),
 ]
-Teachers = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--teacher",
-        help="ROLE=FILE (weights for --model), ROLE=MODEL=FILE, ROLE=FOLDER of a trained network, or "
-        "ROLE=robustbench:ID, in place of a teacher trained here; roles such as robust and clean.",
-    ),
-]
-Plugins = Annotated[list[str] | None, typer.Option("--plugin", help="A .py file with defenses or attacks of your own.")]
-DataDir = Annotated[Path | None, typer.Option(help="Where data sets are; else $ROBOBENCH_DATA, else the cache.")]
+Plugins = Annotated[list[str] | None, typer.Option("--plugin", help="A .py file with your own defenses or attacks.")]
+DataDir = Annotated[Path | None, typer.Option(help="Folder of data sets; default: $ROBOBENCH_DATA, then the cache.")]
 Out = Annotated[Path, typer.Option(help="The store.")]
-CheckpointEvery = Annotated[float, typer.Option(help="Minutes of training a crash may cost.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Start over: set aside what the store has of this.")]
 Executor = Annotated[
-    str, typer.Option(help="serial, or ray: trainings and evaluations side by side on cores, GPUs and machines.")
+    str, typer.Option(help="serial, or ray: trainings and evaluations in parallel on cores, GPUs and machines.")
 ]
-Address = Annotated[
-    str | None, typer.Option(help="Of a running Ray: auto or HOST:PORT; if left out, a local one is started.")
-]
-GpusPerTask = Annotated[float | None, typer.Option(help="Of a GPU, for --executor ray: 0.5 puts two tasks on each.")]
+Address = Annotated[str | None, typer.Option(help="Of a running Ray: auto or HOST:PORT; default: start a local one.")]
+GpusPerTask = Annotated[float | None, typer.Option(help="For --executor ray: 0.5 puts two tasks on each GPU.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan with estimated time and memory; run nothing.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Warnings only on stderr.")]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More on stderr.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only warnings on stderr.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More messages on stderr.")]
 
 
-def names(text: str | None) -> tuple[str, ...] | None:
+@dataclass(kw_only=True)
+class EvaluateFlags:
+    """Flags of every command that attacks models."""
+
+    dataset: Dataset = "digits"
+    model: Model = "cnn"
+    preset: Preset = None
+    device: Device = "auto"
+    precision: Precision = "auto"
+    threads: Threads = None
+    devices: Annotated[int, typer.Option(help="GPUs of this machine (or CPU processes) that share the work.")] = 1
+    attacks: Attacks = None
+    norm: Norm = "Linf"
+    eps: Eps = None
+    examples: Examples = None
+    set_: Sets = None
+    plugin: Plugins = None
+    data_dir: DataDir = None
+    out: Out = Path("runs")
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start over; earlier results of this run are renamed, not deleted.")
+    ] = False
+    dry_run: DryRun = False
+    quiet: Quiet = False
+    verbose: Verbose = False
+
+
+@dataclass(kw_only=True)
+class RunFlags(EvaluateFlags):
+    """Flags of every command that trains and attacks."""
+
+    seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0
+    seeds: Annotated[str | None, typer.Option(help="Several seeds: 0,1,2.")] = None
+    compile: Compile = "auto"
+    train_norm: Annotated[str | None, typer.Option(help="Norm to train against; default: --norm.")] = None
+    train_eps: Annotated[str | None, typer.Option(help="Radius to train against; default: that of the data set.")] = (
+        None
+    )
+    protocol: Annotated[str, typer.Option(help="white-box, transfer or both.")] = "both"
+    epochs: Epochs = None
+    batch_size: Annotated[int | None, typer.Option(help="Training batch size.")] = None
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--teacher",
+            help="ROLE=FILE (weights for --model), ROLE=MODEL=FILE, ROLE=FOLDER of a trained model, or "
+            "ROLE=robustbench:ID, in place of a teacher trained here; roles such as robust and clean.",
+        ),
+    ] = None
+    checkpoint_minutes: Annotated[float, typer.Option(help="Minutes between two checkpoints.")] = 5.0
+    executor: Executor = "serial"
+    address: Address = None
+    gpus_per_task: GpusPerTask = None
+
+
+def with_flags(flags: type) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Return a decorator: a handler's parameter `flags` becomes one option per field of the dataclass `flags`."""
+
+    def decorate(handler: Callable[..., int]) -> Callable[..., int]:
+        own = [p for p in inspect.signature(handler).parameters.values() if p.name != "flags"]
+        hints = get_type_hints(handler, include_extras=True) | get_type_hints(flags, include_extras=True)
+        names = [f.name for f in fields(flags)]
+
+        def main(**values: Any) -> int:
+            chosen = flags(**{name: values.pop(name) for name in names})
+            return handler(flags=chosen, **values)
+
+        shared = [inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default) for f in fields(flags)]
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[p.name]) for p in (*own, *shared)]
+        main.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        main.__annotations__ = {p.name: p.annotation for p in parameters}
+        main.__doc__ = handler.__doc__
+        return main
+
+    return decorate
+
+
+def split_names(text: str | None) -> tuple[str, ...] | None:
     """Split a comma-separated list."""
     return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def seeds(seed: int, several: str | None) -> tuple[int, ...]:
-    """Read --seeds, else --seed; raises RequestError."""
+def parse_seeds(seed: int, several: str | None) -> tuple[int, ...]:
+    """Return the seeds of --seeds, else of --seed; raises RequestError."""
     if several is None:
         return (seed,)
     try:
-        return tuple(dict.fromkeys(int(part) for part in names(several) or ()))
+        return tuple(dict.fromkeys(int(part) for part in split_names(several) or ()))
     except ValueError:
         raise RequestError(f"--seeds '{several}' is not a list of whole numbers such as 0,1,2") from None
 
 
-def request(flags: dict[str, Any], **more: Any) -> Request:
-    """Make a Request of a handler's local variables: the fields it has, under their own names."""
-    from dataclasses import fields
+def make_request(flags: Any, **more: Any) -> ExperimentConfig:
+    """Build an ExperimentConfig from a flags dataclass or a dictionary of flags; `more` adds or replaces fields."""
+    from robobench.planning.request import ExperimentConfig
 
-    from robobench.request import Request
-
-    taken = {f.name: flags[f.name] for f in fields(Request) if f.name in flags}
-    listed = {
-        "attacks": names(flags.get("attacks")),
-        "eps": tuple(flags.get("eps") or ()),
-        "sets": tuple(flags.get("set_") or ()),
-        "plugins": tuple(flags.get("plugin") or ()),
-        "teachers": tuple(flags.get("teacher") or ()),
-        "seeds": seeds(flags.get("seed", 0), flags.get("seeds")),
+    values: dict[str, Any] = dict(flags) if isinstance(flags, dict) else asdict(flags)
+    same = {f.name: values[f.name] for f in fields(ExperimentConfig) if f.name in values}
+    parsed = {
+        "attacks": split_names(values.get("attacks")),
+        "eps": tuple(values.get("eps") or ()),
+        "sets": tuple(values.get("set_") or ()),
+        "plugins": tuple(values.get("plugin") or ()),
+        "teachers": tuple(values.get("teacher") or ()),
+        "seeds": parse_seeds(values.get("seed", 0), values.get("seeds")),
     }
-    return Request(**{**taken, **listed, **more})
+    return ExperimentConfig(**{**same, **parsed, **more})
 
 
 def execute(
-    wanted: Request,
+    request: ExperimentConfig,
+    flags: EvaluateFlags,
     *,
-    dry_run: bool,
-    quiet: bool,
-    verbose: bool,
-    after: Callable[[list[dict[str, Any]], Console], None] | None = None,
-    check: Callable[[Plan], None] | None = None,
+    after: Callable[[list[EvaluationRecord], Console], None] | None = None,
+    check_plan: Callable[[Plan], None] | None = None,
 ) -> int:
-    """Plan and run a request, print its tables to stdout; returns the exit status.
+    """Plan and run a request, and print its tables to stdout.
 
-    `check` may refuse the plan; `after` is given the records and the console, once the tables are printed.
+    Args:
+        after: called with the records and the console after the tables are printed.
+        check_plan: may raise to refuse the plan.
+
+    Returns:
+        The exit status.
     """
     from rich.console import Console
 
-    from robobench import launch
-    from robobench.interface import work
-    from robobench.progress import Reporter
+    from robobench.core.console import Reporter
+    from robobench.distributed import launch, signals
+    from robobench.execution.run import execute_request
 
-    reporter = Reporter(-1 if quiet else int(verbose))
     console = Console()  # as wide as the terminal or COLUMNS says, else 80
-    if dry_run:
-        if launch.follower():
+    if flags.dry_run:
+        if launch.is_nonzero_rank():
             return 0
-        from robobench.estimate import print_plan
-        from robobench.planner import make_plan
+        from robobench.cli.dry_run import print_plan
+        from robobench.planning.planner import make_plan
 
-        console = console if console.is_terminal else Console(width=200)
-        print_plan(make_plan(wanted, dry=True), console)
+        print_plan(make_plan(request, dry=True), console if console.is_terminal else Console(width=200))
         return 0
-    from robobench import interrupts
-
-    with interrupts.handled(speaks=not launch.follower()):
-        records = work(wanted, reporter, check)
-    if launch.follower():
+    reporter = Reporter(-1 if flags.quiet else int(flags.verbose))
+    with signals.handle_signals(speaks=not launch.is_nonzero_rank()):
+        records = execute_request(request, reporter, check_plan)
+    if launch.is_nonzero_rank():
         return 0
-    from robobench import report, results
+    from robobench.report.matrix import print_matrices
+    from robobench.results.rows import make_frame
 
-    rows = results.frame(records)
-    report.show(rows, console)
+    rows = make_frame(records)
+    print_matrices(rows, console)
     if after is not None:
         after(records, console)
-    reporter.note(f"rows: {wanted.out / 'rows.csv'}")
+    reporter.info(f"rows: {request.out / 'rows.csv'}")
     return int((rows["status"] != "ok").any())

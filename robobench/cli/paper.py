@@ -51,7 +51,7 @@ def listing() -> int:
 @app.command("table", help="Print a published table, its corrections marked.")
 def table(table: Table, form: Form = "table") -> int:
     """Print one table to stdout."""
-    from robobench.paper.show import published_table
+    from robobench.paper.formatting import published_table
 
     print(published_table(table, form), end="")
     return 0
@@ -80,14 +80,16 @@ def run(
     verbose: o.Verbose = False,
 ) -> int:
     """Run one table, or all of them one after the other."""
-    from robobench.paper import answer, published, reproduce
-    from robobench.progress import Reporter
+    from robobench.core.console import Reporter
+    from robobench.paper import published
+    from robobench.paper.requests import Scale
+    from robobench.paper.run import tables as run_tables
 
     tables = published.TABLES if table == "all" else (published.check(table),)
-    scale = reproduce.Scale.load(preset, data_dir)
-    base = o.request(locals())
+    scale = Scale.load(preset, data_dir)
+    base = o.make_request(locals())
     reporter = Reporter(-1 if quiet else int(verbose))
-    return answer.tables(tables, scale, base, reporter, form=form, rows=rows, dry=dry_run)
+    return run_tables(tables, scale, base, reporter, form=form, rows=rows, dry=dry_run)
 
 
 @app.command("summary", help="Print all tables of a run as one, a line a network.")
@@ -119,10 +121,11 @@ def figure(
     verbose: o.Verbose = False,
 ) -> int:
     """Draw one figure into a file."""
-    from robobench.paper import figures, reproduce
-    from robobench.progress import Reporter
+    from robobench.core.console import Reporter
+    from robobench.paper import figures
+    from robobench.paper.requests import Scale
 
-    scale = reproduce.Scale.load(preset, data_dir)
-    base = o.request({**locals(), "out": store})
+    scale = Scale.load(preset, data_dir)
+    base = o.make_request({**locals(), "out": store})
     figures.draw(name, scale, base, out, Reporter(-1 if quiet else int(verbose)))
     return 0

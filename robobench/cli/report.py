@@ -50,22 +50,23 @@ def main(
 ) -> int:
     """Write the files and print their names."""
     if board or fill:
-        from robobench.report import folder
+        from robobench.report.board_folder import publish
+        from robobench.report.board_readme import fill_file
 
         if board:
-            for left in folder.publish(place or out, board):
+            for left in publish(place or out, board):
                 typer.echo(f"note: left out: {left}", err=True)
             print(board)
         if fill:
-            folder.fill_file(fill)
+            fill_file(fill)
             print(fill)
         return 0
-    from robobench import results
-    from robobench.report.board import chosen
     from robobench.report.export import write
+    from robobench.report.leaderboard import chosen
+    from robobench.results.rows import read_rows
 
     where = place or out
-    rows = chosen(results.read(where), filter_ or ())
+    rows = chosen(read_rows(where), filter_ or ())
     for path in write(rows, where, html=html, figures=figures, out_dir=out_dir, data_dir=data_dir):
         print(path)
     return 0

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,7 +11,9 @@ from robobench.cli import options as o
 if TYPE_CHECKING:
     from rich.console import Console
 
-HELP = "Train one defense, clock every stage, attack the result, write the matrix."
+    from robobench.results.records import EvaluationRecord
+
+HELP = "Train one defense, time every stage, attack the result, and write the accuracy matrix."
 EPILOG = """
 Examples:
 
@@ -26,44 +27,13 @@ Examples:
 """
 
 
-def main(
-    defense: Annotated[str, typer.Option(help="A name of `list defenses`.")],
-    dataset: o.Dataset = "digits",
-    model: o.Model = "cnn",
-    preset: o.Preset = None,
-    seed: o.Seed = 0,
-    seeds: o.Seeds = None,
-    device: o.Device = "auto",
-    precision: o.Precision = "auto",
-    compile: o.Compile = "auto",
-    threads: o.Threads = None,
-    devices: o.Devices = 1,
-    attacks: o.Attacks = None,
-    norm: o.Norm = "Linf",
-    eps: o.Eps = None,
-    train_norm: o.TrainNorm = None,
-    train_eps: o.TrainEps = None,
-    protocol: o.Protocol = "both",
-    examples: o.Examples = None,
-    epochs: o.Epochs = None,
-    batch_size: o.BatchSize = None,
-    set_: o.Sets = None,
-    teacher: o.Teachers = None,
-    plugin: o.Plugins = None,
-    data_dir: o.DataDir = None,
-    out: o.Out = Path("runs"),
-    checkpoint_every: o.CheckpointEvery = 5.0,
-    fresh: o.Fresh = False,
-    dry_run: o.DryRun = False,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
-) -> int:
+@o.with_flags(o.RunFlags)
+def main(defense: Annotated[str, typer.Option(help="A name of `list defenses`.")], flags: o.RunFlags) -> int:
     """Run one defense."""
-    wanted = o.request(locals(), defenses=(defense,))
 
-    def over_seeds(records: list[dict[str, Any]], console: Console) -> None:
-        from robobench import comparison
+    def print_seeds(records: list[EvaluationRecord], console: Console) -> None:
+        from robobench.report import comparison
 
         comparison.show(records, console, baseline=None)
 
-    return o.execute(wanted, dry_run=dry_run, quiet=quiet, verbose=verbose, after=over_seeds)
+    return o.execute(o.make_request(flags, defenses=(defense,)), flags, after=print_seeds)

@@ -24,7 +24,7 @@ Out = Annotated[Path, typer.Option(help="The store.")]
 @app.command("list")
 def listing(out: Out = Path("runs")) -> int:
     """Print every trained network, and a line for each other kind, with sizes."""
-    from robobench.progress import size
+    from robobench.core.formatting import format_bytes
 
     lines: dict[str, list[int]] = {}
     for kind, folder, note in _folders(out):
@@ -34,7 +34,7 @@ def listing(out: Out = Path("runs")) -> int:
         count[1] += sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
     width = max(map(len, lines), default=0)
     for label, (folders, used) in lines.items():
-        print(f"{label:<{width}}  {folders:>6}  {size(used):>10}")
+        print(f"{label:<{width}}  {folders:>6}  {format_bytes(used):>10}")
     return 0
 
 
@@ -42,7 +42,7 @@ def listing(out: Out = Path("runs")) -> int:
 def check(out: Out = Path("runs")) -> int:
     """Verify every digest; the exit status is 1 if something is damaged. Changes nothing."""
     from robobench.errors import ArtifactError
-    from robobench.store import Store
+    from robobench.store.artifacts import Store
 
     whole = damaged = 0
     for _, folder, note in _folders(out):
@@ -61,12 +61,12 @@ def check(out: Out = Path("runs")) -> int:
 def _folders(out: Path) -> Iterator[tuple[str, Path, str]]:
     """Give kind, folder and note ("" for what is in use) of everything in a store; raises RequestError."""
     from robobench.errors import RequestError
-    from robobench.store import SET_ASIDE, Store
+    from robobench.store.artifacts import QUARANTINE_MARKS, Store
 
-    found = list(Store(out).walk())
+    found = list(Store(out).iter_folders())
     if not found:
         raise RequestError(f"no store in '{out}'; run 'robobench run' first, or name another one with --out")
     for kind, folder in found:
         inside = folder.relative_to(out)
         note = "being written, or left by a process that died" if inside.name.startswith(".") else ""
-        yield kind, folder, "set aside" if any(mark in str(inside) for mark in SET_ASIDE) else note
+        yield kind, folder, "set aside" if any(mark in str(inside) for mark in QUARANTINE_MARKS) else note

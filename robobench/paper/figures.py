@@ -7,19 +7,20 @@ from typing import Any
 
 import torch
 
-from robobench import interface
+from robobench.core.console import Reporter
+from robobench.core.registry import unknown_name
+from robobench.core.threat import parse_eps
 from robobench.errors import RequestError
+from robobench.execution.run import execute_request
 from robobench.paper import published
-from robobench.paper.beside import run
-from robobench.paper.reproduce import Scale, method_request
-from robobench.planner import make_plan
-from robobench.progress import Reporter
-from robobench.registry import unknown
+from robobench.paper.comparison import run
+from robobench.paper.requests import Scale, method_request
+from robobench.planning.plan import TrainingJob
+from robobench.planning.planner import prepare
+from robobench.planning.request import ExperimentConfig
 from robobench.report.figures import picture_rows
-from robobench.report.pictures import states
-from robobench.request import Request
-from robobench.store import Store
-from robobench.threat import parse_eps
+from robobench.report.image_panels import states
+from robobench.store.artifacts import Store
 
 IMAGES = 8
 
@@ -34,14 +35,14 @@ def pyplot() -> Any:
     return plt
 
 
-def draw(name: str, scale: Scale, base: Request, file: Path, reporter: Reporter) -> None:
+def draw(name: str, scale: Scale, base: ExperimentConfig, file: Path, reporter: Reporter) -> None:
     """Draw a figure into `file`; what the store lacks for it is run first.
 
     Raises:
         RequestError: no such figure, or a file name it cannot write.
     """
     if name not in published.FIGURES:
-        raise unknown("figure", name, published.FIGURES)
+        raise unknown_name("figure", name, published.FIGURES)
     plt = pyplot()
     if file.suffix.lstrip(".").lower() not in plt.figure().canvas.get_supported_filetypes():
         raise RequestError(f"--out '{file}' is no picture file; name it .png, .pdf or .svg")
@@ -52,15 +53,16 @@ def draw(name: str, scale: Scale, base: Request, file: Path, reporter: Reporter)
     plt.close("all")
 
 
-def reconstructions(plt: Any, scale: Scale, base: Request, reporter: Reporter) -> Any:
+def reconstructions(plt: Any, scale: Scale, base: ExperimentConfig, reporter: Reporter) -> Any:
     """Draw test images, what the autoencoder sees of them, and what it makes of that."""
     request = method_request(scale, base)
-    interface.execute(request, reporter)
-    plan = make_plan(request)
-    training = plan.trainings[0]
-    images = plan.dataset.test.images(torch.arange(IMAGES)).cpu()
+    execute_request(request, reporter)
+    plan, dataset = prepare(request)
+    training = plan.models[0]
+    assert isinstance(training, TrainingJob)
+    images = dataset.test.images(torch.arange(IMAGES)).cpu()
     left = states(Store(base.out), training.recipe)
-    shown = training.defense(training.config).pictures(left, images, training.seed)
+    shown = training.defense(training.config).visualize(left, images, training.seed)
     if not shown:
         raise RequestError(
             f"'{base.out}' has the trained '{training.name}' but not the stages before; "
@@ -70,7 +72,7 @@ def reconstructions(plt: Any, scale: Scale, base: Request, reporter: Reporter) -
     return picture_rows(rows, f"{training.dataset}, {training.name}'s autoencoder")
 
 
-def accuracy_against_eps(plt: Any, scale: Scale, base: Request, reporter: Reporter) -> Any:
+def accuracy_against_eps(plt: Any, scale: Scale, base: ExperimentConfig, reporter: Reporter) -> Any:
     """Draw accuracy under PGD from 0 (clean) to 16/255 for every defense of table 2, a panel a protocol."""
     lines, _ = run("2", scale, base, reporter)
     radii = {f"PGD {eps}": parse_eps(text, "Linf") for eps, text in scale.values["eps"].items()}
@@ -91,7 +93,7 @@ def accuracy_against_eps(plt: Any, scale: Scale, base: Request, reporter: Report
     return drawing
 
 
-def heat_maps(plt: Any, scale: Scale, base: Request, reporter: Reporter) -> Any:
+def heat_maps(plt: Any, scale: Scale, base: ExperimentConfig, reporter: Reporter) -> Any:
     """Draw table 6: student patch by mask ratio, clean and under PGD, published above and ours below."""
     lines, _ = run("6", scale, base, reporter)
     records = {r["id"]: r for r in published.records("6")}

@@ -12,7 +12,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from robobench.registry import unknown
+from robobench.core.registry import unknown_name
 
 Record = dict[str, Any]  # one published number; the fields are described in tables.json
 NUMBERED = tuple(str(n) for n in range(1, 10))
@@ -47,7 +47,7 @@ def answers() -> dict[str, Any]:
 def check(table: str) -> str:
     """Return the table's name; raises RequestError for one the paper has not."""
     if table not in TABLES:
-        raise unknown("table", table, TABLES)
+        raise unknown_name("table", table, TABLES)
     return table
 
 

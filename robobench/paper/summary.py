@@ -12,9 +12,9 @@ import pandas as pd
 
 from robobench.errors import RequestError
 from robobench.paper import published
-from robobench.paper.reproduce import TIMED
-from robobench.paper.show import write
-from robobench.report import MISSING, percent, seconds
+from robobench.paper.formatting import write
+from robobench.paper.requests import TIMED
+from robobench.report.formatting import MISSING, percent, seconds
 
 Line = dict[str, Any]  # a published number with ours beside it, or what a stage cost
 CLEAN = "clean"

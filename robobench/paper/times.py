@@ -8,22 +8,22 @@ from typing import Any
 
 import pandas as pd
 
-from robobench import interface
-from robobench.api import Passes
+from robobench.core.console import Reporter
+from robobench.execution.run import execute_request
 from robobench.paper import published
-from robobench.paper.reproduce import TIMED, Scale, training_request
-from robobench.plan import Training
-from robobench.planner import make_plan
-from robobench.progress import Reporter
-from robobench.report import MISSING, seconds
-from robobench.request import Request
-from robobench.store import Store
+from robobench.paper.requests import TIMED, Scale, training_request
+from robobench.planning.plan import PlannedModel
+from robobench.planning.planner import make_plan
+from robobench.planning.request import ExperimentConfig
+from robobench.report.formatting import MISSING, seconds
+from robobench.store.artifacts import Store
+from robobench.training.base import PassCounts
 
 Line = dict[str, Any]  # one stage, or a method's sum
 TIMES = ("epochs", "minutes_an_epoch", "seconds", "units")
 
 
-def run_times(scale: Scale, base: Request, reporter: Reporter) -> list[Line]:
+def run_times(scale: Scale, base: ExperimentConfig, reporter: Reporter) -> list[Line]:
     """Train every timed method and lay out what each stage cost, in seconds and in forwards of its network.
 
     `units` count forward-equivalents a training image over all epochs, of the stage's own network and its
@@ -31,12 +31,12 @@ def run_times(scale: Scale, base: Request, reporter: Reporter) -> list[Line]:
     """
     request = training_request(scale, base)
     plan = make_plan(request)
-    interface.execute(request, reporter)
+    execute_request(request, reporter)
     store, answers = Store(base.out), published.answers()
     labels = {answers["defenses"][name]: name for name in answers["times"]}
     lines = []
-    for training in plan.trainings:
-        records = {t.key: _timing(store, t) for t in training.closure().values()}
+    for training in plan.models:
+        records = {t.key: _timing(store, t) for t in training.with_dependencies().values()}
         own = records[training.key]
         label = labels[training.name]
         if own is None:
@@ -60,11 +60,13 @@ def run_times(scale: Scale, base: Request, reporter: Reporter) -> list[Line]:
                 "stage": "own",
                 "epochs": None,
                 "minutes_an_epoch": None,
-                "seconds": own["own_seconds"],
+                "seconds": own["train_seconds"],
                 "units": _sum([own]),
             }
         )
-        lines.append({**lines[-1], "stage": "whole", "seconds": own["whole_seconds"], "units": _sum(records.values())})
+        lines.append(
+            {**lines[-1], "stage": "whole", "seconds": own["total_train_seconds"], "units": _sum(records.values())}
+        )
         lines[-1]["paper"] = "; ".join(
             f"{r['metric']}{r['row'].removeprefix(label).replace(', ', ' of ')} {r['value']:g}"
             for r in published.records("times")
@@ -73,7 +75,7 @@ def run_times(scale: Scale, base: Request, reporter: Reporter) -> list[Line]:
     return lines
 
 
-def _timing(store: Store, training: Training) -> dict[str, Any] | None:
+def _timing(store: Store, training: PlannedModel) -> dict[str, Any] | None:
     path = store.folder("model", training.folder) / "timing.json"
     return json.loads(path.read_text()) if path.is_file() else None
 
@@ -82,8 +84,8 @@ def stage_units(stage: dict[str, Any]) -> float | None:
     """Forward-equivalents a training image and epoch, as the method declares them."""
     if stage["passes"] is None:
         return None
-    passes = Passes(**stage["passes"])
-    return passes.student_units + passes.teacher_units
+    passes = PassCounts(**stage["passes"])
+    return passes.forward_equivalents + passes.teacher_forward_equivalents
 
 
 def _sum(timings: Iterable[dict[str, Any] | None]) -> float | None:

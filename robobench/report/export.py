@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pandas as pd
 
+from robobench.core.paths import check_writable
 from robobench.errors import RequestError
 from robobench.report import figures as draw
-from robobench.report.formats import leaderboard, markdown, markdown_escape
+from robobench.report.formatting import BOARD, groups
+from robobench.report.html.page import html as page
+from robobench.report.html.page import pictures_of, sections
+from robobench.report.leaderboard_formats import leaderboard, markdown, markdown_escape
 from robobench.report.matrix import PROTOCOLS, costs, matrix
-from robobench.report.page import html as page
-from robobench.report.page import pictures_of, sections
-from robobench.report.text import BOARD, groups
-from robobench.store import check_writable, write_atomic
+from robobench.store.artifacts import write_atomic
 
 SUFFIXES = {"csv": "csv", "md": "md", "json": "json", "latex": "tex", "robustbench": "robustbench.json"}
 

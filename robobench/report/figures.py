@@ -110,8 +110,8 @@ def cost_scatter(lines: pd.DataFrame) -> Figure:
     Args:
         lines: one board; lines without a cost are left out.
     """
-    lines = lines[lines["whole_seconds"].notna() & (lines["whole_seconds"] > 0)]
-    cost, gain = lines["whole_seconds"].to_numpy(float), 100 * lines["worst"].to_numpy(float)
+    lines = lines[lines["total_train_seconds"].notna() & (lines["total_train_seconds"] > 0)]
+    cost, gain = lines["total_train_seconds"].to_numpy(float), 100 * lines["worst"].to_numpy(float)
     with style():
         figure = blank()
         axes = figure.add_subplot()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
-from robobench.radius import eps_text
-from robobench.report.board import board_text, boards
+from robobench.core.formatting import format_eps
+from robobench.report.formatting import BOARD, MISSING, budget_texts, groups, labelled, percent, points, with_names
+from robobench.report.leaderboard import board_text, boards
 from robobench.report.matrix import PROTOCOLS, budgets
-from robobench.report.text import BOARD, MISSING, groups, is_reduced, labelled, percent, points, with_names
 
 PACKAGES = "% needs \\usepackage{booktabs}\n"
 COLUMNS = ("rank", "defense", "model", "clean", "worst", "95 %", "transfer", "gap", "own s", "whole s", "flags")
@@ -69,8 +69,9 @@ def latex_matrices(rows: pd.DataFrame) -> str:
 def latex_matrix(rows: pd.DataFrame, protocol: str) -> str:
     """Write one board's matrix of a protocol. Bold: a column's best figure and all inside that one's interval."""
     reduced = budgets(rows)
+    rows = rows.assign(budget=budget_texts(rows))
     several = rows.groupby("attack")["budget"].transform("nunique") > 1
-    rows = rows.assign(attack=rows["attack"].where(~several, rows["attack"] + " [" + rows["budget"].astype(str) + "]"))
+    rows = rows.assign(attack=rows["attack"].where(~several, rows["attack"] + " [" + rows["budget"] + "]"))
     done = rows[rows["status"] == "ok"]
     columns: list[tuple[str, str, float, str]] = []  # attack (or worst case), norm, eps, column of rows
     for norm in dict.fromkeys(norm for norm, _ in points(rows)):
@@ -99,7 +100,7 @@ def latex_matrix(rows: pd.DataFrame, protocol: str) -> str:
             if cell is None:
                 lines[name].append(MISSING)
                 continue
-            mark = "*" if value == "robust_accuracy" and is_reduced(cell["budget"]) else ""
+            mark = "*" if value == "robust_accuracy" and cell["budget_reduced"] else ""
             lines[name].append(bold(percent(cell[value]), bool(cell[value] >= floor)) + mark)
     above, rules, start = ["", ""], [], 3
     for attack, norm in dict.fromkeys((a, n) for a, n, _, _ in columns):
@@ -110,7 +111,7 @@ def latex_matrix(rows: pd.DataFrame, protocol: str) -> str:
     head = [
         " & ".join(above) + r" \\",
         " ".join(rules),
-        " & ".join(["Defense", "Clean", *(eps_text(eps) for _, _, eps, _ in columns)]) + r" \\",
+        " & ".join(["Defense", "Clean", *(format_eps(eps) for _, _, eps, _ in columns)]) + r" \\",
     ]
     first = rows.iloc[0]
     caption = (

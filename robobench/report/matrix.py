@@ -8,13 +8,13 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from robobench.report.text import (
+from robobench.report.formatting import (
     BOARD,
     MISSING,
+    budget_texts,
     count,
     flags_of,
     groups,
-    is_reduced,
     labelled,
     percent,
     point,
@@ -29,7 +29,7 @@ PROTOCOLS = {
     "transfer": "attacks made on the undefended network; says nothing about white-box strength",
 }
 CELL = [
-    *("attack", "threat_norm", "threat_eps", "budget", "status", "robust_accuracy", "source_digest"),
+    *("attack", "threat_norm", "threat_eps", "budget", "budget_reduced", "status", "robust_accuracy", "source_digest"),
     *("worst_case_accuracy", "worst_case_ci_low", "worst_case_ci_high"),
 ]
 NAME_WIDTH = 30  # a longer name is folded
@@ -42,6 +42,7 @@ def matrix(rows: pd.DataFrame, protocol: str) -> pd.DataFrame:
     cell is a dash; a reduced budget is marked with * and explained by `budgets`.
     """
     rows = rows[rows["protocol"] == protocol]
+    rows = rows.assign(budget=budget_texts(rows))
     several = rows.groupby("attack")["budget"].nunique() > 1
     radii = points(rows)
     lines: dict[str, dict[str, str]] = {}
@@ -55,7 +56,7 @@ def matrix(rows: pd.DataFrame, protocol: str) -> pd.DataFrame:
                 column = f"{cell['attack']} {point(norm, eps)}"
                 if several[str(cell["attack"])]:
                     column += f" [{cell['budget']}]"
-                mark = "*" if is_reduced(cell["budget"]) and cell["status"] == "ok" else ""
+                mark = "*" if cell["budget_reduced"] and cell["status"] == "ok" else ""
                 line[column] = percent(cell["robust_accuracy"]) + mark
             for best in [cell for cell in at if cell["status"] == "ok"][:1]:
                 line[f"worst {point(norm, eps)}"] = (
@@ -71,8 +72,9 @@ def matrix(rows: pd.DataFrame, protocol: str) -> pd.DataFrame:
 
 def budgets(rows: pd.DataFrame) -> list[str]:
     """Explain the reduced budgets of a table, one line an attack."""
-    used = rows[["attack", "budget"]].drop_duplicates()
-    return [f"* {a}: {b}" for a, b in used.itertuples(index=False) if is_reduced(b)]
+    reduced = rows[rows["budget_reduced"].astype(bool)]
+    used = reduced.assign(budget=budget_texts(reduced))[["attack", "budget"]].drop_duplicates()
+    return [f"* {attack}: {budget}" for attack, budget in used.itertuples(index=False)]
 
 
 def costs(rows: pd.DataFrame) -> pd.DataFrame:
@@ -83,11 +85,11 @@ def costs(rows: pd.DataFrame) -> pd.DataFrame:
         peak = first["peak_memory_bytes"]
         lines[name] = {
             "clean %": percent(network["clean_accuracy"].max()),
-            "own s": seconds(first["own_seconds"]),
-            "whole s": seconds(first["whole_seconds"]),
-            "CPU s": seconds(first["own_cpu_seconds"]),
+            "own s": seconds(first["train_seconds"]),
+            "whole s": seconds(first["total_train_seconds"]),
+            "CPU s": seconds(first["train_cpu_seconds"]),
             "warm-up s": seconds(first["warmup_seconds"]),
-            "forwards": count(first["own_forwards"]),
+            "forwards": count(first["train_forwards"]),
             "peak GiB": MISSING if pd.isna(peak) else f"{peak / 2**30:.2f}",
             "flags": ", ".join(flags_of(network)) or MISSING,
         }
@@ -160,7 +162,7 @@ def stacked(table: pd.DataFrame, title: str, caption: str | None = None) -> Grou
     return Group(*(part for part in (title and Text(title), out, caption and Text(caption)) if part))
 
 
-def show(rows: pd.DataFrame, console: Console) -> None:
+def print_matrices(rows: pd.DataFrame, console: Console) -> None:
     """Print the matrices of every board: white-box, transfer, then costs and flags."""
     for board in map(with_names, groups(rows, BOARD)):
         first = board.iloc[0]

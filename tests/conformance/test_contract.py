@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from robobench import plugins
+from robobench.plugins.discovery import KINDS, discover
 from robobench.testing import Blobs, check_plugin
 
-NAMES = [(kind, name) for kind in plugins.KINDS for name in plugins.found(kind)]
+NAMES = [(kind, name) for kind in KINDS for name in discover(kind)]
 
 
 @pytest.mark.parametrize(("kind", "name"), NAMES, ids=[name for _, name in NAMES])

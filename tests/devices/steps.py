@@ -24,16 +24,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robobench import launch, plugins, processes
-from robobench.api import Batch, Frozen, Loss, Produced, Setup, Train
-from robobench.checkpoint import Checkpoint, Unfinished
-from robobench.errors import ProcessError
-from robobench.interrupts import Interrupted
-from robobench.store import Store
+from robobench.core.threat import ThreatModel
+from robobench.core.timing import Stopwatch
+from robobench.distributed import collectives, launch
+from robobench.errors import Interrupted, ProcessError
+from robobench.plugins.discovery import load_defense
+from robobench.store.artifacts import Store
+from robobench.store.partial import PartialResults
 from robobench.testing import Blobs
-from robobench.threat import ThreatModel
-from robobench.timing import Stopwatch
-from robobench.training import Engine, run_produce, run_train
+from robobench.training.base import Batch, DefenseSetup, FrozenModel, Loss, PrecomputedArray, Train
+from robobench.training.checkpoint import Checkpoint
+from robobench.training.context import TrainRuntime
+from robobench.training.loop import run_train
+from robobench.training.precompute import run_precompute
 
 NAMES = ("standard", "at", "trades", "iad", "mtard", "adaad", "rocl", "macd")
 IMAGES, BATCH = 55, 11  # two epochs are ten steps
@@ -63,18 +66,18 @@ def in_float64() -> None:
     torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
 
 
-def setup_of(name: str) -> tuple[Any, Setup]:
+def setup_of(name: str) -> tuple[Any, DefenseSetup]:
     """Build a defense and what it is handed: its quick preset, two epochs of every stage."""
-    cls = plugins.load_defense(name)
+    cls = load_defense(name)
     given = {**cls.presets.get("quick", {}), "lr": 0.05, "schedule": "constant", "augment": "none"}
     given |= {f.name: 2 for f in fields(cls.Config) if f.name.endswith("epochs")}
     given |= {f.name: BATCH for f in fields(cls.Config) if f.name.endswith("batch_size")}
     config = cls.Config(**given)
     defense = cls(config)
-    teachers = {role: Frozen(PlainNet(1 + n)) for n, role in enumerate(sorted(defense.requires))}
-    setup = Setup(
+    teachers = {role: FrozenModel(PlainNet(1 + n)) for n, role in enumerate(sorted(defense.requires))}
+    setup = DefenseSetup(
         model=PlainNet(), threat=ThreatModel("Linf", 0.05), config=config, num_classes=3, image_shape=(3, 32, 32),
-        train_size=IMAGES, required=teachers,
+        train_size=IMAGES, required_models=teachers,
     )  # fmt: skip
     return defense, setup
 
@@ -88,13 +91,13 @@ class Gathered(nn.Module):
 
     def forward(self, batch: Batch) -> Loss:
         own = self.model(batch.images)
-        everyone, begin = processes.gather(own)
+        everyone, begin = collectives.gather_batch(own)
         target = begin + torch.arange(len(own))
         loss = nn.functional.cross_entropy(own @ everyone.T, target)
-        return Loss(loss, {"all": processes.mean(loss, len(own))})
+        return Loss(loss, {"all": collectives.mean_over_batch(loss, len(own))})
 
 
-def stages_of(name: str) -> tuple[list[Any], Setup]:
+def stages_of(name: str) -> tuple[list[Any], DefenseSetup]:
     """Return the stages of a defense, or of the contrast above."""
     if name != "gathered":
         defense, setup = setup_of(name)
@@ -112,10 +115,10 @@ def trained(name: str) -> dict[str, Tensor]:
 
     for stage in stages:
         if isinstance(stage, Train):
-            run_train(Engine("cpu", "fp32", 0), stage, data, Stopwatch(), log)
+            run_train(TrainRuntime("cpu", "fp32", 0), stage, data, Stopwatch(), log)
         else:
-            parts = run_produce(Engine("cpu", "fp32", 0), stage, data, Stopwatch())[1]
-            setup.produced[stage.name] = Produced(np.concatenate(parts))
+            parts = run_precompute(TrainRuntime("cpu", "fp32", 0), stage, data, Stopwatch())[1]
+            setup.precomputed[stage.name] = PrecomputedArray(np.concatenate(parts))
     return {**found, **setup.model.state_dict()}
 
 
@@ -128,7 +131,7 @@ class Struck(nn.Module):
 
     def forward(self, batch: Batch) -> Loss:
         self.seen += batch.epoch == 1
-        if self.seen == 3 and processes.rank() == 1:
+        if self.seen == 3 and collectives.rank() == 1:
             os.kill(os.getpid(), self.signum)
             time.sleep(0.1)  # until Python has seen it
         loss: Loss = self.objective(batch)
@@ -140,8 +143,8 @@ def struck(place: Path, signum: int = 0) -> dict[str, Tensor]:
     defense, setup = setup_of("at")
     (stage,) = defense.stages(setup)
     stage.objective = Struck(stage.objective, signum)
-    checkpoint = Checkpoint(Unfinished(Store(place), "checkpoints/at"), 3600.0)
-    run_train(Engine("cpu", "fp32", 0), stage, Blobs(IMAGES), Stopwatch(), checkpoint=checkpoint)
+    checkpoint = Checkpoint(PartialResults(Store(place), "checkpoints/at"), 3600.0)
+    run_train(TrainRuntime("cpu", "fp32", 0), stage, Blobs(IMAGES), Stopwatch(), checkpoint=checkpoint)
     return setup.model.state_dict()
 
 
@@ -149,7 +152,7 @@ def in_two(names: tuple[str, ...], place: Path, signum: int, device: str) -> Non
     """Do everything above in one of two processes; the first one writes what came out."""
     in_float64()
     made = {name: trained(name) for name in names}
-    if made and processes.first():
+    if made and collectives.is_rank_zero():
         torch.save(made, place / "made.pt")
     struck(place / "store", signum)
 
@@ -168,7 +171,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         try:
-            launch.spawn("cpu", 2, partial(in_two, names, place, signal.SIGTERM))
+            launch.spawn_processes("cpu", 2, partial(in_two, names, place, signal.SIGTERM))
             wrong.append("a signal to one of two processes stopped nothing")
         except Interrupted as err:
             print(f"both left by {signal.Signals(err.signum).name}")
@@ -183,7 +186,7 @@ def main() -> int:
         if far > TOLERANCE:
             wrong.append(f"a resumed training differs by {far}")
         try:
-            launch.spawn("cpu", 2, partial(in_two, (), place / "killed", signal.SIGKILL))
+            launch.spawn_processes("cpu", 2, partial(in_two, (), place / "killed", signal.SIGKILL))
             wrong.append("a killed process went unnoticed")
         except ProcessError as err:
             print(err)

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 import harness
 
-COMMAND = [*harness.command("macd"), "--protocol", "both", "--set", "run.control=false"]
+COMMAND = [*harness.command("macd"), "--protocol", "both", "--set", "run.baseline_control=false"]
 WAYS = ("flip", "truncate", "empty", "type", "swap", "remove")
 
 
@@ -51,13 +51,13 @@ def unfinished(place: Path, log: Path, command: list[str]) -> list[Path]:
             if list((store / "artifacts").glob(pattern)):
                 stores.append(store)
                 break
-    from robobench.checkpoint import Unfinished, save_evaluated
-    from robobench.store import Store
+    from robobench.store.artifacts import Store
+    from robobench.store.partial import PartialResults, save_partial
 
     store = harness.copy(place / "reference", place / "killed-evaluation")
-    (folder, *_) = Store(store).manifests("evaluations")
+    (folder, *_) = Store(store).iter_artifacts("evaluations")
     record = json.loads((folder / "record.json").read_text())
-    save_evaluated(Unfinished(Store(store), f"partial/{folder.name}"), [record["robust_bits"][:8]], {}, 1.0)
+    save_partial(PartialResults(Store(store), f"partial/{folder.name}"), [record["robust_bits"][:8]], {}, 1.0)
     folder.rename(place / "record")
     return [*stores, store]
 

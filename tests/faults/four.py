@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 import harness
 
-BOTH = ("--protocol", "both", "--set", "run.control=false")  # transfer examples are shared too
+BOTH = ("--protocol", "both", "--set", "run.baseline_control=false")  # transfer examples are shared too
 GRIDS = ("standard,at", "at,trades", "trades,mtard", "standard,mtard")
 
 

@@ -19,13 +19,13 @@ from pathlib import Path
 import pandas as pd
 
 TIMES = [
-    *("own_seconds", "whole_seconds", "warmup_seconds", "own_cpu_seconds", "whole_cpu_seconds"),
+    *("train_seconds", "total_train_seconds", "warmup_seconds", "train_cpu_seconds", "total_train_cpu_seconds"),
     *("peak_memory_bytes", "stage_memory"),
 ]
 DEFENSES = ("standard", "at", "trades", "iad", "mtard", "adaad", "rocl", "macd")
 TINY = (
-    *("--threads", "1", "--device", "cpu", "--seed", "0", "--checkpoint-every", "0"),
-    *("--epochs", "2", "--batch-size", "16", "--set", "run.train_images=64", "--set", "run.chunk=8"),
+    *("--threads", "1", "--device", "cpu", "--seed", "0", "--checkpoint-minutes", "0"),
+    *("--epochs", "2", "--batch-size", "16", "--set", "run.train_images=64", "--set", "run.eval_batch_size=8"),
     *("--examples", "16", "--protocol", "white-box", "--attacks", "fgsm", "--eps", "0.1"),
 )
 MORE = {
@@ -56,8 +56,8 @@ def preload() -> None:
     import robobench.report.export
 
     for kind in ("defense", "attack"):
-        for name in robobench.plugins.found(kind):
-            robobench.plugins.load(kind, name)
+        for name in robobench.plugins.discover(kind):
+            robobench.plugins.load_plugin(kind, name)
     robobench.data._scans = functools.cache(robobench.data._scans)
     robobench.data._scans()
     assert safetensors.torch and torch._dynamo and robobench.comparison and robobench.report.export

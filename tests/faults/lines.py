@@ -30,7 +30,17 @@ BAD_RADIUS = st.one_of(
     st.integers(2, 10**6).map(str),
     st.sampled_from(["1/0", "inf", "nan", "8/255/2", "L9:0.1", "Linf:", ","]),
 )
-FIELDS = ("epochs", "batch_size", "lr", "momentum", "weight_decay", "schedule", "augment", "inner_steps", "attack_bn")
+FIELDS = (
+    "epochs",
+    "batch_size",
+    "lr",
+    "momentum",
+    "weight_decay",
+    "schedule",
+    "augment",
+    "inner_steps",
+    "attack_bn_mode",
+)
 
 
 def flag(name: str, values: st.SearchStrategy[str]) -> st.SearchStrategy[list[str]]:
@@ -44,7 +54,7 @@ LINES = st.one_of(
     *(flag(f"--{name}", st.one_of(BELOW_ONE, NOT_A_NUMBER)) for name in ("examples", "batch-size", "threads")),
     flag("--epochs", st.one_of(st.integers(max_value=-1).map(str), NOT_A_NUMBER)),
     flag("--seed", NOT_A_NUMBER),
-    flag("--checkpoint-every", st.one_of(NOT_A_NUMBER, st.sampled_from(["-1", "nan", "inf", "-0.5"]))),
+    flag("--checkpoint-minutes", st.one_of(NOT_A_NUMBER, st.sampled_from(["-1", "nan", "inf", "-0.5"]))),
     *(flag(name, BAD_RADIUS) for name in ("--eps", "--train-eps")),
     flag("--dataset", WORD.map(lambda w: f"npz:{w}")),
     flag("--dataset", WORD.map(lambda w: f"imagefolder:{w}")),

@@ -66,7 +66,10 @@ UNTRAINED = ["--model", "cnn", "--set", "run.pretrained=true"]
         (["run", "--defense", "standard", "--examples", "0"], "--examples must be at least 1"),
         (["run", "--defense", "at", *UNTRAINED], "model 'cnn' has no pretrained weights; resnet18, resnet50"),
         (["run", "--defense", "at", *UNTRAINED, "--dry-run"], "--set run.pretrained=false"),
-        (["run", "--defense", "standard", "--set", "run.chunk=0"], "run: chunk must be at least 1, got 0"),
+        (
+            ["run", "--defense", "standard", "--set", "run.eval_batch_size=0"],
+            "run: eval_batch_size must be at least 1, got 0",
+        ),
         (["run", "--defense", "standard", "--set", "run.examples=-3"], "run: examples must be at least 0, got -3"),
         (["run", "--defense", "standard", "--set", "run.train_images=-1"], "run: train_images must be at least 0"),
         (["run", "--defense", "standard", "--seeds", "a,b"], "is not a list of whole numbers"),
@@ -99,9 +102,10 @@ def test_weights_that_are_not_weights_are_refused(refused, tmp_path):
 
 
 def test_a_class_count_that_does_not_fit_is_refused_with_both_numbers(refused, tmp_path):
-    from robobench import models
+    from robobench.models.build import build_model
+    from robobench.models.spec import ModelSpec
 
-    model = models.build(models.ModelSpec("cnn", 7))
+    model = build_model(ModelSpec("cnn", 7))
     torch.save(model.state_dict(), tmp_path / "seven.pt")
     line = refused("evaluate", "seven.pt", "--model", "cnn")
     assert "7 classes" in line and "10" in line

@@ -15,24 +15,25 @@ import pytest
 import torch
 
 import robobench
-from robobench import results
-from robobench.allocator import keep_freed_memory
 from robobench.attacks.transfer import Transfer, TransferConfig
 from robobench.cli import main
+from robobench.core.memory import keep_freed_memory
+from robobench.core.threat import ThreatModel
 from robobench.errors import RequestError
-from robobench.planner import NORMALIZATION, Planner
-from robobench.redo import changes, together
-from robobench.report import folder
-from robobench.report.front import _flags, front
-from robobench.request import Request
-from robobench.store import MANIFEST, file_digest, key_of
-from robobench.threat import ThreatModel
-from robobench.verify import Found, Verifier, draw, tables
+from robobench.execution.reproduce import ReproducedCell, Reproducer, sample_cells
+from robobench.planning.planner import NORMALIZATION, Planner
+from robobench.planning.repro_command import group_by_command, non_default_settings
+from robobench.planning.request import ExperimentConfig
+from robobench.report.board_folder import publish, stale_tables
+from robobench.report.board_readme import BLOCK, fill, fill_file
+from robobench.report.method_summary import _flags, front
+from robobench.results.rows import OPTIONAL_COLUMNS, make_frame, read_records, read_rows
+from robobench.store.artifacts import MANIFEST, file_digest, hash_recipe
 
 ROOT = Path(__file__).parents[2]
 TINY = ("--dataset", "digits", "--model", "cnn", "--threads", "1", "--epochs", "2", "--examples", "24",
         "--precision", "fp32")  # fmt: skip
-ATTACKS = ("--attacks", "pgd,fgsm", "--eps", "0.1", "--set", "run.train_images=96", "--set", "run.chunk=16")
+ATTACKS = ("--attacks", "pgd,fgsm", "--eps", "0.1", "--set", "run.train_images=96", "--set", "run.eval_batch_size=16")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture
 def board(store, tmp_path):
-    assert folder.publish(store, tmp_path / "board", intro="Made by hand.") == []
+    assert publish(store, tmp_path / "board", intro="Made by hand.") == []
     return tmp_path / "board"
 
 
@@ -55,11 +56,11 @@ def rewrite(artifact: Path, file: str, **changes: object) -> None:
     made = json.loads((artifact / MANIFEST).read_text())
     made["files"][file] = file_digest(artifact / file)
     del made["digest"]
-    (artifact / MANIFEST).write_text(json.dumps({**made, "digest": key_of(made)}))
+    (artifact / MANIFEST).write_text(json.dumps({**made, "digest": hash_recipe(made)}))
 
 
 def cell(board: Path, **wanted: object) -> Path:
-    (found,) = [r for r in results.records(board) if all(r[k] == v for k, v in wanted.items())]
+    (found,) = [r for r in read_records(board) if all(r[k] == v for k, v in wanted.items())]
     return board / "artifacts" / "evaluations" / found["key"]
 
 
@@ -67,9 +68,9 @@ AT = {"defense": "at", "attack": "pgd", "protocol": "white-box"}
 
 
 def test_a_board_holds_the_store_s_figures_and_only_what_they_need(store, board):
-    rows = results.read(board)
-    pd.testing.assert_frame_equal(rows, results.read(store))
-    assert rows["own_cpu_seconds"].gt(0).all() and rows["whole_cpu_seconds"].ge(rows["own_cpu_seconds"]).all()
+    rows = read_rows(board)
+    pd.testing.assert_frame_equal(rows, read_rows(store))
+    assert rows["train_cpu_seconds"].gt(0).all() and rows["total_train_cpu_seconds"].ge(rows["train_cpu_seconds"]).all()
     assert not list(board.rglob("examples.safetensors")) and len(list(board.rglob("model.safetensors"))) == 3
     lines = list(csv.DictReader(io.StringIO((board / "matrix.csv").read_text())))
     assert {line["protocol"] for line in lines} == {"white-box", "transfer"}
@@ -88,7 +89,7 @@ def test_the_readme_says_where_figures_come_from_and_keeps_what_people_wrote(sto
                  "robobench run --defense at --model cnn"):  # fmt: skip
         assert said in text, said
     (board / "README.md").write_text(text.replace("Made by hand.", "Mine."))
-    folder.publish(store, board)
+    publish(store, board)
     assert (board / "README.md").read_text() == text.replace("Made by hand.", "Mine.")
 
 
@@ -97,7 +98,7 @@ def test_the_front_table_leaves_the_source_s_own_transfer_out(board):
     head = [name.strip("| ") for name in lines[0]]
     by_name = {line[0].strip("| "): dict(zip(head, line, strict=True)) for line in lines[2:]}
     assert set(by_name) == {"at", "standard"} and by_name["standard"]["seeds"] == "2"
-    rows = results.read(board)
+    rows = read_rows(board)
     control = rows[(rows["seed"] == 1) & (rows["protocol"] == "transfer")].iloc[0]["worst_case_accuracy"]
     shown = by_name["standard"]["A transfer"]
     assert shown.startswith(f"{100 * control:.1f} [") and shown.endswith("], control")  # of another seed alone
@@ -151,9 +152,9 @@ def test_a_flag_is_shown_with_the_columns_it_was_raised_at():
 def test_cells_are_drawn_from_different_attacks_and_the_quickest_comes_first():
     cells = [{"key": str(n), "attack": "pgd" if n < 9 else "autoattack", "seconds": 20 - n} for n in range(10)]
     for seed in range(5):
-        assert [c["attack"] for c in draw(cells, 2, seed)] == ["autoattack", "pgd"]
-        assert [c["seconds"] for c in draw(cells, 0, seed)] == sorted(c["seconds"] for c in cells)
-    assert len({draw(cells, 1, seed)[0]["key"] for seed in range(5)}) > 1
+        assert [c["attack"] for c in sample_cells(cells, 2, seed)] == ["autoattack", "pgd"]
+        assert [c["seconds"] for c in sample_cells(cells, 0, seed)] == sorted(c["seconds"] for c in cells)
+    assert len({sample_cells(cells, 1, seed)[0]["key"] for seed in range(5)}) > 1
 
 
 def test_every_figure_of_a_fresh_board_holds_image_by_image(board, capsys):
@@ -165,7 +166,7 @@ def test_every_figure_of_a_fresh_board_holds_image_by_image(board, capsys):
 
 def test_a_false_figure_fails_and_the_rest_does_not(board, capsys):
     rewrite(cell(board, **AT), "record.json", robust_bits="0" * 24, clean_bits="1" * 24)
-    rows = results.frame(results.records(board))
+    rows = make_frame(read_records(board))
     (board / "rows.csv").write_text(rows.to_csv(index=False))
     assert main(["verify", str(board), "--sample", "0"]) == 1
     said = capsys.readouterr().out
@@ -193,17 +194,17 @@ def test_edited_tables_weights_and_other_images_are_noticed(board, capsys):
 
 def test_large_weights_stay_behind_and_are_trained_again(store, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(folder, "MOST_BYTES", 10)
-    assert len(folder.publish(store, tmp_path / "board")) == 3
+    assert len(publish(store, tmp_path / "board")) == 3
     assert main(["verify", str(tmp_path / "board")]) == 2
     assert "train them again with --retrain" in capsys.readouterr().err
-    chosen = Verifier(tmp_path / "board", sample=0, retrain=tmp_path / "again")
+    chosen = Reproducer(tmp_path / "board", sample=0, retrain=tmp_path / "again")
     chosen.cells = [r for r in chosen.cells if r["defense"] == "standard" and r["protocol"] == "white-box"][:1]
     (found,) = chosen
-    assert found.holds and found.robust[0] == found.robust[1]
+    assert found.reproduced and found.robust[0] == found.robust[1]
 
 
 def test_a_cell_that_took_long_is_attacked_on_its_first_images(board):
-    chosen = Verifier(board, sample=1, minutes=5)
+    chosen = Reproducer(board, sample=1, minutes=5)
     (record,) = chosen.cells
     chosen.seconds[record["key"]] = 3.9 * 5 * 60.0  # almost four times its share
     (found,) = chosen
@@ -220,7 +221,7 @@ def test_a_network_that_was_never_trained_does_not_stop_the_board(store, tmp_pat
     )
     failing = ["compare", "-q", "--defenses", "standard,shy", "--plugin", str(tmp_path / "shy.py")]
     assert main([*failing, *TINY, *ATTACKS, "--out", str(copy)]) == 1
-    assert folder.publish(copy, tmp_path / "board") == []
+    assert publish(copy, tmp_path / "board") == []
     text = (tmp_path / "board" / "README.md").read_text()
     assert "--defense at " in text and "shy" not in text
 
@@ -238,7 +239,7 @@ def test_a_small_stage_after_a_large_one_has_a_peak_of_its_own(tmp_path):
     )
     plugin = ("--defense", "twice", "--plugin", str(tmp_path / "twice.py"), "--out", str(tmp_path / "runs"))
     assert main(["run", "-q", *TINY, *ATTACKS, *plugin]) == 0
-    rows = results.read(tmp_path / "runs")
+    rows = read_rows(tmp_path / "runs")
     (said,) = rows.loc[rows["defense"] == "twice", "stage_memory"].unique()
     large, small = (int(part.removesuffix(" MiB").split()[1]) for part in said.split("; "))
     assert said == f"large {large} MiB; small {small} MiB"
@@ -247,11 +248,11 @@ def test_a_small_stage_after_a_large_one_has_a_peak_of_its_own(tmp_path):
 
 
 def test_a_board_made_before_a_column_came_still_holds(board):
-    rows = results.read(board).drop(columns=results.LATER)
-    (board / "rows.csv").write_text(results.frame(results.records(board))[rows.columns].to_csv(index=False))
-    assert tables(board) == []
+    rows = read_rows(board).drop(columns=OPTIONAL_COLUMNS)
+    (board / "rows.csv").write_text(make_frame(read_records(board))[rows.columns].to_csv(index=False))
+    assert stale_tables(board) == []
     shutil.rmtree(board / "artifacts")
-    assert list(results.read(board).columns) == list(rows.columns)
+    assert list(read_rows(board).columns) == list(rows.columns)
 
 
 def test_a_control_that_is_asked_for_later_is_a_network_like_others(store, tmp_path, capsys):
@@ -259,12 +260,12 @@ def test_a_control_that_is_asked_for_later_is_a_network_like_others(store, tmp_p
     shutil.copytree(store, copy)
 
     def controls():
-        return {(r["defense"], r["seed"]) for r in results.records(copy) if r["control"]}
+        return {(r["defense"], r["seed"]) for r in read_records(copy) if r["control"]}
 
     assert controls() == {("standard", 1)}
     command = ["run", "-q", *TINY, *ATTACKS, "--out", str(copy), "--defense", "standard"]
     assert main([*command, "--seeds", "0,1"]) == 0 and not controls()
-    clean = results.read(copy).query("defense == 'standard'").drop_duplicates("seed")["clean_accuracy"]
+    clean = read_rows(copy).query("defense == 'standard'").drop_duplicates("seed")["clean_accuracy"]
     over_seeds = capsys.readouterr().out.split("accuracy over seeds")[1]
     assert f"{100 * clean.mean():.1f} ± {100 * clean.std():.1f}" in over_seeds
     assert main(command) == 0 and not controls()
@@ -272,10 +273,20 @@ def test_a_control_that_is_asked_for_later_is_a_network_like_others(store, tmp_p
 
 def test_a_bfloat16_search_says_so_and_stands_beside_the_exact_one(store, tmp_path, capsys):
     weights = next(store.glob("at-*-s0-*/model.safetensors"))
-    shared = ["-q", *TINY[:6], "--examples", "24", *ATTACKS[:4], "--set", "run.chunk=16", "--out", str(tmp_path)]
+    shared = [
+        "-q",
+        *TINY[:6],
+        "--examples",
+        "24",
+        *ATTACKS[:4],
+        "--set",
+        "run.eval_batch_size=16",
+        "--out",
+        str(tmp_path),
+    ]
     for precision in ("fp32", "bf16"):
         assert main(["evaluate", str(weights), *shared, "--precision", precision]) == 0
-    rows = results.read(tmp_path)
+    rows = read_rows(tmp_path)
     said = {
         (row["attack"], row["precision"], row["budget"].endswith("bfloat16 search")) for row in rows.to_dict("records")
     }
@@ -295,10 +306,10 @@ def test_a_network_of_a_user_s_own_sees_the_same_images_when_trained_and_when_ev
     assert main(["run", "--defense", "standard", *shared, "--out", str(tmp_path / "a")]) == 0
     weights = next((tmp_path / "a").glob("standard-*-s0-*/model.safetensors"))
     assert main(["evaluate", str(weights), *shared, "--out", str(tmp_path / "b")]) == 0
-    trained, brought = (results.read(tmp_path / name) for name in "ab")
+    trained, brought = (read_rows(tmp_path / name) for name in "ab")
     same = trained[trained["weights_digest"].isin(set(brought["weights_digest"]))]
     assert set(brought["clean_accuracy"]) == set(same["clean_accuracy"]) != set()
-    planner = Planner(Request(external=True, model=f"{net}:small", weights=weights, out=tmp_path / "c"))
+    planner = Planner(ExperimentConfig(external=True, model=f"{net}:small", weights=weights, out=tmp_path / "c"))
     assert planner.spec(0).mean == (0, 0, 0)
     assert planner.spec(0, "cnn").mean == NORMALIZATION["digits"][0]  # a source beside it, or a teacher
 
@@ -306,25 +317,25 @@ def test_a_network_of_a_user_s_own_sees_the_same_images_when_trained_and_when_ev
 def test_what_moved_is_written_down(store, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(store, copy)
-    folder.publish(copy, tmp_path / "board")
+    publish(copy, tmp_path / "board")
     assert "12 cells of 3 networks: the first figures" in (tmp_path / "board" / "CHANGES.md").read_text()
     was = json.loads((cell(copy, **AT) / "record.json").read_text())["robust_bits"].count("1")
     rewrite(cell(copy, **AT), "record.json", robust_bits="1" * 24, clean_bits="1" * 24)
-    folder.publish(copy, tmp_path / "board", keep=lambda r: r["attack"] == "pgd")
+    publish(copy, tmp_path / "board", keep=lambda r: r["attack"] == "pgd")
     said = (tmp_path / "board" / "CHANGES.md").read_text()
     assert f"pgd steps=20, relative_step=0.25, restarts=1 Linf 0.1 white-box 24: {100 * was / 24:.1f} -> 100.0" in said
     assert "0 cells came, 6 went" in said and said.index("6 went") < said.index("the first figures")
 
 
 def test_a_figure_holds_exactly_inside_the_recorded_interval():
-    from robobench.statistics import Bits, wilson
+    from robobench.results.statistics import PerImageOutcomes, wilson
 
     def bits(count):
-        return Bits(tuple(i < count for i in range(100)))
+        return PerImageOutcomes(tuple(i < count for i in range(100)))
 
     low, high = wilson(30, 100)  # 21.9 and 39.6 %
     assert (
-        [Found({}, (bits(60), bits(60)), (bits(30), bits(n))).holds for n in (21, 22, 39, 40)]
+        [ReproducedCell({}, (bits(60), bits(60)), (bits(30), bits(n))).reproduced for n in (21, 22, 39, 40)]
         == [low <= n / 100 <= high for n in (21, 22, 39, 40)]
         == [False, True, True, False]
     )
@@ -336,29 +347,29 @@ def test_a_markdown_file_s_tables_are_filled_and_others_refused(board, tmp_path)
     assert main(["report", "--fill", str(page)]) == 0
     text = page.read_text()
     assert front(board) in text and "stale" not in text and "No board is in `none` yet." in text
-    assert text.startswith("a\n") and "\nb\n" in text and folder.fill(text, tmp_path) == text
+    assert text.startswith("a\n") and "\nb\n" in text and fill(text, tmp_path) == text
     page.write_text("no comments")
     with pytest.raises(RequestError, match="has no table to fill"):
-        folder.fill_file(page)
+        fill_file(page)
 
 
 def test_cells_that_no_single_command_makes_get_several():
     def cell(attack, norm, steps=20):
-        recipe = {"chunk": 256, "source": None, "attack": {"config": {"steps": steps}}}
+        recipe = {"eval_batch_size": 256, "transfer_source": None, "attack": {"config": {"steps": steps}}}
         return {"attack": attack, "threat_norm": norm, "precision": "fp32", "threads": 1, "recipe": recipe}
 
     linf, l2, own, hard = cell("pgd", "Linf"), cell("pgd", "L2"), cell("autoattack-l2", "L2"), cell("pgd", "Linf", 100)
-    assert together([linf, own, l2, hard]) == [[linf, own], [l2], [hard]]
-    assert together([]) == [[]]
+    assert group_by_command([linf, own, l2, hard]) == [[linf, own], [l2], [hard]]
+    assert group_by_command([]) == [[]]
 
 
 def test_examples_made_elsewhere_are_verified_and_redone_by_their_name_alone(tmp_path):
     np.savez(tmp_path / "made.npz", adv=np.zeros((2, 3, 8, 8), np.float32))
     attack = Transfer(TransferConfig(file=str(tmp_path / "made.npz")), ThreatModel("Linf", 0.1))
     config = asdict(attack.config)
-    again = Verifier._attack({"attack": attack.name, "config": config, "norm": "Linf", "eps": 0.1})
+    again = Reproducer._attack({"attack": attack.name, "config": config, "norm": "Linf", "eps": 0.1})
     assert again.name == attack.name and again.config == attack.config
-    assert changes("attack", attack.name, config, "quick", "cnn") == []  # `--set` could not say more
+    assert non_default_settings("attack", attack.name, config, "quick", "cnn") == []  # `--set` could not say more
 
 
 def test_a_leaderboard_without_a_store_shows_the_boards_that_come_along(board, tmp_path, monkeypatch, capsys):
@@ -372,8 +383,8 @@ def test_a_leaderboard_without_a_store_shows_the_boards_that_come_along(board, t
 
 def test_the_repository_s_tables_are_what_the_rows_give_and_every_board_stands_in_the_readme():
     boards = {str(records.parent.relative_to(ROOT)) for records in ROOT.glob("leaderboards/*/artifacts")}
-    shown = {m[3] for m in folder.BLOCK.finditer((ROOT / "README.md").read_text()) if m[2] == "board"}
+    shown = {m[3] for m in BLOCK.finditer((ROOT / "README.md").read_text()) if m[2] == "board"}
     assert shown == boards
     for page in [ROOT / "README.md", *ROOT.glob("leaderboards/*/README.md")]:
         text = page.read_text()
-        assert folder.fill(text, page.parent) == text, f"run 'robobench report --fill {page.relative_to(ROOT)}'"
+        assert fill(text, page.parent) == text, f"run 'robobench report --fill {page.relative_to(ROOT)}'"

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import robobench
 from robobench.attacks.pgd import PGD
 from robobench.cli import main
-from robobench.store import MANIFEST, file_digest, key_of
+from robobench.store.artifacts import MANIFEST, file_digest, hash_recipe
 
 SMALL = ["--epochs", "2", "--examples", "40", "--set", "run.train_images=256", "--threads", "1", "--quiet"]
 ATTACKS = ["--attacks", "pgd,fgsm", "--set", "pgd.steps=8"]
@@ -82,8 +82,8 @@ def test_rows_have_the_contract_s_columns_and_one_row_a_cell(store):
         "robust_accuracy",
         "ci_low",
         "ci_high",
-        "own_seconds",
-        "whole_seconds",
+        "train_seconds",
+        "total_train_seconds",
         "warmup_seconds",
         "peak_memory_bytes",
         "precision",
@@ -117,7 +117,7 @@ def test_a_trained_model_s_folder_is_complete(store):
     names = {p.name for p in folder.iterdir()}
     assert {"model.safetensors", "config.json", "timing.json", "run.log", "metrics.csv"} <= names
     timing = json.loads((folder / "timing.json").read_text())
-    assert timing["own_seconds"] == pytest.approx(sum(s["seconds"] for s in timing["stages"]))
+    assert timing["train_seconds"] == pytest.approx(sum(s["seconds"] for s in timing["stages"]))
     assert timing["stages"][0]["passes"]["forward"] > 1  # the inner maximization is declared
 
 
@@ -189,7 +189,7 @@ def test_evaluate_gives_a_stranger_s_copy_of_the_weights_the_same_figures(store,
     own = own[(own["defense"] == "at") & (own["protocol"] == "white-box") & (own["attack"] == "pgd")]
     assert rows["robust_accuracy"].tolist() == own["robust_accuracy"].tolist()
     assert set(rows["protocol"]) == {"white-box"}
-    assert rows["own_seconds"].isna().all()
+    assert rows["train_seconds"].isna().all()
 
 
 def test_a_factory_that_returns_a_trained_model_needs_no_weights(store, tmp_path):
@@ -220,7 +220,7 @@ def hungry(digits_net, tmp_path, capsys):
             "    net = torch.nn.Sequential(torch.nn.AvgPool2d(4), net)\n"
             "    net.register_forward_pre_hook(full)\n    return net\n"
         )
-        model = [f"{tmp_path / 'mine.py'}:net", "--examples", "40", "--set", "run.chunk=16", "--threads", "1"]
+        model = [f"{tmp_path / 'mine.py'}:net", "--examples", "40", "--set", "run.eval_batch_size=16", "--threads", "1"]
         out = tmp_path / str(most)
         assert main(["evaluate", "-v", "--model", *model, *words, "--out", str(out)]) == 0
         rows = pd.read_csv(out / "rows.csv").set_index(["attack", "threat_eps", "protocol"])
@@ -285,7 +285,18 @@ def test_a_factory_that_loads_other_weights_than_last_time_is_another_network(tm
 
 def test_records_of_weights_that_are_gone_are_not_those_of_the_weights_that_took_their_place(tmp_path):
     out = tmp_path / "runs"
-    run = ["run", "--defense", "standard", *SMALL, "--out", str(out), "--set", "run.control=false", "--attacks", "fgsm"]
+    run = [
+        "run",
+        "--defense",
+        "standard",
+        *SMALL,
+        "--out",
+        str(out),
+        "--set",
+        "run.baseline_control=false",
+        "--attacks",
+        "fgsm",
+    ]
     assert main(run) == 0
     (folder,) = out.glob("standard-*")
     (old,) = {digest for digest in pd.read_csv(out / "rows.csv")["weights_digest"]}
@@ -294,7 +305,7 @@ def test_records_of_weights_that_are_gone_are_not_those_of_the_weights_that_took
     save_file(state, folder / "model.safetensors")  # as a GPU leaves it when the training is repeated
     manifest["files"]["model.safetensors"] = new = file_digest(folder / "model.safetensors")
     del manifest["digest"]
-    (folder / MANIFEST).write_text(json.dumps({**manifest, "digest": key_of(manifest)}))
+    (folder / MANIFEST).write_text(json.dumps({**manifest, "digest": hash_recipe(manifest)}))
     assert main(run) == 0
     rows = pd.read_csv(out / "rows.csv")
     assert set(rows["weights_digest"]) == {new[:16]} and new[:16] != old
@@ -356,12 +367,12 @@ def test_help_answers_quickly():
 
 
 def test_a_variant_that_needs_another_teacher_asks_for_it(tmp_path):
-    from robobench.planner import make_plan
-    from robobench.request import Request
+    from robobench.planning.planner import make_plan
+    from robobench.planning.request import ExperimentConfig
 
     def needs(*sets: str) -> list[str]:
-        plan = make_plan(Request(defenses=("iad",), sets=sets, out=tmp_path, protocol="white-box"))
-        return [t.name for t in plan.order()]
+        plan = make_plan(ExperimentConfig(defenses=("iad",), sets=sets, out=tmp_path, protocol="white-box"))
+        return [t.name for t in plan.training_order()]
 
     assert needs() == ["at", "iad"]
     assert needs("iad.variant=II") == ["at", "standard", "iad"]

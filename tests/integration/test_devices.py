@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from robobench import launch, processes
 from robobench.cli import main
+from robobench.distributed import collectives, launch
 from robobench.errors import RequestError
-from robobench.planner import make_plan
-from robobench.request import Request
+from robobench.planning.planner import make_plan
+from robobench.planning.request import ExperimentConfig
 
 STEPS = Path(__file__).parents[1] / "devices" / "steps.py"
 NET = """
@@ -28,7 +28,7 @@ def plain(num_classes):
 """
 SMALL = (
     *("--epochs", "1", "--batch-size", "33", "--threads", "1", "--attacks", "pgd", "--eps", "0.1", "--quiet"),
-    *("--examples", "40", "--set", "run.train_images=200", "--set", "run.chunk=16", "--set", "pgd.steps=4"),
+    *("--examples", "40", "--set", "run.train_images=200", "--set", "run.eval_batch_size=16", "--set", "pgd.steps=4"),
 )
 
 
@@ -91,7 +91,7 @@ def test_the_store_is_written_once_and_says_how_many_devices_it_took(shared):
 
 
 def planned(model: str, **flags: object):
-    request = Request(defenses=("standard",), model=model, threads=1, protocol="white-box", **flags)
+    request = ExperimentConfig(defenses=("standard",), model=model, threads=1, protocol="white-box", **flags)
     return make_plan(request).trainings[0]
 
 
@@ -104,7 +104,7 @@ def test_the_key_knows_the_devices_only_where_batchnorm_sees_shares(tmp_path):
 
 
 def test_threads_are_counted_for_each_process():
-    assert make_plan(Request(devices=2)).threads == max(1, torch.get_num_threads() // 2)
+    assert make_plan(ExperimentConfig(devices=2)).threads == max(1, torch.get_num_threads() // 2)
 
 
 @pytest.mark.parametrize(
@@ -124,24 +124,27 @@ def test_without_the_extra_one_line_says_what_to_install(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "lightning_fabric" else find(name))
     with pytest.raises(RequestError, match=r"2 devices need lightning-fabric: pip install 'robobench\[distributed\]'"):
-        launch.devices(2, "cpu")
+        launch.resolve_device_count(2, "cpu")
 
 
 def test_a_flag_that_contradicts_torchrun_is_refused(monkeypatch):
     for name, value in {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "4"}.items():
         monkeypatch.setitem(os.environ, name, value)
     with pytest.raises(RequestError, match="--devices 2: torchrun started 4 processes; leave the flag out"):
-        launch.devices(2, "cpu")
+        launch.resolve_device_count(2, "cpu")
 
 
 def test_alone_everything_is_the_identity():
     values = torch.randn(3, 2, requires_grad=True)
-    assert processes.gather(values) == (values, 0)
-    assert torch.equal(processes.mean(values, 3), values) and not processes.mean(values, 3).requires_grad
-    assert processes.wrap(network := torch.nn.Linear(2, 2)) is network
-    assert list(processes.each([1, 2, 3], lambda n: n * n)) == [1, 4, 9]
+    assert collectives.gather_batch(values) == (values, 0)
+    assert (
+        torch.equal(collectives.mean_over_batch(values, 3), values)
+        and not collectives.mean_over_batch(values, 3).requires_grad
+    )
+    assert collectives.wrap_ddp(network := torch.nn.Linear(2, 2)) is network
+    assert list(collectives.map_across_ranks([1, 2, 3], lambda n: n * n)) == [1, 4, 9]
     with pytest.raises(ZeroDivisionError):
-        processes.from_first(lambda: 1 / 0)
+        collectives.on_rank_zero(lambda: 1 / 0)
 
 
 def test_the_shares_of_a_batch_are_all_of_it_and_weigh_as_many_images_as_they_hold(monkeypatch):
@@ -149,7 +152,7 @@ def test_the_shares_of_a_batch_are_all_of_it_and_weigh_as_many_images_as_they_ho
     shares = []
     for rank in range(3):
         monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
-        shares.append(processes.share(torch.arange(11)))
+        shares.append(collectives.local_shard(torch.arange(11)))
     assert torch.equal(torch.cat(shares), torch.arange(11)) and [len(s) for s in shares] == [4, 4, 3]
-    means = torch.tensor([processes.weight(len(s), 11) * s.double().mean() for s in shares])
+    means = torch.tensor([collectives.shard_weight(len(s), 11) * s.double().mean() for s in shares])
     assert means.mean() == torch.arange(11).double().mean()

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from robobench import plugins
 from robobench.cli import main
+from robobench.plugins.discovery import KINDS, discover
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -32,8 +32,8 @@ def generate():
 
 def test_method_cards_have_every_method_and_every_field_with_its_meaning(generate):
     text = generate.methods()
-    for kind in plugins.KINDS:
-        for name, plugin in plugins.found(kind).items():
+    for kind in KINDS:
+        for name, plugin in discover(kind).items():
             if plugin.origin == "robobench":
                 assert f"### {name}\n" in text
     assert "| `inner_steps` | `10` | quick: `5`, quick:large: `3` |" in text

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from robobench.cli import main
-from robobench.store import Store
+from robobench.store.artifacts import Store
 
 FAULTS = Path(__file__).parents[1] / "faults"
 
@@ -28,7 +28,7 @@ def test_the_fault_scripts_find_nothing_in_their_short_form():
 def store(tmp_path):
     made = Store(tmp_path / "runs")
     for name in ("a", "b"):
-        with made.building("evaluations", name, {"is": name}) as work:
+        with made.create("evaluations", name, {"is": name}) as work:
             (work / "record.json").write_text(json.dumps({"is": name}))
     return made
 
@@ -66,10 +66,10 @@ def test_a_changed_recipe_is_noticed(store):
 
 
 def test_a_fresh_store_sets_aside_what_it_did_not_build_and_finds_what_it_did(store):
-    fresh = Store(store.root, fresh=True)
+    fresh = Store(store.root, overwrite=True)
     assert fresh.find("evaluations", "a") is None
     assert store.folder("evaluations", "a.replaced-1").is_dir()
-    with fresh.building("evaluations", "a", {}):
+    with fresh.create("evaluations", "a", {}):
         pass
     assert fresh.find("evaluations", "a") is not None
 
@@ -95,7 +95,7 @@ def test_a_lock_names_its_owner_and_dies_with_it(tmp_path):
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_step_saves_says_how_to_go_on_and_sets_the_status(tmp_path, capsys, monkeypatch, sent, status):
-    from robobench import training
+    from robobench.training.accumulation import one_step
 
     steps: list[int] = []
 
@@ -105,14 +105,14 @@ def test_a_signal_ends_a_step_saves_says_how_to_go_on_and_sets_the_status(tmp_pa
             os.kill(os.getpid(), sent)
         return real(*arguments, **more)
 
-    real = training.one_step
+    real = one_step
     monkeypatch.setattr(training, "one_step", step_and_signal)
     arguments = [
         "run", "--defense", "standard", "--epochs", "2", "--batch-size", "16", "--examples", "8", "--attacks", "fgsm",
         "--protocol", "white-box", "--set", "run.train_images=64", "--threads", "1", "--out", str(tmp_path / "my runs"),
     ]  # fmt: skip
     before = signal.getsignal(signal.SIGINT)
-    assert main([*arguments, "--fresh"]) == status
+    assert main([*arguments, "--overwrite"]) == status
     said = capsys.readouterr().err
     assert f"to go on from here: robobench {' '.join(arguments[:-1])} '{tmp_path / 'my runs'}'" in said
     assert len(steps) == 4 and signal.getsignal(signal.SIGINT) is before

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from robobench import plugins
-from robobench.api import ATTACKS, DEFENSES
 from robobench.cli import main
+from robobench.core.registry import ATTACKS, DEFENSES
+from robobench.plugins.discovery import _plugin_files
 from tests import browser
 
 NAMES = ["at", "smooth", "standard", "standard"]  # the control is the second undefended one
@@ -24,7 +24,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "newcomer.md"
 
 def forget_strangers():
     """Take back what files named with --plugin have registered in this process."""
-    plugins._files.clear()
+    _plugin_files.clear()
     for registry in (ATTACKS, DEFENSES):
         for name in [n for n in registry if registry.get(n).__module__.startswith("robobench_plugin_")]:
             del registry._classes[name]
@@ -97,10 +97,10 @@ def test_the_page_shows_stages_pictures_and_provenance(page):
 
 
 def test_the_command_beside_a_row_plans_exactly_the_same_training_and_cells(page, store, monkeypatch):
-    from robobench import interface
-    from robobench.planner import make_plan
-    from robobench.progress import Reporter
-    from robobench.runner import Runner
+
+    from robobench.core.console import Reporter
+    from robobench.execution.evaluation_job import Runner
+    from robobench.planning.planner import make_plan
 
     plans = []
     monkeypatch.setattr(interface, "work", lambda request, *rest: plans.append(make_plan(request)) or 1 / 0)

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from robobench.estimate import rehearse
-from robobench.planner import Planner, make_plan
-from robobench.request import Request
+from robobench.planning.cost import profile_stages
+from robobench.planning.planner import Planner, make_plan
+from robobench.planning.request import ExperimentConfig
 
 
 @pytest.fixture
 def plan(tmp_path, monkeypatch):
     monkeypatch.setenv("ROBOBENCH_DATA", str(tmp_path))
-    request = Request(
+    request = ExperimentConfig(
         defenses=("macd",),
         model="wrn50",
         preset="paper",
         dataset="cifar10",
         out=tmp_path / "runs",
-        sets=("run.control=false",),
+        sets=("run.baseline_control=false",),
     )
     return make_plan(request, dry=True)
 
@@ -43,12 +43,12 @@ def test_a_dry_run_says_what_is_missing(plan):
 
 def test_other_presets_do_not_name_data_that_are_not_there(tmp_path):
     with pytest.raises(ValueError, match="cifar10"):
-        Planner(Request(defenses=("standard",), dataset="cifar10", data_dir=tmp_path, out=tmp_path / "runs"))
+        Planner(ExperimentConfig(defenses=("standard",), dataset="cifar10", data_dir=tmp_path, out=tmp_path / "runs"))
 
 
 @pytest.mark.slow
 def test_one_step_of_each_stage_fits_16_gib(plan):
     for training in plan.order():
-        for cost in rehearse(plan, training, batch_size=training.config.batch_size):
+        for cost in profile_stages(plan, training, batch_size=training.config.batch_size):
             print(training.name, cost)
             assert cost.measured_bytes < 16 * 2**30

@@ -11,9 +11,8 @@ import time
 
 import pytest
 
-from robobench import results
 from robobench.cli import main
-from robobench.report import board
+from robobench.results.rows import read_rows
 
 TINY = [
     *("--epochs", "1", "--examples", "8", "--threads", "1", "--quiet", "--set", "run.train_images=32"),
@@ -50,7 +49,7 @@ def test_a_killed_run_goes_on_from_what_it_finished(killed, capsys, tmp_path):
     assert all(line["accuracy"] is not None and not line["reason"] for line in lines)
     assert len(list(out.glob("macd-*"))) == 5
     assert all(path.stat().st_mtime_ns == when for path, when in held.items())
-    rows = results.read(tmp_path)  # a folder of leaderboards/ could hold it
+    rows = read_rows(tmp_path)  # a folder of leaderboards/ could hold it
     assert len(rows) == 10 + 1 and set(rows["protocol"]) == {"white-box", "transfer"}  # the source: transfer alone
     assert len(board(rows)) == 5
 

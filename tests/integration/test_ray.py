@@ -13,12 +13,12 @@ import pytest
 from robobench.cli import main
 
 TIMES = [
-    *("own_seconds", "whole_seconds", "own_cpu_seconds", "whole_cpu_seconds", "warmup_seconds"),
+    *("train_seconds", "total_train_seconds", "train_cpu_seconds", "total_train_cpu_seconds", "warmup_seconds"),
     *("peak_memory_bytes", "stage_memory"),
 ]
 TINY = [
     *("compare", "--defenses", "standard,at,shy", "--threads", "1", "--epochs", "1", "--examples", "24"),
-    *("--set", "run.train_images=64", "--set", "run.chunk=16", "--attacks", "fgsm", "--eps", "0.1"),
+    *("--set", "run.train_images=64", "--set", "run.eval_batch_size=16", "--attacks", "fgsm", "--eps", "0.1"),
 ]
 SHY = '''"""Fails when it is trained."""
 
@@ -54,7 +54,7 @@ def test_without_ray_one_line_says_what_to_install(monkeypatch, capsys, tmp_path
         (["--executor", "rey"], "did you mean 'ray'"),
         (["--address", "auto"], "belongs to --executor ray"),
         (["--executor", "ray", "--address", "ray://head"], "neither auto nor HOST:PORT"),
-        (["--executor", "ray", "--fresh"], "--out DIR"),
+        (["--executor", "ray", "--overwrite"], "--out DIR"),
         (["--executor", "ray", "--device", "cpu", "--gpus-per-task", "0.5"], "needs --device cuda"),
     ],
 )
@@ -65,7 +65,6 @@ def test_wrong_requests_are_refused_in_one_line(flags, word, capsys, tmp_path):
 
 def test_an_address_where_no_ray_answers_is_refused_soon(capsys, tmp_path, monkeypatch):
     pytest.importorskip("ray", reason="Ray is not installed; uv sync --extra ray")
-    from robobench import cluster
 
     monkeypatch.setattr(cluster, "ANSWER_SECONDS", 2.0)
     with socket.socket() as silent:  # takes the connection and never says a word

@@ -14,11 +14,12 @@ import pytest
 import torch
 
 import robobench
-from robobench import models
 from robobench.cli import main
-from robobench.data import load
+from robobench.data import load_dataset
 from robobench.errors import RequestError
-from robobench.store import Store
+from robobench.models.build import build_model
+from robobench.models.spec import ModelSpec
+from robobench.store.artifacts import Store
 
 
 class Payload:
@@ -46,7 +47,7 @@ def test_an_npz_with_objects_in_it_is_refused_and_not_run(tmp_path):
     objects = np.array([Payload(tmp_path / "ran")], dtype=object)
     np.savez(tmp_path / "d.npz", x_test=objects, y_test=objects, allow_pickle=True)
     with pytest.raises(RequestError, match=r"cannot read '.*d\.npz'"):
-        load(f"npz:{tmp_path / 'd.npz'}", need_train=False)
+        load_dataset(f"npz:{tmp_path / 'd.npz'}", need_train=False)
     assert not (tmp_path / "ran").exists()
 
 
@@ -58,7 +59,7 @@ def test_an_archive_that_climbs_out_of_its_folder_is_refused_before_it_is_opened
         member.size = 4
         archive.addfile(member, io.BytesIO(b"evil"))
     with pytest.raises(RequestError, match="is damaged"):
-        load("cifar10", data_dir=place)
+        load_dataset("cifar10", data_dir=place)
     assert {p.name for p in tmp_path.rglob("*")} == {"data", "cifar-10-python.tar.gz"}
 
 
@@ -68,7 +69,7 @@ def test_unpacked_batches_of_another_checksum_are_never_unpickled(tmp_path):
     for name in ("batches.meta", "test_batch", *(f"data_batch_{n}" for n in range(1, 6))):
         (folder / name).write_bytes(pickle.dumps(Payload(tmp_path / "ran")))
     with pytest.raises(RequestError, match="is damaged"):
-        load("cifar10", data_dir=tmp_path)
+        load_dataset("cifar10", data_dir=tmp_path)
     assert not (tmp_path / "ran").exists()
 
 
@@ -76,7 +77,7 @@ def test_a_stranger_s_store_cannot_name_code_to_run(tmp_path):
     ran = tmp_path / "ran"
     (tmp_path / "evil.py").write_text(f"import os\nos.mkdir({str(ran)!r})\ndef net(num_classes): ...\n")
     config = {"defense": "at", "spec": {"name": f"{tmp_path / 'evil.py'}:net", "num_classes": 3}}
-    with Store(tmp_path / "runs").building("model", "at-s0", {}) as work:
+    with Store(tmp_path / "runs").create("model", "at-s0", {}) as work:
         import json
 
         (work / "config.json").write_text(json.dumps(config))
@@ -111,7 +112,7 @@ def test_a_run_writes_to_its_store_alone(tmp_path, monkeypatch):
 
 def test_a_digest_in_the_manifest_is_of_the_file_as_it_stands(tmp_path):
     store = Store(tmp_path)
-    with store.building("stages", "one", {"a": 1}) as work:
+    with store.create("stages", "one", {"a": 1}) as work:
         (work / "f").write_bytes(b"hello")
     assert store.digest("stages", "one", "f") == hashlib.sha256(b"hello").hexdigest()
 
@@ -122,11 +123,11 @@ def test_a_factory_named_by_the_caller_is_used(tmp_path):
         "    return nn.Sequential(nn.Flatten(), nn.Linear(12, num_classes))\n"
     )
     name = f"{tmp_path / 'mine.py'}:net"
-    model = models.build(models.ModelSpec(name, 3))
-    with Store(tmp_path / "runs").building("model", "x-s0", {}) as work:
+    model = build_model(ModelSpec(name, 3))
+    with Store(tmp_path / "runs").create("model", "x-s0", {}) as work:
         import json
 
-        from robobench.checkpoint import save_tensors
+        from robobench.store.tensors import save_tensors
 
         (work / "config.json").write_text(json.dumps({"defense": "x", "spec": {"name": name, "num_classes": 3}}))
         save_tensors(model.state_dict(), work / "model.safetensors")

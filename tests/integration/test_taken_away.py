@@ -14,16 +14,17 @@ import pytest
 from PIL import Image
 
 from robobench.cli import main
-from robobench.interface import work
-from robobench.models import ModelSpec, build
-from robobench.progress import Reporter
-from robobench.request import Request
+from robobench.core.console import Reporter
+from robobench.execution.run import execute_request
+from robobench.models.build import build_model
+from robobench.models.spec import ModelSpec
+from robobench.planning.request import ExperimentConfig
 from robobench.trainer import save_tensors
 from tests.faults import harness
 
 TINY = (
     *("--epochs", "2", "--batch-size", "16", "--examples", "8", "--attacks", "fgsm", "--eps", "0.1"),
-    *("--protocol", "white-box", "--threads", "1", "--set", "run.control=false"),
+    *("--protocol", "white-box", "--threads", "1", "--set", "run.baseline_control=false"),
 )
 STANDARD = ("run", "--defense", "standard", "--set", "run.train_images=64", *TINY)
 
@@ -90,25 +91,25 @@ def test_data_removed_in_mid_run_leave_a_reason_and_no_figure(
 @pytest.mark.parametrize("how", ["vanishes", "changes"])
 def test_a_teacher_file_that_is_another_one_when_it_is_used(tmp_path, how):
     teacher, aside, out = tmp_path / "teacher.safetensors", tmp_path / "aside", tmp_path / "runs"
-    save_tensors(build(ModelSpec("cnn", 10, 32)).state_dict(), teacher)
-    request = Request(
+    save_tensors(build_model(ModelSpec("cnn", 10, 32)).state_dict(), teacher)
+    request = ExperimentConfig(
         defenses=("iad",), teachers=(f"robust={teacher}",), attacks=("fgsm",), eps=("0.1",), protocol="white-box",
-        sets=("run.train_images=16", "run.control=false", "iad.inner_steps=1"),
+        sets=("run.train_images=16", "run.baseline_control=false", "iad.inner_steps=1"),
         epochs=1, threads=1, examples=8, out=out,
     )  # fmt: skip
 
     def take(plan: object) -> None:
         teacher.rename(aside)
         if how == "changes":
-            save_tensors(build(ModelSpec("cnn", 10, 32, seed=1)).state_dict(), teacher)
+            save_tensors(build_model(ModelSpec("cnn", 10, 32, seed=1)).state_dict(), teacher)
 
     said = f"no weights file '{teacher}'" if how == "vanishes" else f"'{teacher}' has changed since this run began"
-    for record in work(request, Reporter(-1), check=take):
+    for record in execute_request(request, Reporter(-1), check=take):
         assert record["status"] == "failed" and record["robust_bits"] is None
         assert said in record["reason"] and "external:teacher" in record["reason"]
     assert not list(out.glob("*/model.safetensors"))  # nothing stands under the key of the other file
     aside.replace(teacher)
-    assert {record["status"] for record in work(request, Reporter(-1))} == {"ok"}
+    assert {record["status"] for record in execute_request(request, Reporter(-1))} == {"ok"}
 
 
 # --- the right to write -------------------------------------------------------------------------
@@ -155,7 +156,7 @@ def test_a_read_only_store_is_read_and_never_written(disk, tmp_path, capsys):
     capsys.readouterr()
     for writes in (
         run,
-        [*run, "--fresh"],
+        [*run, "--overwrite"],
         [*run, "--seed", "1"],
         ["report", str(out)],
         ["run", *run[1:-1], f"{out}/b"],
@@ -172,7 +173,7 @@ def test_a_store_that_turns_read_only_in_mid_run_keeps_what_it_has_and_goes_on(t
     """The system remounts a disk with errors read-only: from then on every write says EROFS."""
     assert main([*STANDARD, "--out", str(tmp_path / "whole")]) == 0
     out = tmp_path / "runs"
-    run = [*STANDARD, "--checkpoint-every", "0", "--out", str(out)]
+    run = [*STANDARD, "--checkpoint-minutes", "0", "--out", str(out)]
     with monkeypatch.context() as patch:
 
         def remount() -> None:

@@ -12,13 +12,14 @@ import torch
 
 import robobench
 from robobench.cli import main
-from robobench.data import load as load_data
-from robobench.models import ModelSpec, build
-from robobench.teachers import Teacher
+from robobench.data import load_dataset as load_data
+from robobench.models.build import build_model
+from robobench.models.spec import ModelSpec
+from robobench.planning.teachers import Teacher
 from robobench.trainer import save_tensors
 
 TINY = {
-    "sets": ("run.train_images=64", "run.control=false"),
+    "sets": ("run.train_images=64", "run.baseline_control=false"),
     "epochs": 1,
     "attacks": "fgsm",
     "eps": "0.1",
@@ -45,7 +46,7 @@ def test_a_teacher_from_a_file_takes_the_place_of_a_training(at_store, tmp_path)
     weights = tmp_path / "teacher.safetensors"
     shutil.copy(teacher / "model.safetensors", weights)
     rows = robobench.run("iad", out=tmp_path / "runs", teachers=f"robust={weights}", **TINY)
-    assert set(rows["status"]) == {"ok"} and rows["whole_seconds"].isna().all()  # its cost is unknown
+    assert set(rows["status"]) == {"ok"} and rows["total_train_seconds"].isna().all()  # its cost is unknown
     assert folders(tmp_path / "runs", "at") == []
     (student,) = folders(tmp_path / "runs", "iad")
     measured = json.loads((student / "timing.json").read_text())["teachers"]["robust"]
@@ -57,7 +58,7 @@ def test_a_teacher_from_a_file_takes_the_place_of_a_training(at_store, tmp_path)
 
 def test_the_folder_of_a_trained_network_brings_its_own_architecture(at_store, tmp_path):
     (teacher,) = folders(at_store, "at")
-    flags = {**TINY, "model": "resnet20", "examples": 8, "sets": ("run.train_images=16", "run.control=false")}
+    flags = {**TINY, "model": "resnet20", "examples": 8, "sets": ("run.train_images=16", "run.baseline_control=false")}
     rows = robobench.run("iad", out=tmp_path / "runs", teachers=f"robust={teacher}", **flags)
     assert list(rows["model"].unique()) == ["resnet20"] and set(rows["status"]) == {"ok"}
 
@@ -72,7 +73,7 @@ def test_a_robust_teacher_that_is_not_robust_is_named(at_store, tmp_path, capsys
 
 
 def test_a_teacher_that_guesses_is_named_whatever_its_role(tmp_path, capsys):
-    state = build(ModelSpec("cnn", 10, 32)).state_dict()
+    state = build_model(ModelSpec("cnn", 10, 32)).state_dict()
     state["head.weight"].zero_()  # one class for every image, clean or attacked
     for role in ("robust", "clean"):
         state["head.bias"].copy_(torch.eye(10)[len(role)])
@@ -122,7 +123,7 @@ def refused(capsys, tmp_path, monkeypatch):
 
 @pytest.fixture
 def five_classes(tmp_path):
-    save_tensors(build(ModelSpec("cnn", 5, 32)).state_dict(), tmp_path / "five.safetensors")
+    save_tensors(build_model(ModelSpec("cnn", 5, 32)).state_dict(), tmp_path / "five.safetensors")
     return "five.safetensors"
 
 

@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from robobench.api import Batch, Frozen, lr_schedule
+from robobench.core.losses import kl
+from robobench.core.module_state import eval_mode
+from robobench.core.rng import KeyedRng
+from robobench.core.threat import ThreatModel
 from robobench.defenses.adaad import AdaADConfig, AdaADObjective
-from robobench.inner import AttackedRecipe, eval_mode, input_gradient
-from robobench.losses import kl
-from robobench.randomness import Noise
-from robobench.threat import ThreatModel
+from robobench.inner import input_gradient
+from robobench.training.base import Batch, FrozenModel, lr_schedule
+from robobench.training.inner_maximization import AdvTrainConfig
 from tests.toys import TinyBatchNormNet, color_blobs
 
 THREAT = ThreatModel("Linf", 0.1)
@@ -32,7 +34,7 @@ class Echo(nn.Module):
 
 
 BIAS = (0.0, 2.0, 0.5)
-TEACHER = Frozen(Echo(*BIAS))
+TEACHER = FrozenModel(Echo(*BIAS))
 
 
 def images_of(probs):
@@ -41,7 +43,7 @@ def images_of(probs):
 
 def batch_of(images, labels, epoch=0):
     index = torch.arange(len(images))
-    return Batch(images, labels, index, epoch, Noise.of(index, "test", epoch))
+    return Batch(images, labels, index, epoch, KeyedRng.of(index, "test", epoch))
 
 
 def taught(probs):
@@ -116,13 +118,13 @@ def test_targets_are_detached_but_the_introspection_target_is_not(form):
 @pytest.fixture
 def pair():
     torch.manual_seed(1)
-    return TinyBatchNormNet().train(), Frozen(TinyBatchNormNet())
+    return TinyBatchNormNet().train(), FrozenModel(TinyBatchNormNet())
 
 
 def test_the_attack_follows_the_gradient_through_both_networks(pair):
     (images, labels), (student, teacher) = color_blobs(12), pair
     objective = AdaADObjective(student, THREAT, AdaADConfig(inner_steps=1), teacher)
-    start = images + 0.001 * batch_of(images, labels).noise.child("start").normal_like(images)
+    start = images + 0.001 * batch_of(images, labels).rng.child("start").normal_like(images)
     with eval_mode(student):
         both = input_gradient(lambda adv: kl(teacher(adv), student(adv)), start)
         fixed = teacher(start).detach()
@@ -146,7 +148,7 @@ def test_the_attack_raises_the_disagreement_and_leaves_the_teacher_alone(pair):
 
 
 def test_the_start_is_a_thousandth_of_a_normal_and_not_clamped(monkeypatch, pair):
-    monkeypatch.setattr(AttackedRecipe, "ascend", lambda self, objective, start, *rest: start)
+    monkeypatch.setattr(AdvTrainConfig, "ascend", lambda self, objective, start, *rest: start)
     objective = AdaADObjective(pair[0], THREAT, AdaADConfig(), pair[1])
     start = objective.inner_maximization(batch_of(torch.ones(16, 3, 8, 8), torch.zeros(16).long()))
     assert (start - 1).std().item() == pytest.approx(0.001, rel=0.05) and start.max() > 1.001
@@ -154,7 +156,7 @@ def test_the_start_is_a_thousandth_of_a_normal_and_not_clamped(monkeypatch, pair
 
 @pytest.mark.parametrize(
     ("changes", "moves"),
-    [({}, 1), ({"attack_bn": "train"}, 1 + 3), ({"alpha": 0.5}, 2), ({"form": "adaiad"}, 2)],
+    [({}, 1), ({"attack_bn_mode": "train"}, 1 + 3), ({"alpha": 0.5}, 2), ({"form": "adaiad"}, 2)],
 )
 def test_batchnorm_moves_once_for_each_batch_that_is_learned_from(pair, changes, moves):
     images, labels = color_blobs(12)

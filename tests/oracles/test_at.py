@@ -6,12 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from robobench.api import Batch, Setup, lr_schedule
+from robobench.core.rng import KeyedRng
+from robobench.core.threat import ThreatModel
 from robobench.defenses.at import AT, ATConfig, ATObjective
 from robobench.defenses.fast_at import FastATConfig, FastATObjective
-from robobench.inner import AttackedRecipe
-from robobench.randomness import Noise
-from robobench.threat import ThreatModel
+from robobench.training.base import Batch, DefenseSetup, lr_schedule
+from robobench.training.inner_maximization import AdvTrainConfig
 from tests.toys import LinearTwoClass, TinyBatchNormNet, color_blobs
 
 THREAT = ThreatModel("Linf", 0.1)
@@ -19,7 +19,7 @@ THREAT = ThreatModel("Linf", 0.1)
 
 def batch_of(images, labels, epoch=0):
     index = torch.arange(len(images))
-    return Batch(images, labels, index, epoch, Noise.of(index, "test", epoch))
+    return Batch(images, labels, index, epoch, KeyedRng.of(index, "test", epoch))
 
 
 def buffers(model):
@@ -47,7 +47,7 @@ def test_the_attack_reaches_the_worst_case_of_a_linear_model(norm, dual):
 
 
 def test_the_start_is_uniform_in_the_ball_and_clamped(monkeypatch):
-    monkeypatch.setattr(AttackedRecipe, "ascend", lambda self, objective, start, *rest: start)
+    monkeypatch.setattr(AdvTrainConfig, "ascend", lambda self, objective, start, *rest: start)
     objective = ATObjective(TinyBatchNormNet(), THREAT, ATConfig())
     labels = torch.zeros(16, dtype=torch.long)
     for value in (0.0, 0.5, 1.0):
@@ -64,7 +64,7 @@ def test_the_start_is_uniform_in_the_ball_and_clamped(monkeypatch):
 def test_batchnorm_moves_in_the_attack_only_where_train_mode_is_chosen(mode):
     images, labels = color_blobs(12)
     model = TinyBatchNormNet().train()
-    objective = ATObjective(model, THREAT, ATConfig(inner_steps=3, attack_bn=mode))
+    objective = ATObjective(model, THREAT, ATConfig(inner_steps=3, attack_bn_mode=mode))
     before = buffers(model)
     objective.inner_maximization(batch_of(images, labels))
     same = [torch.equal(value, before[name]) for name, value in model.named_buffers()]
@@ -85,7 +85,7 @@ def test_the_attack_raises_the_loss_it_is_meant_to_raise():
 
 def test_the_radius_grows_over_the_warm_up():
     images, labels = color_blobs(6)
-    config = ATConfig(epochs=12, eps_warmup=1 / 3)
+    config = ATConfig(epochs=12, eps_rampup=1 / 3)
     objective = ATObjective(TinyBatchNormNet(), THREAT, config)
     reach = []
     for epoch in range(6):
@@ -101,7 +101,9 @@ def test_the_learning_rate_falls_at_epochs_100_and_150_of_200():
 
 def test_it_is_one_stage_and_trains_the_network_it_was_given():
     model = TinyBatchNormNet()
-    setup = Setup(model=model, threat=THREAT, config=ATConfig(), num_classes=3, image_shape=(3, 8, 8), train_size=12)
+    setup = DefenseSetup(
+        model=model, threat=THREAT, config=ATConfig(), num_classes=3, image_shape=(3, 8, 8), train_size=12
+    )
     (stage,) = AT(ATConfig()).stages(setup)
     assert stage.epochs == 200 and stage.augment == "crop-flip"
     assert {id(p) for p in stage.objective.parameters()} == {id(p) for p in model.parameters()}
@@ -112,7 +114,7 @@ def test_it_is_one_stage_and_trains_the_network_it_was_given():
     [
         ("inner_steps", 0, "inner_steps must be >= 1, got 0"),
         ("relative_step", 0.0, "relative_step must be > 0, got 0.0"),
-        ("attack_bn", "both", "attack_bn must be one of eval, train, got both"),
+        ("attack_bn_mode", "both", "attack_bn_mode must be one of eval, train, got both"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_allowed(field, value, message):

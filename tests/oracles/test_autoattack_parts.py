@@ -7,14 +7,15 @@ import pytest
 import torch
 from torch import nn
 
+from robobench.attack_engine.loop import run_iterative_attack
+from robobench.attack_engine.state import AttackState
 from robobench.attacks.apgd import APGDCE, APGDT, APGDConfig, TargetedConfig
 from robobench.attacks.autoattack import AutoAttack, AutoAttackConfig
 from robobench.attacks.fab import FABT, FABConfig, to_plane
 from robobench.attacks.square import Square, SquareConfig, bump, mask, window_index
-from robobench.plugins import load_attack
-from robobench.randomness import Noise
-from robobench.search import State, search
-from robobench.threat import ThreatModel
+from robobench.core.rng import KeyedRng
+from robobench.core.threat import ThreatModel
+from robobench.plugins.discovery import load_attack
 from tests.toys import LinearTwoClass
 
 SHAPE, EPS = (3, 6, 6), 0.05
@@ -43,7 +44,7 @@ def test_four_apgd_steps_and_two_halvings_by_hand():
     attack = APGDCE(APGDConfig(steps=4), threat)  # windows of 1: each step is a checkpoint
     assert attack.checkpoints == {1: 1, 2: 1, 3: 1, 4: 1}
     images, labels = torch.full((1, 1, 1, 1), 0.6), torch.zeros(1, dtype=torch.long)
-    state = State(images, labels, torch.full((1, 1, 1, 1), 0.55), Noise.of(torch.arange(1), 0))
+    state = AttackState(images, labels, torch.full((1, 1, 1, 1), 0.55), KeyedRng.of(torch.arange(1), 0))
     model, seen = Valley(), []
     for _ in range(4):
         seen.append((state.adv.item(), state.memory["length"].item() if state.memory else 0.4))
@@ -65,7 +66,7 @@ def test_four_apgd_steps_and_two_halvings_by_hand():
 def test_apgd_returns_the_best_point_when_it_never_stops():
     attack = APGDCE(APGDConfig(steps=30), ThreatModel("Linf", 0.2))
     images, labels = torch.full((3, 1, 1, 1), 0.6), torch.zeros(3, dtype=torch.long)
-    adv = attack.perturb(Valley(), images, labels, Noise.of(torch.arange(3), 1))
+    adv = attack.attack_full_budget(Valley(), images, labels, KeyedRng.of(torch.arange(3), 1))
     assert adv.flatten().tolist() == pytest.approx([0.5] * 3, abs=5e-3)
 
 
@@ -86,7 +87,7 @@ def test_targets_come_in_the_order_of_the_clean_logits_and_are_never_the_label()
 
     images, labels = torch.rand(2, 3, 4, 4), torch.tensor([0, 3])  # the second image is wrong already
     attack = Spy(TargetedConfig(steps=1), ThreatModel("Linf", EPS))
-    search(attack, Fixed(), images, labels, Noise.of(torch.arange(2), 0), "never")
+    run_iterative_attack(attack, Fixed(), images, labels, KeyedRng.of(torch.arange(2), 0), "never")
     assert attack.restarts == 4
     assert seen == [(0, [3, 0]), (1, [1]), (2, [4]), (3, [2])]
 
@@ -133,7 +134,7 @@ def test_fab_finds_the_distance_to_a_linear_boundary(norm):
     labels = (model.gap(images) < 0).long()
     closest = model.gap(images).abs() / model.w.norm(DUAL[norm])
     threat = ThreatModel(norm, float(closest.max()) * 1.2)
-    adv = FABT(FABConfig(steps=30), threat).perturb(model, images, labels, Noise.of(torch.arange(4), 0))
+    adv = FABT(FABConfig(steps=30), threat).attack_full_budget(model, images, labels, KeyedRng.of(torch.arange(4), 0))
     assert (model(adv).argmax(1) != labels).all()
     distance = threat.distance(adv, images)
     assert (distance >= closest).all()
@@ -146,10 +147,10 @@ def test_fab_returns_the_clean_image_where_the_closest_example_is_outside():
     reach = float(model.gap(images) / model.w.norm(1))
     for eps, falls in ((0.9 * reach, False), (1.1 * reach, True)):
         attack = FABT(FABConfig(steps=20), ThreatModel("Linf", eps))
-        found = search(attack, model, images, labels, Noise.of(torch.arange(1), 0), "never")
-        assert found.fooled.item() is falls
+        found = run_iterative_attack(attack, model, images, labels, KeyedRng.of(torch.arange(1), 0), "never")
+        assert found.success.item() is falls
         assert torch.equal(found.adv, images) is not falls
-        assert attack.find(model, images, labels, Noise.of(torch.arange(1), 0)).fooled.item() is falls
+        assert attack.attack_early_stop(model, images, labels, KeyedRng.of(torch.arange(1), 0)).success.item() is falls
 
 
 # --- Square ---------------------------------------------------------------------------------------
@@ -163,7 +164,7 @@ def test_windows_halve_as_the_queries_go():
 
 def test_inside_autoattack_windows_halve_as_the_reference_s_do():
     reference = pyautoattack.AutoAttack(nn.Flatten(), norm="Linf", eps=EPS, device="cpu").square
-    *_, square = AutoAttack(AutoAttackConfig(), ThreatModel("Linf", EPS)).parts
+    *_, square = AutoAttack(AutoAttackConfig(), ThreatModel("Linf", EPS)).components
     queries = (*range(0, 5000, 7), 10, 11, 50, 51, 200, 201, 500, 501, 1000, 1001, 2000, 2001, 4000, 4001)
     assert all(square._area(query) == reference.p_selection(query) for query in queries)
 
@@ -196,7 +197,7 @@ def test_square_stays_on_the_surface_its_margin_never_falls_and_nears_the_optimu
     model.w.fill_(0.01)  # the same everywhere: windows can follow it
     images, labels = 0.3 + 0.4 * torch.rand(6, *SHAPE), torch.zeros(6, dtype=torch.long)
     attack, margins = Square(SquareConfig(queries=200), threat), []
-    state = attack.start(images, labels, Noise.of(torch.arange(6), 0))
+    state = attack.start(images, labels, KeyedRng.of(torch.arange(6), 0))
     for _ in range(200):
         torch.testing.assert_close(threat.distance(state.adv, images), torch.full((6,), EPS))
         state, _ = attack.step(model, state)
@@ -237,7 +238,7 @@ def certified(net, images, labels, threat):
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_no_attack_fools_an_image_that_is_proved_safe_nor_leaves_the_ball(norm):
     net, images = certified_net(), torch.rand(40, 3, 3, 3)
-    labels, noise = net(images).argmax(1), Noise.of(torch.arange(40), 0)
+    labels, noise = net(images).argmax(1), KeyedRng.of(torch.arange(40), 0)
     threat = ThreatModel(norm, 0.02 if norm == "Linf" else 0.12)
     safe = certified(net, images, labels, threat)
     assert 5 < safe.sum() < 37
@@ -259,8 +260,8 @@ def test_no_attack_fools_an_image_that_is_proved_safe_nor_leaves_the_ball(norm):
         values = {"queries": 50, "draws": 20, "steps": 10}
         config = cls.Config(**{k: v for k, v in values.items() if k in cls.Config.__dataclass_fields__})
         attack = cls(config, threat)
-        for found in (attack.find(net, images, labels, noise), None):
-            adv = found.adv if found else attack.perturb(net, images, labels, noise)
+        for found in (attack.attack_early_stop(net, images, labels, noise), None):
+            adv = found.adv if found else attack.attack_full_budget(net, images, labels, noise)
             threat.check(adv, images, name)
             wrong = net(adv).argmax(1) != labels
             assert not (wrong & safe).any(), name

@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 
-from robobench.api import Batch, Setup
+from robobench.core.rng import KeyedRng
+from robobench.core.threat import ThreatModel
 from robobench.defenses.fast_at import FastAT, FastATConfig, FastATObjective
-from robobench.randomness import Noise
-from robobench.threat import ThreatModel
+from robobench.training.base import Batch, DefenseSetup
 from tests.toys import LinearTwoClass, TinyBatchNormNet, color_blobs
 
 THREAT = ThreatModel("Linf", 0.1)
@@ -16,7 +16,7 @@ THREAT = ThreatModel("Linf", 0.1)
 
 def batch_of(images, labels, epoch=0):
     index = torch.arange(len(images))
-    return Batch(images, labels, index, epoch, Noise.of(index, "test", epoch))
+    return Batch(images, labels, index, epoch, KeyedRng.of(index, "test", epoch))
 
 
 def linear_batch(count=10, wrong=0):
@@ -30,7 +30,7 @@ def linear_batch(count=10, wrong=0):
 def test_the_attack_is_one_step_of_five_quarters_eps_from_a_uniform_start():
     model, batch = linear_batch(40)
     adv = FastATObjective(model, THREAT, FastATConfig()).inner_maximization(batch)
-    start = THREAT.random_start(batch.images, batch.noise.child("start")) - batch.images
+    start = THREAT.random_start(batch.images, batch.rng.child("start")) - batch.images
     uphill = -model.w.detach().sign().view(3, 4, 4)  # lowers the gap of class 0
     by_hand = (start + 1.25 * 0.1 * uphill).clamp(-0.1, 0.1)
     torch.testing.assert_close(adv - batch.images, by_hand, rtol=0, atol=1e-6)
@@ -73,9 +73,9 @@ def test_overfitting_brings_the_weights_of_the_epoch_before_back_and_is_flagged(
 def test_what_is_remembered_is_part_of_the_state_and_the_optimizer_does_not_touch_it():
     model, batch = linear_batch()
     config = FastATConfig()
-    setup = Setup(model=model, threat=THREAT, config=config, num_classes=2, image_shape=(3, 4, 4), train_size=10)
+    setup = DefenseSetup(model=model, threat=THREAT, config=config, num_classes=2, image_shape=(3, 4, 4), train_size=10)
     (stage,) = FastAT(config).stages(setup)
-    stage.watch(batch)
+    stage.on_epoch_end(batch)
     again = FastATObjective(LinearTwoClass((3, 4, 4), seed=1), THREAT, config)
     again.load_state_dict(stage.objective.state_dict())
     assert again.withstood == 1 and torch.equal(again.good.w, model.w)

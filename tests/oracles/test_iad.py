@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from robobench.api import Batch, Frozen, Setup
+from robobench.core.losses import kl
+from robobench.core.rng import KeyedRng
+from robobench.core.threat import ThreatModel
 from robobench.defenses.iad import IAD, IADConfig, IADObjective, trust
-from robobench.inner import AttackedRecipe
-from robobench.losses import kl
-from robobench.randomness import Noise
-from robobench.threat import ThreatModel
+from robobench.training.base import Batch, DefenseSetup, FrozenModel
+from robobench.training.inner_maximization import AdvTrainConfig
 from tests.toys import TinyBatchNormNet, color_blobs
 
 THREAT = ThreatModel("Linf", 0.1)
@@ -31,7 +31,7 @@ class Echo(nn.Module):
         return (images.flatten(1) + self.bias) * self.scale
 
 
-ROBUST, STANDARD = Frozen(Echo(0.0, 0.5, 1.0)), Frozen(Echo(1.0, 0.0, -1.0))
+ROBUST, STANDARD = FrozenModel(Echo(0.0, 0.5, 1.0)), FrozenModel(Echo(1.0, 0.0, -1.0))
 
 
 def images_of(probs):
@@ -45,7 +45,7 @@ def softmax(logits, temperature=1.0):
 
 def answers(teacher, probs, temperature=1.0):
     """The toy networks' softened probabilities, without torch's functions."""
-    bias = teacher.module.bias.tolist() if isinstance(teacher, Frozen) else [0.0, 0.0, 0.0]
+    bias = teacher.module.bias.tolist() if isinstance(teacher, FrozenModel) else [0.0, 0.0, 0.0]
     return [softmax([math.log(p) + b for p, b in zip(row, bias, strict=True)], temperature) for row in probs]
 
 
@@ -59,7 +59,7 @@ def mean_kl(ps, qs, weights=(1, 1)):
 
 def batch_of(images, labels, epoch=0):
     index = torch.arange(len(images))
-    return Batch(images, labels, index, epoch, Noise.of(index, "test", epoch))
+    return Batch(images, labels, index, epoch, KeyedRng.of(index, "test", epoch))
 
 
 def objective_of(model=None, **changes):
@@ -145,7 +145,7 @@ def test_the_introspection_target_keeps_its_gradient_and_the_trust_has_none(vari
 
 @pytest.mark.parametrize(("norm", "low"), [("Linf", -0.1), ("L2", 0.0)])
 def test_the_linf_start_is_uniform_and_not_clamped(monkeypatch, norm, low):
-    monkeypatch.setattr(AttackedRecipe, "ascend", lambda self, objective, start, *rest: start)
+    monkeypatch.setattr(AdvTrainConfig, "ascend", lambda self, objective, start, *rest: start)
     objective = IADObjective(TinyBatchNormNet(), ThreatModel(norm, 0.1), IADConfig(), {"robust": ROBUST})
     start = objective.inner_maximization(batch_of(torch.zeros(16, 3, 8, 8), torch.zeros(16).long()))
     assert start.min().item() == pytest.approx(low, abs=0.001) and start.max() <= 0.1
@@ -154,21 +154,21 @@ def test_the_linf_start_is_uniform_and_not_clamped(monkeypatch, norm, low):
 @pytest.mark.parametrize(("mode", "moves"), [("train", 2 + 3), ("eval", 2)])
 def test_the_attack_moves_batchnorm_unless_eval_mode_is_chosen(mode, moves):
     images, labels = color_blobs(12)
-    model, config = TinyBatchNormNet().train(), IADConfig(inner_steps=3, attack_bn=mode)
-    IADObjective(model, THREAT, config, {"robust": Frozen(TinyBatchNormNet())})(batch_of(images, labels))
+    model, config = TinyBatchNormNet().train(), IADConfig(inner_steps=3, attack_bn_mode=mode)
+    IADObjective(model, THREAT, config, {"robust": FrozenModel(TinyBatchNormNet())})(batch_of(images, labels))
     assert int(model.body[1].num_batches_tracked) == moves
-    assert IADConfig().attack_bn == "train"
+    assert IADConfig().attack_bn_mode == "train"
 
 
 def stage_of(config):
-    setup = Setup(
+    setup = DefenseSetup(
         model=TinyBatchNormNet(),
         threat=THREAT,
         config=config,
         num_classes=3,
         image_shape=(3, 8, 8),
         train_size=12,
-        required={"robust": ROBUST, "clean": STANDARD},
+        required_models={"robust": ROBUST, "clean": STANDARD},
     )
     (stage,) = IAD(config).stages(setup)
     return stage

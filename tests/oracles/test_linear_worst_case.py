@@ -5,9 +5,9 @@ import torch
 
 from robobench.attacks.fgsm import FGSM
 from robobench.attacks.pgd import PGD, PGDConfig
-from robobench.plugins import load_attack
-from robobench.randomness import Noise
-from robobench.threat import ThreatModel
+from robobench.core.rng import KeyedRng
+from robobench.core.threat import ThreatModel
+from robobench.plugins.discovery import load_attack
 from tests.toys import LinearTwoClass
 
 SHAPE, EPS = (3, 6, 6), 0.05
@@ -30,7 +30,7 @@ def test_a_gradient_attack_reaches_the_closed_form_optimum(model, name, norm):
     threat, labels = ThreatModel(norm, EPS), torch.zeros(5, dtype=torch.long)
     images = torch.full((5, *SHAPE), 0.5)
     attack = PGD(PGDConfig(steps=40), threat) if name == "pgd" else FGSM(FGSM.Config(), threat)
-    adv = attack.perturb(model, images, labels, Noise.of(torch.arange(5), name))
+    adv = attack.attack_full_budget(model, images, labels, KeyedRng.of(torch.arange(5), name))
     drop = model.gap(images) - model.gap(adv)
     # PGD in L2 turns towards the optimum at a finite rate; 40 steps leave less than a thousandth.
     torch.testing.assert_close(drop, (EPS * model.w.norm(DUAL[norm])).expand(5), rtol=1e-3, atol=1e-6)
@@ -43,10 +43,10 @@ def test_a_transfer_set_of_autoattack_takes_every_image_as_far_as_it_goes(model,
     images, labels = images_with_gaps(model, factors * reach), torch.zeros(4, dtype=torch.long)
     cls = load_attack("autoattack")
     attack = cls(cls.Config(queries=20), ThreatModel(norm, EPS))
-    noise = Noise.of(torch.arange(4), "autoattack")
-    drop = model.gap(images) - model.gap(attack.perturb(model, images, labels, noise))
+    rng = KeyedRng.of(torch.arange(4), "autoattack")
+    drop = model.gap(images) - model.gap(attack.attack_full_budget(model, images, labels, rng))
     torch.testing.assert_close(drop, reach.expand(4), rtol=1e-3, atol=1e-6)
-    early = model.gap(images) - model.gap(attack.find(model, images, labels, noise).adv)
+    early = model.gap(images) - model.gap(attack.attack_early_stop(model, images, labels, rng).adv)
     assert early[0] == 0 and early[3] == 0  # for verdicts these stay
 
 
@@ -59,6 +59,8 @@ def test_the_accuracy_left_is_the_closed_form(model, name, norm):
     assert images.min() - EPS > 0 and images.max() + EPS < 1
     values = {"pgd": {"steps": 40}, "apgd-ce": {}, "autoattack": {"queries": 30, "targets": 1}}[name]
     cls, threat = load_attack(name), ThreatModel(norm, EPS)
-    found = cls(cls.Config(**values), threat).find(model, images, labels, Noise.of(torch.arange(8), name))
+    found = cls(cls.Config(**values), threat).attack_early_stop(
+        model, images, labels, KeyedRng.of(torch.arange(8), name)
+    )
     threat.check(found.adv, images, name)
-    assert (model(found.adv).argmax(1) == labels).tolist() == (~found.fooled).tolist() == (factors > 1).tolist()
+    assert (model(found.adv).argmax(1) == labels).tolist() == (~found.success).tolist() == (factors > 1).tolist()

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robobench.api import Produced
+from robobench.core.rng import KeyedRng
 from robobench.defenses.macd import distill
 from robobench.defenses.macd.mae import MAE, keep_tokens, patchify, unpatchify
-from robobench.randomness import Noise
+from robobench.training.base import PrecomputedArray
 from tests.macd import IMAGES, SHAPE, TINY, batch_of, objective_of, setup_of, teacher_of
 
 # --- masks and pairs ----------------------------------------------------------------------------
@@ -22,7 +22,7 @@ from tests.macd import IMAGES, SHAPE, TINY, batch_of, objective_of, setup_of, te
 @pytest.mark.parametrize(("size", "patch", "ratio", "masked"), [(224, 8, 0.7, 549), (32, 2, 0.7, 179)])
 def test_the_student_mask_zeroes_exactly_the_rounded_number_of_whole_blocks(size, patch, ratio, masked):
     images = torch.ones(3, 3, size, size)
-    blocks = patchify(distill.mask_blocks(images, Noise.of(torch.arange(3), "test"), patch, ratio), patch)
+    blocks = patchify(distill.mask_blocks(images, KeyedRng.of(torch.arange(3), "test"), patch, ratio), patch)
     zeroed = (blocks == 0).all(dim=2)
     assert bool(((blocks == 1).all(dim=2) | zeroed).all())
     assert zeroed.sum(dim=1).tolist() == [masked] * 3
@@ -30,7 +30,7 @@ def test_the_student_mask_zeroes_exactly_the_rounded_number_of_whole_blocks(size
 
 def test_the_teacher_sees_only_the_patches_in_sight():
     teacher, images = teacher_of(), IMAGES[:4]
-    kept = keep_tokens(Noise.of(torch.arange(4), "test"), 16, 0.75)
+    kept = keep_tokens(KeyedRng.of(torch.arange(4), "test"), 16, 0.75)
     removed = torch.ones(4, 16, dtype=torch.bool).scatter(1, kept, False)
     patches = patchify(images, 2)
     hidden = unpatchify(torch.where(removed[..., None], 1 - patches, patches), 2, (4, 4))
@@ -60,7 +60,7 @@ def spy(objective: distill.DistillObjective) -> dict[str, list[Tensor]]:
 
 
 def test_each_clean_image_stays_paired_with_its_own_attacked_one_when_batches_are_shuffled():
-    attacked = Produced((255 - IMAGES * 255).round().to(torch.uint8).numpy())
+    attacked = PrecomputedArray((255 - IMAGES * 255).round().to(torch.uint8).numpy())
     objective = objective_of(attacked=attacked)
     seen = spy(objective)
     index = torch.tensor([17, 2, 23, 9])
@@ -93,7 +93,7 @@ def test_without_masks_both_networks_see_whole_images():
 
 def test_a_flip_turns_the_clean_and_the_attacked_image_together():
     config = replace(TINY, augment="flip", mask=False)
-    objective = objective_of(config, Produced((255 - IMAGES * 255).round().to(torch.uint8).numpy()))
+    objective = objective_of(config, PrecomputedArray((255 - IMAGES * 255).round().to(torch.uint8).numpy()))
     seen = spy(objective)
     objective(batch_of())
     torch.testing.assert_close(seen["teacher"][0], 1 - seen["student"][0])

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robobench.api import Batch, Setup, Train
+from robobench.core.rng import KeyedRng
+from robobench.core.threat import ThreatModel
 from robobench.defenses.macd import pretrain
 from robobench.defenses.macd.config import MACDConfig
 from robobench.defenses.macd.mae import (
@@ -27,8 +28,7 @@ from robobench.defenses.macd.mae import (
     removed_mse,
     unpatchify,
 )
-from robobench.randomness import Noise
-from robobench.threat import ThreatModel
+from robobench.training.base import Batch, DefenseSetup, Train
 from tests import macd
 from tests.toys import TinyBatchNormNet, color_blobs
 
@@ -38,7 +38,7 @@ SHAPE = (3, 8, 8)  # 16 tokens
 
 def batch_of(images: Tensor, epoch: int = 0) -> Batch:
     index = torch.arange(len(images))
-    return Batch(images, torch.zeros_like(index), index, epoch, Noise.of(index, "test", epoch))
+    return Batch(images, torch.zeros_like(index), index, epoch, KeyedRng.of(index, "test", epoch))
 
 
 def random_images(count: int = 4) -> Tensor:
@@ -52,7 +52,7 @@ def autoencoder(config: MACDConfig = TINY) -> MAE:
 def stages_of(config: MACDConfig, mae: MAE) -> list[Train]:
     model = TinyBatchNormNet()
     threat = ThreatModel("Linf", 8 / 255)
-    setup = Setup(model=model, threat=threat, config=config, num_classes=3, image_shape=SHAPE, train_size=24)
+    setup = DefenseSetup(model=model, threat=threat, config=config, num_classes=3, image_shape=SHAPE, train_size=24)
     return pretrain.stages(setup, mae)  # type: ignore[return-value]
 
 
@@ -97,7 +97,7 @@ def test_the_number_of_kept_tokens_is_rounded_and_never_truncated(count, ratio, 
 
 
 def test_every_image_keeps_the_same_number_of_tokens_ascending_and_without_repeats():
-    kept = keep_tokens(Noise.of(torch.arange(50), "test"), 16, 0.75)
+    kept = keep_tokens(KeyedRng.of(torch.arange(50), "test"), 16, 0.75)
     assert kept.shape == (50, 4)
     assert bool((kept.diff(dim=1) > 0).all())
     assert set(kept.flatten().tolist()) == set(range(16))  # any token can be kept
@@ -105,11 +105,11 @@ def test_every_image_keeps_the_same_number_of_tokens_ascending_and_without_repea
 
 def test_masks_come_again_with_their_key_and_differ_between_images_and_epochs():
     index = torch.arange(8)
-    first = keep_tokens(Noise.of(index, "seed", 0), 64, 0.75)
-    assert torch.equal(first, keep_tokens(Noise.of(index, "seed", 0), 64, 0.75))
-    assert not torch.equal(first, keep_tokens(Noise.of(index, "seed", 1), 64, 0.75))
+    first = keep_tokens(KeyedRng.of(index, "seed", 0), 64, 0.75)
+    assert torch.equal(first, keep_tokens(KeyedRng.of(index, "seed", 0), 64, 0.75))
+    assert not torch.equal(first, keep_tokens(KeyedRng.of(index, "seed", 1), 64, 0.75))
     assert not torch.equal(first[0], first[1])
-    assert torch.equal(first[3:5], keep_tokens(Noise.of(index[3:5], "seed", 0), 64, 0.75))  # whatever the batch
+    assert torch.equal(first[3:5], keep_tokens(KeyedRng.of(index[3:5], "seed", 0), 64, 0.75))  # whatever the batch
 
 
 def test_positions_of_a_two_by_two_grid_are_those_worked_out_by_hand():
@@ -125,7 +125,7 @@ def test_positions_of_a_two_by_two_grid_are_those_worked_out_by_hand():
 
 def test_the_encoder_sees_the_kept_patches_and_nothing_else():
     encoder, images = autoencoder().encoder, random_images()
-    kept = keep_tokens(Noise.of(torch.arange(4), "test"), 16, 0.75)
+    kept = keep_tokens(KeyedRng.of(torch.arange(4), "test"), 16, 0.75)
     removed = torch.ones(4, 16, dtype=torch.bool).scatter(1, kept, False)
     patches = patchify(images, 2)
     behind_mask = unpatchify(torch.where(removed[..., None], 1 - patches, patches), 2, (4, 4))
@@ -147,7 +147,7 @@ def test_the_decoder_puts_every_kept_token_back_and_a_mask_token_elsewhere():
     config = replace(TINY, decoder_width=16)
     decoder = MAE(config, SHAPE, 0).decoder
     decoder.embed = decoder.blocks = decoder.to_pixels = nn.Identity()
-    kept = keep_tokens(Noise.of(torch.arange(3), "test"), 16, 0.5)
+    kept = keep_tokens(KeyedRng.of(torch.arange(3), "test"), 16, 0.5)
     visible = torch.randn(3, 8, 16)
     tokens = decoder(torch.zeros(3, 1, 16), visible, kept) - decoder.positions
     for image in range(3):
@@ -327,12 +327,12 @@ def test_a_teacher_that_says_the_same_of_every_image_is_flagged():
     stages = stages_of(TINY, mae)
     with torch.no_grad():
         mae.encoder.embed.weight.mul_(20)  # patches drown the positions
-    figures, flags = stages[1].measure(images)  # type: ignore[misc]
+    figures, flags = stages[1].final_metrics(images)  # type: ignore[misc]
     assert figures["between_image_cosine"] < 0.95 and flags == []
     with torch.no_grad():
         mae.encoder.embed.weight.zero_()
         mae.encoder.positions.zero_()
-    figures, flags = stages[1].measure(images)  # type: ignore[misc]
+    figures, flags = stages[1].final_metrics(images)  # type: ignore[misc]
     assert figures["between_image_cosine"] > 0.999 and flags == ["teacher-collapsed"]
-    figures, flags = stages[0].measure(images)  # type: ignore[misc]
+    figures, flags = stages[0].final_metrics(images)  # type: ignore[misc]
     assert figures["between_image_cosine"] > 0.999 and flags == []  # reported for comparison only

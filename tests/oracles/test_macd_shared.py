@@ -6,14 +6,14 @@ from dataclasses import fields, replace
 
 import torch
 
-from robobench.api import Batch, Frozen, Produce, Setup, Stage
+from robobench.core.rng import KeyedRng
+from robobench.core.threat import ThreatModel
 from robobench.defenses.macd import MACD
 from robobench.defenses.macd.config import MACDConfig
 from robobench.defenses.macd.mae import MAE, count_kept, patchify
 from robobench.defenses.macd.pretrain import reconstruct
-from robobench.randomness import Noise
-from robobench.threat import ThreatModel
-from robobench.training import build_objective
+from robobench.training.base import Batch, DefenseSetup, FrozenModel, Precompute, Stage
+from robobench.training.context import build_objective
 from tests.oracles.test_macd_mae import TINY
 from tests.toys import TinyBatchNormNet
 
@@ -23,7 +23,7 @@ OTHER = {
     "schedule": "cosine",
     "drops": (0.1,),
     "augment": "flip",
-    "eps_warmup": None,
+    "eps_rampup": None,
     "attacked_images": None,
     "contrastive_only": None,
     "fusion": "cross_attention",
@@ -50,20 +50,20 @@ def left_by(config: MACDConfig) -> tuple[list[Stage], dict[str, object]]:
     """Take a step of both autoencoder stages and attack the images: what each stage leaves, and its plan."""
     torch.manual_seed(0)
     standard = TinyBatchNormNet()
-    setup = Setup(
+    setup = DefenseSetup(
         model=TinyBatchNormNet(),
         threat=ThreatModel("Linf", 8 / 255),
         config=config,
         num_classes=2,
         image_shape=(3, 8, 8),
         train_size=len(IMAGES),
-        required={"standard": Frozen(standard)},
+        required_models={"standard": FrozenModel(standard)},
     )
     stages, left = MACD(config).stages(setup)[:3], {}
     index = torch.arange(len(IMAGES))
-    batch = Batch(IMAGES, index % 2, index, 0, Noise.of(index, "test"))
+    batch = Batch(IMAGES, index % 2, index, 0, KeyedRng.of(index, "test"))
     for stage in stages:
-        if isinstance(stage, Produce):
+        if isinstance(stage, Precompute):
             left[stage.name] = [stage.function(batch).flatten().tolist(), stage.batch_size]
             continue
         objective = build_objective(stage, "cpu")
@@ -72,7 +72,7 @@ def left_by(config: MACDConfig) -> tuple[list[Stage], dict[str, object]]:
         optimizer.step()
         state = {name: value.flatten().tolist() for name, value in objective.state_dict().items()}
         left[stage.name] = [state, stage.epochs, stage.batch_size, stage.augment, stage.schedule(0.3)]
-        left[stage.name].append(stage.measure(IMAGES) if stage.measure else None)
+        left[stage.name].append(stage.final_metrics(IMAGES) if stage.final_metrics else None)
     return stages, left
 
 
@@ -82,12 +82,12 @@ def test_fields_that_a_stage_does_not_name_change_nothing_it_leaves():
     known = {f.name for f in fields(MACDConfig)}
     assert [stage.name for stage in stages] == ["mae-pretrain", "mae-feature", "static-attack"]
     for stage in stages:
-        assert set(stage.fields) < known
-        changed = {name: other(name) for name in known - set(stage.fields) if other(name) is not None}
+        assert set(stage.config_fields) < known
+        changed = {name: other(name) for name in known - set(stage.config_fields) if other(name) is not None}
         if stage.name == "static-attack":
             changed["mae_mask_ratio"] = 0.5  # patches of 4 pixels leave it four tokens
         assert left_by(replace(config, **changed))[1][stage.name] == left[stage.name]
-    changed = {name: other(name) for name in stages[2].fields}
+    changed = {name: other(name) for name in stages[2].config_fields}
     assert left_by(replace(config, **changed))[1]["static-attack"] != left["static-attack"]
     assert left_by(replace(config, mae_mask_ratio=0.5))[1]["mae-feature"] != left["mae-feature"]
 

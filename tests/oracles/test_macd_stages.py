@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robobench.api import Frozen, Produced, Train
 from robobench.defenses.macd import MACD, PRESETS, MACDConfig, distill
 from robobench.defenses.macd.mae import MAE, Encoder
-from robobench.models import ModelSpec, build
+from robobench.models.build import build_model
+from robobench.models.spec import ModelSpec
+from robobench.training.base import FrozenModel, PrecomputedArray, Train
 from tests.macd import IMAGES, SHAPE, TINY, batch_of, objective_of, run, same, setup_of, state
 from tests.toys import TinyBatchNormNet
 
@@ -45,11 +46,11 @@ def test_the_whole_method_runs_and_changes_no_network_it_only_looks_at():
 
 
 def test_a_standard_network_of_another_kind_is_refused_before_anything_runs():
-    wider = replace(setup_of(), required={"standard": Frozen(TinyBatchNormNet(channels=24))})
+    wider = replace(setup_of(), required={"standard": FrozenModel(TinyBatchNormNet(channels=24))})
     with pytest.raises(ValueError, match="copy of the standard network, which has other weights; use one model"):
         MACD(TINY).stages(wider)
-    networks = [build(ModelSpec("cnn", 3, 8, mean=(mean,) * 3)) for mean in (0.5, 0.4)]
-    shifted = replace(setup_of(), model=networks[0], required={"standard": Frozen(networks[1])})
+    networks = [build_model(ModelSpec("cnn", 3, 8, mean=(mean,) * 3)) for mean in (0.5, 0.4)]
+    shifted = replace(setup_of(), model=networks[0], required={"standard": FrozenModel(networks[1])})
     with pytest.raises(ValueError, match="the standard network has another mean"):
         MACD(TINY).stages(shifted)
 
@@ -65,7 +66,7 @@ def test_two_runs_of_one_seed_end_in_the_same_weights():
 
 def test_the_student_begins_as_the_standard_model_and_the_teacher_stays_as_it_was():
     setup = setup_of()
-    setup.produced["static-attack"] = Produced((IMAGES * 255).round().to(torch.uint8).numpy())
+    setup.produced["static-attack"] = PrecomputedArray((IMAGES * 255).round().to(torch.uint8).numpy())
     mae = MAE(TINY, SHAPE, 0)
     assert not same(state(setup.model), setup.required["standard"].module.state_dict())
     objective = distill.begin(setup, mae).train()
@@ -81,7 +82,7 @@ def test_the_student_begins_as_the_standard_model_and_the_teacher_stays_as_it_wa
 
 
 def test_contrastive_only_puts_the_student_on_both_sides_with_its_own_blocks():
-    attacked = Produced((255 - IMAGES * 255).round().to(torch.uint8).numpy())
+    attacked = PrecomputedArray((255 - IMAGES * 255).round().to(torch.uint8).numpy())
     objective = objective_of(replace(TINY, contrastive_only=True), attacked)
     seen: list[Tensor] = []
     objective.model.body.register_forward_hook(lambda module, args, out: seen.append(args[0]))  # type: ignore[union-attr]
@@ -181,7 +182,7 @@ def test_the_defaults_are_the_papers():
 
 @pytest.mark.parametrize("layers", [("quick",), ("quick", "quick:large"), ("cifar",)])
 def test_presets_resolve_to_valid_configs_whatever_the_run_gives_other_defenses(layers):
-    base = {"epochs": 99, "lr": 0.1, "schedule": "one-cycle", "augment": "crop-flip", "eps_warmup": 0.3}
+    base = {"epochs": 99, "lr": 0.1, "schedule": "one-cycle", "augment": "crop-flip", "eps_rampup": 0.3}
     values = {**base, "batch_size": 1, **{k: v for layer in layers for k, v in PRESETS[layer].items()}}
     config = MACDConfig(**values)
     assert (config.lr, config.schedule, config.batch_size > 1) == (0.003, "constant", True)
@@ -194,7 +195,7 @@ def test_presets_resolve_to_valid_configs_whatever_the_run_gives_other_defenses(
     ("changes", "message"),
     [
         ({"augment": "crop-flip"}, "augment must be one of none, flip, got crop-flip"),
-        ({"eps_warmup": 0.3}, "eps_warmup must be 0 .*got 0.3"),
+        ({"eps_rampup": 0.3}, "eps_rampup must be 0 .*got 0.3"),
         ({"mae_mask_ratio": 0.0}, "mae_mask_ratio must be between 0 and 1, got 0.0"),
         ({"student_mask_ratio": 1.0}, "student_mask_ratio must be in"),
         ({"encoder_width": 10}, "encoder_width must be a multiple of 4 and of encoder_heads = 2, got 10"),

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from robobench.api import Batch, Frozen, Produced
+from robobench.core.rng import KeyedRng
+from robobench.core.threat import ThreatModel
 from robobench.defenses.macd import MACDConfig, static
-from robobench.randomness import Noise
-from robobench.threat import ThreatModel
+from robobench.training.base import Batch, FrozenModel, PrecomputedArray
 from tests.macd import EPS, IMAGES, SHAPE, TINY, batch_of, same, setup_of, state
 from tests.toys import LinearTwoClass
 
@@ -18,9 +18,9 @@ def test_on_a_linear_model_the_static_attack_reaches_the_closed_form_worst_case(
     model = LinearTwoClass(SHAPE).requires_grad_(False)
     images, labels = torch.full((5, *SHAPE), 0.5), torch.tensor([0, 0, 1, 1, 0])  # some right, some wrong
     config = MACDConfig(static_steps=40)
-    attack = static.static_attack(Frozen(model), ThreatModel("Linf", EPS), config, on_grid=False)
+    attack = static.static_attack(FrozenModel(model), ThreatModel("Linf", EPS), config, on_grid=False)
     index = torch.arange(5)
-    adv = attack(Batch(images, labels, index, 0, Noise.of(index, "test")))
+    adv = attack(Batch(images, labels, index, 0, KeyedRng.of(index, "test")))
     drop = (model.gap(images) - model.gap(adv)) * torch.where(labels == 0, 1, -1)
     torch.testing.assert_close(drop, (EPS * model.w.norm(1)).expand(5), rtol=1e-4, atol=1e-6)
 
@@ -40,7 +40,7 @@ def test_attacked_images_are_stored_as_uint8_and_stay_in_the_ball():
     setup = setup_of()
     stored = static.stage(setup).function(batch_of())
     assert stored.dtype == torch.uint8
-    read = Produced(stored.numpy())[torch.arange(len(IMAGES))]
+    read = PrecomputedArray(stored.numpy())[torch.arange(len(IMAGES))]
     setup.threat.check(read, IMAGES, "the stored static attack")
     assert (read - IMAGES).abs().amax().item() == pytest.approx(EPS)  # the whole radius is used
 
@@ -63,6 +63,6 @@ def test_attacked_images_stay_float32_where_uint8_would_move_them(norm, eps, on_
 
 def test_stored_float_images_come_back_unchanged():
     array = np.random.default_rng(0).random((4, 3, 2, 2), dtype=np.float32)
-    stored = Produced(array)
+    stored = PrecomputedArray(array)
     assert stored.array is array  # not loaded where it is a file's
     assert torch.equal(stored[torch.tensor([2, 0])], torch.from_numpy(array[[2, 0]]))

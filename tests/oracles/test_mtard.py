@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from robobench.api import Batch, Frozen, lr_schedule
+from robobench.core.rng import KeyedRng
+from robobench.core.threat import ThreatModel
 from robobench.defenses.mtard import MTARDConfig, MTARDObjective, distillation
-from robobench.inner import AttackedRecipe
-from robobench.randomness import Noise
-from robobench.threat import ThreatModel
+from robobench.training.base import Batch, FrozenModel, lr_schedule
+from robobench.training.inner_maximization import AdvTrainConfig
 from tests.toys import TinyBatchNormNet, color_blobs
 
 THREAT = ThreatModel("Linf", 0.1)
@@ -31,7 +31,7 @@ class Echo(nn.Module):
         return (images.flatten(1) + self.bias) * self.scale
 
 
-TEACHERS = {"robust": Frozen(Echo(0.0, 0.5, 1.0)), "clean": Frozen(Echo(1.0, 0.0, -1.0))}
+TEACHERS = {"robust": FrozenModel(Echo(0.0, 0.5, 1.0)), "clean": FrozenModel(Echo(1.0, 0.0, -1.0))}
 
 
 def images_of(probs):
@@ -41,7 +41,7 @@ def images_of(probs):
 def batch_of(images=None, labels=LABELS, epoch=0):
     images = images_of(CLEAN) if images is None else images
     index = torch.arange(len(images))
-    return Batch(images, labels, index, epoch, Noise.of(index, "test", epoch))
+    return Batch(images, labels, index, epoch, KeyedRng.of(index, "test", epoch))
 
 
 def objective_of(**changes):
@@ -144,7 +144,7 @@ def test_the_start_is_a_thousandth_of_a_normal_not_clamped_and_the_attack_asks_n
     model = objective.model.eval()
     with torch.no_grad():
         assert F.cross_entropy(model(adv), labels) > F.cross_entropy(model(images), labels) + 0.01
-    monkeypatch.setattr(AttackedRecipe, "ascend", lambda self, objective, start, *rest: start)
+    monkeypatch.setattr(AdvTrainConfig, "ascend", lambda self, objective, start, *rest: start)
     start = objective.inner_maximization(batch_of(torch.zeros(24, 3, 8, 8), labels))
     assert start.std().item() == pytest.approx(0.001, rel=0.05) and start.min() < -0.001
 
@@ -152,7 +152,7 @@ def test_the_start_is_a_thousandth_of_a_normal_not_clamped_and_the_attack_asks_n
 @pytest.mark.parametrize(("mode", "moves"), [("eval", 2), ("train", 2 + 3)])
 def test_batchnorm_moves_twice_in_a_step_and_in_the_attack_only_in_train_mode(mode, moves):
     images, labels = color_blobs(12)
-    model, config = TinyBatchNormNet().train(), MTARDConfig(inner_steps=3, attack_bn=mode)
-    teachers = {"robust": Frozen(TinyBatchNormNet()), "clean": Frozen(TinyBatchNormNet())}
+    model, config = TinyBatchNormNet().train(), MTARDConfig(inner_steps=3, attack_bn_mode=mode)
+    teachers = {"robust": FrozenModel(TinyBatchNormNet()), "clean": FrozenModel(TinyBatchNormNet())}
     MTARDObjective(model, THREAT, config, teachers)(batch_of(images, labels))
     assert int(model.body[1].num_batches_tracked) == moves

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from robobench.api import Batch, Frozen, Passes, Setup
-from robobench.plugins import load_defense
-from robobench.randomness import Noise
-from robobench.threat import ThreatModel
+from robobench.core.rng import KeyedRng
+from robobench.core.threat import ThreatModel
+from robobench.plugins.discovery import load_defense
+from robobench.training.base import Batch, DefenseSetup, FrozenModel, PassCounts
 from tests.toys import TinyBatchNormNet, color_blobs
 
 COUNT, EPS = 6, 0.05
@@ -70,7 +70,7 @@ class Counting(nn.Module):
 
 def batch_of(images, labels, epoch=0):
     index = torch.arange(len(images))
-    return Batch(images, labels, index, epoch, Noise.of(index, "test", epoch))
+    return Batch(images, labels, index, epoch, KeyedRng.of(index, "test", epoch))
 
 
 def defense_of(name, changes, epochs=5):
@@ -82,14 +82,14 @@ def defense_of(name, changes, epochs=5):
 
 def setup_of(defense, make, threat):
     torch.manual_seed(0)
-    return Setup(
+    return DefenseSetup(
         model=make(),
         threat=threat,
         config=defense.config,
         num_classes=3,
         image_shape=(3, 8, 8),
         train_size=COUNT,
-        required={role: Frozen(make()) for role in defense.requires},
+        required_models={role: FrozenModel(make()) for role in defense.requires},
     )
 
 
@@ -105,14 +105,14 @@ def test_the_declared_passes_are_those_that_happen(name, changes):
     defense = defense_of(name, changes)
     setup = setup_of(defense, Counting, ThreatModel("Linf", EPS))
     images, labels = color_blobs(COUNT)
-    teachers = [teacher.module.counts for teacher in setup.required.values()]
+    teachers = [teacher.module.counts for teacher in setup.required_models.values()]
     for stage, objective in objectives_of(defense, setup):
         setup.model.counts.clear()
         for epoch in range(5):
             objective(batch_of(images, labels, epoch)).total.backward()
         own = {kind: total / (5 * COUNT) for kind, total in setup.model.counts.items()}
         theirs = {kind: sum(c[kind] for c in teachers) / (5 * COUNT) for kind in ("forward", "input_grad")}
-        counted = Passes(**own, teacher_forward=theirs["forward"], teacher_input_grad=theirs["input_grad"])
+        counted = PassCounts(**own, teacher_forward=theirs["forward"], teacher_input_grad=theirs["input_grad"])
         assert counted == stage.passes
         assert not any(c["weight_grad"] for c in teachers)
 
@@ -143,7 +143,7 @@ def test_a_step_puts_modes_back_keeps_images_and_leaves_teachers_bit_identical(n
     defense = defense_of(name, changes)
     setup = setup_of(defense, TinyBatchNormNet, ThreatModel("Linf", EPS))
     images, labels = color_blobs(COUNT)
-    kept, teachers = images.clone(), [teacher.module for teacher in setup.required.values()]
+    kept, teachers = images.clone(), [teacher.module for teacher in setup.required_models.values()]
     before = copy.deepcopy([teacher.state_dict() for teacher in teachers])
     for stage, objective in objectives_of(defense, setup):
         modes = [m.training for m in setup.model.modules()]

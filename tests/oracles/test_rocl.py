@@ -9,12 +9,13 @@ from torch import nn
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as reference
 
-from robobench.api import Batch, Setup
+from robobench.core.module_state import eval_mode
+from robobench.core.rng import KeyedRng
+from robobench.core.threat import ThreatModel
 from robobench.defenses import rocl
 from robobench.defenses.rocl import LARS, HeadObjective, RoCL, RoCLConfig, RoCLObjective, nt_xent, view
-from robobench.inner import AttackedRecipe, eval_mode
-from robobench.randomness import Noise
-from robobench.threat import ThreatModel
+from robobench.training.base import Batch, DefenseSetup
+from robobench.training.inner_maximization import AdvTrainConfig
 from tests.toys import TinyBatchNormNet, color_blobs
 
 THREAT = ThreatModel("Linf", 0.1)
@@ -23,12 +24,12 @@ SMALL = {"projection": 16, "head_batch_size": 16}
 
 def batch_of(images, labels, epoch=0):
     index = torch.arange(len(images))
-    return Batch(images, labels, index, epoch, Noise.of(index, "test", epoch))
+    return Batch(images, labels, index, epoch, KeyedRng.of(index, "test", epoch))
 
 
 def setup_of(config, seed=0):
     torch.manual_seed(0)
-    return Setup(
+    return DefenseSetup(
         model=TinyBatchNormNet(),
         threat=THREAT,
         config=config,
@@ -88,7 +89,7 @@ def test_the_third_view_of_an_image_stands_in_the_denominator():
 def test_the_loss_is_the_contrast_of_three_views_plus_a_256th_of_the_attacked_pair():
     images, labels = color_blobs(6)
     objective, batch = pretraining(), batch_of(images, labels)
-    first, second = (view(images, batch.noise.child("view", i), objective.config) for i in (1, 2))
+    first, second = (view(images, batch.rng.child("view", i), objective.config) for i in (1, 2))
     adv = objective.inner_maximization(first, second, batch)
     loss = objective(batch)
     main = by_double_loop(objective.embed(torch.cat((first, second, adv))), 3, 0.5).mean()
@@ -100,7 +101,7 @@ def test_the_loss_is_the_contrast_of_three_views_plus_a_256th_of_the_attacked_pa
 def test_the_attack_raises_the_confusion_within_the_ball_around_its_view():
     images, labels = color_blobs(12)
     objective, batch = pretraining(), batch_of(images, labels)
-    first, second = (view(images, batch.noise.child("view", i), objective.config) for i in (1, 2))
+    first, second = (view(images, batch.rng.child("view", i), objective.config) for i in (1, 2))
     before = {name: value.clone() for name, value in objective.named_buffers()}
     adv = objective.inner_maximization(first, second, batch)
     THREAT.check(adv, first, "rocl")
@@ -114,7 +115,7 @@ def test_the_attack_raises_the_confusion_within_the_ball_around_its_view():
 
 
 def test_the_attacked_start_is_uniform_and_clamped(monkeypatch):
-    monkeypatch.setattr(AttackedRecipe, "ascend", lambda self, objective, start, *rest: start)
+    monkeypatch.setattr(AdvTrainConfig, "ascend", lambda self, objective, start, *rest: start)
     images = torch.zeros(16, 3, 8, 8)
     start = pretraining().inner_maximization(images, images, batch_of(images, torch.zeros(16).long()))
     assert start.min() >= 0 and 0.095 < start.max() <= 0.1
@@ -236,7 +237,7 @@ def boxes(monkeypatch):
 
 
 def test_a_crop_equals_torchvisions_resize_of_the_same_box(photos, boxes):
-    ours = rocl.resized_crop(photos, Noise.of(torch.arange(16), "boxes"), 0.08)
+    ours = rocl.resized_crop(photos, KeyedRng.of(torch.arange(16), "boxes"), 0.08)
     assert len({tuple(box) for box in boxes}) > 10
     for image, result, box in zip(photos, ours, boxes, strict=True):
         torch.testing.assert_close(result, reference.resized_crop(image, *box, [12, 12]), rtol=0, atol=1e-5)
@@ -244,7 +245,7 @@ def test_a_crop_equals_torchvisions_resize_of_the_same_box(photos, boxes):
 
 def test_boxes_are_distributed_as_torchvisions(boxes):
     images = torch.zeros(4000, 1, 32, 32)
-    rocl.resized_crop(images, Noise.of(torch.arange(4000), "boxes"), 0.08)
+    rocl.resized_crop(images, KeyedRng.of(torch.arange(4000), "boxes"), 0.08)
     theirs = [RandomResizedCrop.get_params(images[0], [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)]
     ours, theirs = torch.tensor(boxes).float(), torch.tensor(theirs).float()
     assert (ours[:, :2] + ours[:, 2:]).max() <= 32 and ours.min() >= 0
@@ -254,7 +255,7 @@ def test_boxes_are_distributed_as_torchvisions(boxes):
 
 
 def test_views_stay_in_range_and_do_not_depend_on_the_batch(photos):
-    config, noise = RoCLConfig(), Noise.of(torch.arange(16), "views")
+    config, noise = RoCLConfig(), KeyedRng.of(torch.arange(16), "views")
     whole = view(photos, noise, config)
     assert whole.min() >= 0 and whole.max() <= 1 and whole.shape == photos.shape
     torch.testing.assert_close(view(photos[5:9], noise[torch.arange(5, 9)], config), whole[5:9])

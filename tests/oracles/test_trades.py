@@ -7,12 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from robobench.api import Batch, lr_schedule
+from robobench.core.losses import kl
+from robobench.core.module_state import eval_mode
+from robobench.core.rng import KeyedRng
+from robobench.core.threat import ThreatModel
 from robobench.defenses.trades import TradesConfig, TradesObjective
-from robobench.inner import AttackedRecipe, eval_mode
-from robobench.losses import kl
-from robobench.randomness import Noise
-from robobench.threat import ThreatModel
+from robobench.training.base import Batch, lr_schedule
+from robobench.training.inner_maximization import AdvTrainConfig
 from tests.toys import TinyBatchNormNet, color_blobs
 
 THREAT = ThreatModel("Linf", 0.1)
@@ -41,7 +42,7 @@ def divergence(p, q):
 
 def batch_of(images, labels):
     index = torch.arange(len(images))
-    return Batch(images, labels, index, 0, Noise.of(index, "test"))
+    return Batch(images, labels, index, 0, KeyedRng.of(index, "test"))
 
 
 def test_both_terms_are_means_over_the_batch_and_the_kl_runs_from_clean_to_attacked():
@@ -82,7 +83,7 @@ def test_beta_zero_gives_plain_training():
 
 
 def test_the_start_is_a_thousandth_of_a_normal_and_not_clamped(monkeypatch):
-    monkeypatch.setattr(AttackedRecipe, "ascend", lambda self, objective, start, *rest: start)
+    monkeypatch.setattr(AdvTrainConfig, "ascend", lambda self, objective, start, *rest: start)
     objective = TradesObjective(TinyBatchNormNet(), THREAT, TradesConfig())
     images = torch.zeros(16, 3, 8, 8)
     start = objective.inner_maximization(batch_of(images, torch.zeros(16, dtype=torch.long)))
@@ -112,7 +113,7 @@ def test_the_attack_raises_the_kl_from_the_predictions_in_eval_mode():
 def test_batchnorm_moves_twice_in_a_step_and_in_the_attack_only_in_train_mode(mode, moves):
     images, labels = color_blobs(12)
     model = TinyBatchNormNet().train()
-    objective = TradesObjective(model, THREAT, TradesConfig(inner_steps=3, attack_bn=mode))
+    objective = TradesObjective(model, THREAT, TradesConfig(inner_steps=3, attack_bn_mode=mode))
     objective(batch_of(images, labels))
     assert int(model.body[1].num_batches_tracked) == moves
     assert all(m.training for m in model.modules())

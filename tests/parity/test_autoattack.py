@@ -16,13 +16,13 @@ from robobench.attacks.autoattack import (
     PyAutoAttackConfig,
     fresh_checks,
 )
+from robobench.core.rng import KeyedRng
+from robobench.core.threat import ThreatModel
 from robobench.errors import RequestError
-from robobench.plugins import load_attack
-from robobench.randomness import Noise
-from robobench.threat import ThreatModel
+from robobench.plugins.discovery import load_attack
 from tests.toys import TinyBatchNormNet, color_blobs
 
-NOISE = Noise.of(torch.arange(6), "autoattack")
+NOISE = KeyedRng.of(torch.arange(6), "autoattack")
 SETTINGS = {
     "apgd": ("n_iter", "n_iter_2", "n_iter_min", "size_decr", "n_restarts", "eot_iter", "thr_decr", "eps"),
     "apgd_targeted": ("n_iter", "n_iter_2", "n_iter_min", "n_restarts", "n_target_classes", "thr_decr", "eps"),
@@ -52,7 +52,7 @@ def test_autoattack_returns_the_images_of_the_reference(digits_net, digits, norm
     with torch.random.fork_rng():
         theirs, preds = standard.run_standard_evaluation(images, labels)
     attack = PyAutoAttack(PyAutoAttackConfig(queries=20, targets=2), ThreatModel(norm, eps))
-    ours = attack.perturb(digits_net, images, labels, NOISE)
+    ours = attack.attack_full_budget(digits_net, images, labels, NOISE)
     assert 0 < (preds == labels).sum() < 6  # some survive every part, some do not
     assert torch.equal(ours, theirs)
 
@@ -63,13 +63,13 @@ def test_autoattack_leaves_globals_and_model_as_they_were_and_answers_alike(digi
     attack = PyAutoAttack(PyAutoAttackConfig(steps=3, targets=1, queries=5), threat)
     weights = {name: value.clone() for name, value in digits_net.state_dict().items()}
     state, tracer = torch.random.get_rng_state(), sys.gettrace()
-    adv = attack.perturb(digits_net, images, labels, NOISE)
+    adv = attack.attack_full_budget(digits_net, images, labels, NOISE)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert sys.gettrace() is tracer
     assert not digits_net.training
     assert all(torch.equal(value, weights[name]) for name, value in digits_net.state_dict().items())
     threat.check(adv, images, "autoattack")
-    assert torch.equal(adv, attack.perturb(digits_net, images, labels, NOISE))
+    assert torch.equal(adv, attack.attack_full_budget(digits_net, images, labels, NOISE))
 
 
 def test_the_dynamic_flag_of_one_model_does_not_reach_the_next(digits_net, digits, caplog):
@@ -81,10 +81,10 @@ def test_the_dynamic_flag_of_one_model_does_not_reach_the_next(digits_net, digit
             return digits_net(images)
 
     attack = PyAutoAttack(PyAutoAttackConfig(attacks=("apgd-ce",), steps=1), ThreatModel("Linf", 0.1))
-    attack.perturb(Dynamic().eval(), digits[0][:6], digits[1][:6], NOISE)
+    attack.attack_full_budget(Dynamic().eval(), digits[0][:6], digits[1][:6], NOISE)
     assert "dynamic defense" in caplog.text
     caplog.clear()
-    attack.perturb(digits_net, digits[0][:6], digits[1][:6], NOISE)
+    attack.attack_full_budget(digits_net, digits[0][:6], digits[1][:6], NOISE)
     assert "dynamic defense" not in caplog.text
     assert checks.funcs["grad"] == 0
 
@@ -120,7 +120,7 @@ def test_the_declared_cost_of_the_reference_is_what_an_image_that_withstands_eve
     model, config = Unmoved(), PyAutoAttackConfig(attacks=(name,), steps=4, targets=3, queries=7)
     attack = PyAutoAttack(config, ThreatModel("Linf", 0.05))
     images = torch.rand(2, 3, 8, 8)
-    attack.perturb(model, images, torch.zeros(2, dtype=torch.long), Noise.of(torch.arange(2), "cost"))
+    attack.attack_full_budget(model, images, torch.zeros(2, dtype=torch.long), KeyedRng.of(torch.arange(2), "cost"))
     assert model.passes - 1 == attack.cost  # one more look, for the class count
 
 
@@ -144,7 +144,7 @@ def test_the_declared_cost_is_what_an_image_that_withstands_everything_costs(nam
     images = torch.rand(2, 3, 8, 8)
     model, passes = seen_by(images)
     attack = AutoAttack(AutoAttackConfig(attacks=(name,), steps=4, targets=3, queries=7), ThreatModel("Linf", 0.05))
-    attack.find(model, images, torch.zeros(2, dtype=torch.long), Noise.of(torch.arange(2), "cost"))
+    attack.attack_early_stop(model, images, torch.zeros(2, dtype=torch.long), KeyedRng.of(torch.arange(2), "cost"))
     counts_classes = name in ("apgd-dlr", "apgd-t")
     assert len(passes) - counts_classes == attack.cost
 
@@ -176,12 +176,12 @@ def test_an_empty_ball_returns_the_clean_images(digits_net, digits, norm):
     images, labels = digits[0][:6], digits[1][:6]
     for name in ("autoattack", "pyautoattack", "torchattacks-autoattack"):
         attack = load_attack(name)(load_attack(name).Config(), ThreatModel(norm, 0.0))
-        assert torch.equal(attack.perturb(digits_net, images, labels, NOISE), images)
+        assert torch.equal(attack.attack_full_budget(digits_net, images, labels, NOISE), images)
 
 
 def test_autoattack_l2_refuses_linf_by_name():
-    assert "has no Linf form" in AutoAttackL2.refuses(ThreatModel("Linf", 0.1))
-    assert AutoAttack.refuses(ThreatModel("Linf", 0.1)) is None
+    assert "has no Linf form" in AutoAttackL2.why_unsupported(ThreatModel("Linf", 0.1))
+    assert AutoAttack.why_unsupported(ThreatModel("Linf", 0.1)) is None
 
 
 def test_a_wrong_config_says_what_is_allowed():
@@ -214,12 +214,12 @@ def test_each_part_gives_the_verdicts_of_the_reference(digits_net, digits, name,
     with torch.random.fork_rng(), fresh_checks():
         preds = reference.run_standard_evaluation(images, labels)[1]
     threat, cls = ThreatModel(norm, eps), load_attack(name)
-    found = cls(cls.Config(**PARTS[name][1]), threat).find(
-        digits_net, images, labels, Noise.of(torch.arange(len(images)), name)
+    found = cls(cls.Config(**PARTS[name][1]), threat).attack_early_stop(
+        digits_net, images, labels, KeyedRng.of(torch.arange(len(images)), name)
     )
     threat.check(found.adv, images, name)
-    assert torch.equal(found.fooled, digits_net(found.adv).argmax(1) != labels)
-    left, theirs = ~found.fooled, preds == labels
+    assert torch.equal(found.success, digits_net(found.adv).argmax(1) != labels)
+    left, theirs = ~found.success, preds == labels
     assert 3 < theirs.sum() < len(labels)
     if name == "square":  # a few draws of a random search: never weaker by more than what two seeds differ by
         assert left.sum() <= theirs.sum() + 3

@@ -6,13 +6,14 @@ import pytest
 import torch
 import torchattacks
 
+from robobench.attack_engine.loop import run_iterative_attack
+from robobench.attack_engine.state import AttackState
 from robobench.attacks.fgsm import FGSM
 from robobench.attacks.jitter import Jitter, JitterConfig
 from robobench.attacks.pgd import PGD, PGDConfig
-from robobench.plugins import load_attack
-from robobench.randomness import Noise
-from robobench.search import State, search
-from robobench.threat import ThreatModel
+from robobench.core.rng import KeyedRng
+from robobench.core.threat import ThreatModel
+from robobench.plugins.discovery import load_attack
 
 EPS, STEP = 8 / 255, 2 / 255
 COUNT = 100
@@ -24,15 +25,15 @@ def held_out(digits):
 
 
 def noise(count, name="parity"):
-    return Noise.of(torch.arange(count), name)
+    return KeyedRng.of(torch.arange(count), name)
 
 
 def from_clean(attack_type):
     """The same attack without its random start, as torchattacks' random_start=False."""
 
     class FromClean(attack_type):
-        def start(self, images, labels, noise):
-            return State(images, labels, images.clone(), noise)
+        def start(self, images, labels, rng):
+            return AttackState(images, labels, images.clone(), rng)
 
     return FromClean
 
@@ -42,7 +43,7 @@ def assert_same_images(ours, theirs):
 
 
 def test_fgsm_makes_the_images_of_torchattacks(digits_net, held_out):
-    ours = FGSM(FGSM.Config(), ThreatModel("Linf", EPS)).perturb(digits_net, *held_out, noise(COUNT))
+    ours = FGSM(FGSM.Config(), ThreatModel("Linf", EPS)).attack_full_budget(digits_net, *held_out, noise(COUNT))
     assert_same_images(ours, torchattacks.FGSM(digits_net, eps=EPS)(*held_out))
 
 
@@ -66,14 +67,14 @@ def test_pgd_from_a_random_start_makes_the_images_of_torchattacks(digits_net, he
     draw = ours_start.adv - held_out[0]
     monkeypatch.setattr(torch.Tensor, "uniform_", lambda self, low, high: self.copy_(draw))
     theirs = torchattacks.PGD(digits_net, eps=EPS, alpha=STEP, steps=20)(*held_out)
-    ours = PGD(PGDConfig(), ThreatModel("Linf", EPS)).perturb(digits_net, *held_out, noise(COUNT))
+    ours = PGD(PGDConfig(), ThreatModel("Linf", EPS)).attack_full_budget(digits_net, *held_out, noise(COUNT))
     assert_same_images(ours, theirs)
 
 
 def test_jitter_without_noise_makes_the_images_of_torchattacks(digits_net, held_out):
     theirs = torchattacks.Jitter(digits_net, eps=0.1, alpha=0.025, std=0, random_start=False)(*held_out)
     attack = from_clean(Jitter)(JitterConfig(std=0.0), ThreatModel("Linf", 0.1))
-    found = search(attack, digits_net, *held_out, noise(COUNT), stop="never")
+    found = run_iterative_attack(attack, digits_net, *held_out, noise(COUNT), stop="never")
     assert found.fooled.any()  # so that the division by the perturbation's size was exercised
     assert_same_images(found.adv, theirs)
 
@@ -87,7 +88,7 @@ def test_jitter_on_the_same_draws_makes_the_images_of_torchattacks(digits_net, h
     monkeypatch.setattr(torch.Tensor, "uniform_", lambda self, low, high: self.copy_(start))
     monkeypatch.setattr(torch, "randn_like", lambda probs: next(logits_noise))
     theirs = torchattacks.Jitter(net, eps=0.1, alpha=0.025)(*held_out)
-    assert_same_images(attack.perturb(net, *held_out, noise(COUNT)), theirs)
+    assert_same_images(attack.attack_full_budget(net, *held_out, noise(COUNT)), theirs)
 
 
 def test_the_accuracy_left_by_jitter_is_within_a_point_of_torchattacks(digits_net, digits):
@@ -100,7 +101,7 @@ def test_the_accuracy_left_by_jitter_is_within_a_point_of_torchattacks(digits_ne
 
     # Three draws each: one draw moves either accuracy by half a point.
     theirs = sum(accuracy(reference(images, labels)) for _ in range(3)) / 3
-    ours = sum(accuracy(attack.perturb(digits_net, images, labels, noise(797, i))) for i in range(3)) / 3
+    ours = sum(accuracy(attack.attack_full_budget(digits_net, images, labels, noise(797, i))) for i in range(3)) / 3
     assert 0.05 < theirs < 0.95
     assert ours == pytest.approx(theirs, abs=0.01)
 
@@ -120,7 +121,7 @@ def test_a_wrapper_returns_what_torchattacks_with_its_defaults_returns(digits_ne
     attack_type = load_attack(name)
     attack = attack_type(attack_type.Config(), ThreatModel(norm, EPS))
     before = torch.random.get_rng_state()
-    ours = attack.perturb(digits_net, *held_out, noise(COUNT))
+    ours = attack.attack_full_budget(digits_net, *held_out, noise(COUNT))
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.manual_seed(noise(COUNT).seed())
     assert torch.equal(ours, build(digits_net)(*held_out))
@@ -148,6 +149,6 @@ def test_torchattacks_autoattack_takes_the_class_count_from_the_model(digits, no
     model.training, model.eval = False, lambda: None
     aa = load_attack("torchattacks-autoattack")
     threat = ThreatModel(norm, 0.05)
-    adv = aa(aa.Config(), threat).perturb(model, images, labels, noise(4))
+    adv = aa(aa.Config(), threat).attack_full_budget(model, images, labels, noise(4))
     threat.check(adv, images, "torchattacks-autoattack")
     assert capsys.readouterr().out == ""

@@ -2,7 +2,7 @@
 
 import platform
 
-from robobench.allocator import keep_freed_memory
+from robobench.core.memory import keep_freed_memory
 
 
 def test_glibc_takes_the_thresholds_and_other_libraries_are_left_alone():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from robobench import plugins
+from robobench.plugins.discovery import KINDS, builtin_folder, discover
 
 SURFACE = {
     "api",
@@ -23,7 +23,7 @@ SURFACE = {
     "streams",
 }
 ROOT = Path(plugins.__file__).parent
-FILES = [(kind, path) for kind in plugins.KINDS for path in sorted(plugins.folder(kind).rglob("*.py"))]
+FILES = [(kind, path) for kind in KINDS for path in sorted(builtin_folder(kind).rglob("*.py"))]
 
 
 def imported(path: Path) -> set[str]:
@@ -33,7 +33,7 @@ def imported(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            inside_package = path.parent.parent.name in plugins.KINDS.values()
+            inside_package = path.parent.parent.name in KINDS.values()
             assert node.level == 0 or (node.level == 1 and inside_package), f"{path} imports a sibling"
             names |= {node.module or ""} if node.level == 0 else set()
     return names
@@ -41,19 +41,19 @@ def imported(path: Path) -> set[str]:
 
 @pytest.mark.parametrize(("kind", "path"), FILES, ids=[str(p.parent.name + "/" + p.name) for _, p in FILES])
 def test_a_plugin_imports_only_the_surface_and_its_own_package(kind, path):
-    top = plugins.folder(kind)
+    top = builtin_folder(kind)
     package = path.relative_to(top).parts[0] if path.parent != top else None
     for name in imported(path):
         head, *rest = name.split(".")
         if head == "robobench":
-            own = package is not None and rest[:2] == [plugins.KINDS[kind], package]
+            own = package is not None and rest[:2] == [KINDS[kind], package]
             assert own or (rest and rest[0] in SURFACE), f"{path.name} imports {name}"
         elif head in ("attacks", "defenses"):
             pytest.fail(f"{path.name} imports {name} by its bare name")
 
 
 def test_the_core_names_no_plugin():
-    names = {name for kind in plugins.KINDS for name in plugins.found(kind)}
+    names = {name for kind in KINDS for name in discover(kind)}
     for path in ROOT.rglob("*.py"):
         if path.name == "presets.py" or "attacks" in path.parts[-2:] or "defenses" in path.parts[-2:]:
             continue

@@ -9,12 +9,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 import robobench
-from robobench import plugins
 from robobench.attacks.mifgsm import MIFGSM, MIFGSMConfig
 from robobench.attacks.pgd import CW, CWConfig
+from robobench.core.rng import KeyedRng
+from robobench.core.threat import ThreatModel
 from robobench.errors import RequestError, ThreatModelError
-from robobench.randomness import Noise
-from robobench.threat import ThreatModel
+from robobench.plugins.discovery import KINDS, code_digest, discover, load_attack, parse_attack_spec
 from tests.toys import LinearTwoClass
 
 SMALL = {
@@ -29,10 +29,10 @@ SMALL = {
 @pytest.fixture(autouse=True, scope="module")
 def names_read_once():
     """Read the plug-ins' sources once, not for each example."""
-    found, kept = plugins.found, {kind: plugins.found(kind) for kind in plugins.KINDS}
-    plugins.found = kept.__getitem__
+    found, kept = discover, {kind: discover(kind) for kind in KINDS}
+    discover = kept.__getitem__
     yield
-    plugins.found = found
+    discover = found
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -94,14 +94,14 @@ def test_steps_that_cannot_cross_the_ball_from_their_start_are_warned_about(norm
 def test_the_new_gradient_attacks_reach_the_optimum_of_a_linear_model(make, norm):
     model, threat = LinearTwoClass((3, 6, 6)).requires_grad_(False), ThreatModel(norm, 0.05)
     images, labels = torch.full((3, 3, 6, 6), 0.5), torch.zeros(3, dtype=torch.long)
-    drop = -model.gap(make(threat).perturb(model, images, labels, Noise.of(torch.arange(3), 0)))
+    drop = -model.gap(make(threat).perturb(model, images, labels, KeyedRng.of(torch.arange(3), 0)))
     best = 0.05 * model.w.norm(1 if norm == "Linf" else 2)
     torch.testing.assert_close(drop, best.expand(3), rtol=2e-3, atol=1e-6)
 
 
 def test_momentum_is_the_decayed_sum_of_gradients_of_length_one():
     model, attack = LinearTwoClass((1, 2, 2)), MIFGSM(MIFGSMConfig(decay=0.5), ThreatModel("Linf", 0.1))
-    state = attack.start(torch.full((1, 1, 2, 2), 0.5), torch.zeros(1).long(), Noise.of(torch.arange(1), 0))
+    state = attack.start(torch.full((1, 1, 2, 2), 0.5), torch.zeros(1).long(), KeyedRng.of(torch.arange(1), 0))
     for _ in range(3):
         state, _ = attack.step(model, state)
     unit = (-model.w / model.w.norm(1)).view(1, 1, 2, 2)
@@ -136,12 +136,12 @@ def made_elsewhere(tmp_path):
 @pytest.mark.parametrize("suffix", ["npz", "safetensors", "pt"])
 def test_examples_made_elsewhere_come_back_by_the_number_of_their_image(made_elsewhere, suffix):
     folder, images, adv = made_elsewhere
-    cls, values = plugins.attack_and_values(f"transfer:{folder / 'a'}.{suffix}")
+    cls, values = parse_attack_spec(f"transfer:{folder / 'a'}.{suffix}")
     attack = cls(cls.Config(**values), ThreatModel("Linf", 0.06))
     rows = torch.tensor([4, 1, 2])
     picked = torch.tensor([0, 2])
-    noise = Noise.of(rows, "any")[picked].child("part", 1)
-    found = attack.find(nn.Flatten(), images[rows][picked], torch.zeros(2).long(), noise)
+    rng = KeyedRng.of(rows, "any")[picked].child("part", 1)
+    found = attack.attack_early_stop(nn.Flatten(), images[rows][picked], torch.zeros(2).long(), rng)
     assert torch.equal(found.adv, adv[[4, 2]])
 
 
@@ -167,14 +167,14 @@ def test_examples_outside_the_ball_or_missing_or_pickled_are_refused(made_elsewh
 
 def test_another_content_under_the_same_name_is_another_attack(made_elsewhere):
     folder, _, adv = made_elsewhere
-    cls, values = plugins.attack_and_values(f"transfer:{folder / 'a.npz'}")
+    cls, values = parse_attack_spec(f"transfer:{folder / 'a.npz'}")
     before = cls.Config(**values)
     np.savez(folder / "a.npz", adv=adv.numpy() / 2)
     assert before != cls.Config(**values)
 
 
 def test_an_ensembles_digest_changes_with_its_parts(monkeypatch):
-    cls = plugins.load_attack("autoattack")
-    before = plugins.digest(cls)
-    monkeypatch.setattr(cls, "uses", cls.uses[:-1])
-    assert plugins.digest(cls) != before
+    cls = load_attack("autoattack")
+    before = code_digest(cls)
+    monkeypatch.setattr(cls, "uses", cls.component_names[:-1])
+    assert code_digest(cls) != before

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from robobench.augment import augment, crop, flip
-from robobench.randomness import Noise
+from robobench.core.rng import KeyedRng
+from robobench.data.augment import augment, crop, flip
 
 
 class Given:
@@ -51,14 +51,14 @@ def test_offsets_are_uniform_over_every_shift():
     count, padding = 9000, 1
     images = torch.zeros(count, 1, 3, 3)
     images[:, 0, 1, 1] = 1.0
-    shifted = crop(images, Noise.of(torch.arange(count), "crop"), padding)
+    shifted = crop(images, KeyedRng.of(torch.arange(count), "crop"), padding)
     places = shifted.flatten(1).sum(0)
     assert places.sum() == count
     assert ((places - count / 9).abs() < 5 * (count * 8 / 81) ** 0.5).all()
 
 
 def test_the_recipe_s_words_choose_the_augmentation():
-    images, noise = torch.rand(64, 3, 16, 16), Noise.of(torch.arange(64), "augment")
+    images, noise = torch.rand(64, 3, 16, 16), KeyedRng.of(torch.arange(64), "augment")
     assert torch.equal(augment(images, noise, "none"), images)
     flipped = augment(images, noise, "flip")
     mirrored = (flipped == images.flip(3)).flatten(1).all(1)

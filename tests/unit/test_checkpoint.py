@@ -11,18 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from robobench import training
-from robobench.api import Batch, Loss, Produce, Train
-from robobench.checkpoint import Checkpoint, Unfinished, save_rows
+from robobench.core.threat import ThreatModel
+from robobench.core.timing import Stopwatch
 from robobench.errors import NonFiniteLossError, OutOfMemoryError
-from robobench.probe import Selection
-from robobench.store import Store
+from robobench.store.artifacts import Store
+from robobench.store.partial import PartialResults
+from robobench.store.tensors import save_array
 from robobench.testing import Blobs, SmallNet
-from robobench.threat import ThreatModel
-from robobench.timing import Stopwatch
-from robobench.training import Engine, run_produce, run_train
+from robobench.training.base import Batch, Loss, Precompute, Train
+from robobench.training.checkpoint import Checkpoint
+from robobench.training.context import TrainRuntime
+from robobench.training.loop import run_train
+from robobench.training.precompute import run_precompute
+from robobench.training.selection import EpochSelection
 
-ENGINE = Engine("cpu", "fp32", 0)
+ENGINE = TrainRuntime("cpu", "fp32", 0)
 STEPS = 2 * 3  # two epochs of 48 images at 20
 
 
@@ -74,7 +77,7 @@ def stage(objective: nn.Module, optimizer: Callable[[nn.Module], torch.optim.Opt
 
 def saved_in(place: Path, every: float = 0.0) -> Checkpoint:
     """Save after every step, whatever it costs."""
-    made = Checkpoint(Unfinished(Store(place), "checkpoints/one"), every)
+    made = Checkpoint(PartialResults(Store(place), "checkpoints/one"), every)
     made.due = lambda: every == 0  # type: ignore[method-assign]
     return made
 
@@ -108,17 +111,17 @@ def test_a_training_that_dies_goes_on_to_the_same_bits(tmp_path, optimizer, dies
 
 
 def test_the_best_epoch_so_far_survives_a_death(tmp_path):
-    def trained(objective: Objective, checkpoint: Checkpoint) -> Selection:
-        watch = Selection(ENGINE, objective.model, Blobs(), ThreatModel("Linf", 0.1), epochs=1)
+    def trained(objective: Objective, checkpoint: Checkpoint) -> EpochSelection:
+        watch = EpochSelection(ENGINE, objective.model, Blobs(), ThreatModel("Linf", 0.1), epochs=1)
         checkpoint.selection = watch
-        run_train(ENGINE, stage(objective), Blobs(), Stopwatch(), checkpoint=checkpoint, look=watch.look)
+        run_train(ENGINE, stage(objective), Blobs(), Stopwatch(), checkpoint=checkpoint, look=watch.validate)
         return watch
 
     whole = trained(Objective(), saved_in(tmp_path / "whole"))
     with pytest.raises(ZeroDivisionError):
         trained(Objective(5), saved_in(tmp_path / "killed"))
     again = trained(Objective(), saved_in(tmp_path / "killed"))
-    assert sorted(whole.seen) == [0, 1] and again.seen == whole.seen and again.record() == whole.record()
+    assert sorted(whole.results) == [0, 1] and again.results == whole.results and again.record() == whole.record()
     assert all(torch.equal(again.weights[name], value) for name, value in whole.weights.items())
 
 
@@ -182,7 +185,7 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_state(tmp_path):
 
     with pytest.raises(NonFiniteLossError, match="epoch 2, step 2"):
         go(Breaks(), saved_in(tmp_path))
-    states = Unfinished(Store(tmp_path), "checkpoints/one")
+    states = PartialResults(Store(tmp_path), "checkpoints/one")
     assert states.newest() is not None
     rest = Objective()
     state, _, _ = go(rest, saved_in(tmp_path))
@@ -191,7 +194,7 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_state(tmp_path):
 
 def test_saving_costs_a_fiftieth_of_the_time_at_most(tmp_path):
     now = [0.0]
-    made = Checkpoint(Unfinished(Store(tmp_path), "checkpoints/one"), 60.0, clock=lambda: now[0])
+    made = Checkpoint(PartialResults(Store(tmp_path), "checkpoints/one"), 60.0, clock=lambda: now[0])
     now[0] = 59.0
     assert not made.due()
     now[0] = 60.0
@@ -213,23 +216,23 @@ def test_produced_parts_are_kept_and_a_hole_is_filled(tmp_path):
         seen.extend(batch.index[:1].tolist())
         return batch.images * 2
 
-    made, data = Produce(name="twice", function=double, batch_size=8), Blobs()
+    made, data = Precompute(name="twice", function=double, batch_size=8), Blobs()
     with pytest.raises(ZeroDivisionError):
-        run_produce(ENGINE, made, data, Stopwatch(), saved_in(tmp_path))
+        run_precompute(ENGINE, made, data, Stopwatch(), saved_in(tmp_path))
     (tmp_path / "artifacts/checkpoints/one/00000016/array.npy").write_bytes(b"\x93NUMPY")
     seen.clear()
-    _, parts = run_produce(ENGINE, made, data, Stopwatch(), saved_in(tmp_path))
+    _, parts = run_precompute(ENGINE, made, data, Stopwatch(), saved_in(tmp_path))
     assert seen == [16, 24, 32, 40][: len(seen)] and 16 in seen
     np.testing.assert_array_equal(np.concatenate(parts), (data.images(torch.arange(48)) * 2).numpy())
 
 
 def test_a_large_produced_array_stays_on_disk_and_becomes_one_file(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "PART_BYTES", 20 * 3 * 32 * 32 * 4)
-    made, data = Produce(name="twice", function=lambda batch: batch.images * 2, batch_size=10), Blobs()
+    made, data = Precompute(name="twice", function=lambda batch: batch.images * 2, batch_size=10), Blobs()
     for _ in range(2):  # made, then resumed
-        _, parts = run_produce(ENGINE, made, data, Stopwatch(), saved_in(tmp_path, every=1))
+        _, parts = run_precompute(ENGINE, made, data, Stopwatch(), saved_in(tmp_path, every=1))
         assert [(len(part), isinstance(part, np.memmap)) for part in parts] == [(20, True), (20, True), (8, False)]
-        save_rows(parts, tmp_path / "rows.npy")
+        save_array(parts, tmp_path / "rows.npy")
         np.save(tmp_path / "whole.npy", (data.images(torch.arange(48)) * 2).numpy())
         assert (tmp_path / "rows.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
 
@@ -242,7 +245,7 @@ def test_batches_are_cut_where_memory_runs_out_and_the_record_says_so():
 
 
 def test_gradients_of_the_pieces_add_up_to_those_of_the_batch():
-    from robobench.training import one_step
+    from robobench.training.accumulation import one_step
 
     class Plain(Objective):
         def forward(self, batch: Batch) -> Loss:
@@ -265,12 +268,12 @@ def test_a_loss_over_the_whole_batch_is_never_cut_and_two_images_are_the_least()
 
 
 def test_rocl_s_contrast_asks_for_whole_batches():
-    from robobench import plugins
-    from robobench.api import Setup
-    from robobench.threat import ThreatModel
+    from robobench.core.threat import ThreatModel
+    from robobench.plugins.discovery import load_defense
+    from robobench.training.base import DefenseSetup
 
-    cls = plugins.load_defense("rocl")
-    setup = Setup(
+    cls = load_defense("rocl")
+    setup = DefenseSetup(
         model=SmallNet(), threat=ThreatModel("Linf", 0.1), config=cls.Config(), num_classes=3,
         image_shape=(3, 32, 32), train_size=48,
     )  # fmt: skip

@@ -10,10 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from robobench.data import DATASETS, blank, data_root, load, radii, require_classes
+from robobench.core.paths import data_root
+from robobench.data import DATASETS, load_dataset, placeholder_dataset
+from robobench.data.info import radii
+from robobench.data.split import require_classes
 from robobench.errors import RequestError
-from robobench.planner import make_plan
-from robobench.request import Request
+from robobench.planning.planner import make_plan
+from robobench.planning.request import ExperimentConfig
 from tests.datasets import everything, refusal
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -58,7 +61,7 @@ def test_the_data_root_is_the_argument_then_the_variable_then_the_cache(tmp_path
 def test_digits_are_scikit_learns_enlarged_by_four_with_three_equal_channels():
     from sklearn.datasets import load_digits
 
-    data = load("digits")
+    data = load_dataset("digits")
     assert (len(data.train), len(data.test), data.num_classes, data.resolution) == (1437, 360, 10, 32)
     images = torch.cat([everything(data.train), everything(data.test)])
     assert images.shape == (1797, 3, 32, 32) and images.dtype == torch.float32
@@ -70,13 +73,13 @@ def test_digits_are_scikit_learns_enlarged_by_four_with_three_equal_channels():
     ours = sorted(zip((small[:, 0] * 16).flatten(1).int().tolist(), labels.tolist(), strict=True))
     theirs = sorted(zip(bunch.data.astype(int).tolist(), bunch.target.tolist(), strict=True))
     assert ours == theirs  # every scan once, with its own label
-    assert not data.train.on_grid  # sixteenths are not 255ths
+    assert not data.train.is_uint8_exact  # sixteenths are not 255ths
 
 
 def test_the_digits_split_is_fixed_and_every_beginning_of_it_is_balanced():
-    data = load("digits")
-    assert data.digest == load("digits").digest
-    assert data.test.labels[:10].tolist() == load("digits", need_train=False).test.labels[:10].tolist()
+    data = load_dataset("digits")
+    assert data.digest == load_dataset("digits").digest
+    assert data.test.labels[:10].tolist() == load_dataset("digits", need_train=False).test.labels[:10].tolist()
     for count in (50, 200, 1437):
         per_class = data.train.first(count).labels.bincount(minlength=10)
         assert per_class.min() >= count // 10 - 4 and per_class.max() <= count // 10 + 4
@@ -84,40 +87,40 @@ def test_the_digits_split_is_fixed_and_every_beginning_of_it_is_balanced():
 
 
 def test_a_part_of_a_split_is_its_first_images_under_another_digest():
-    data = load("digits")
+    data = load_dataset("digits")
     part = data.train.first(100)
     assert len(part) == 100 and torch.equal(everything(part), data.train.images(torch.arange(100)))
-    assert part.digest != data.train.digest and part.digest == load("digits").train.first(100).digest
+    assert part.digest != data.train.digest and part.digest == load_dataset("digits").train.first(100).digest
     assert data.train.first(5000) is data.train and len(data.train) == 1437
 
 
 def test_images_come_in_the_order_asked():
-    test = load("digits").test
+    test = load_dataset("digits").test
     assert torch.equal(test.images(torch.tensor([5, 2, 5])), everything(test)[[5, 2, 5]])
 
 
 def test_another_resolution_is_delivered_resized_inside_the_box_under_another_digest():
-    small, large = load("digits", need_train=False), load("digits", resolution=48, need_train=False)
+    small, large = load_dataset("digits", need_train=False), load_dataset("digits", resolution=48, need_train=False)
     images = everything(large.test)
     assert large.resolution == 48 and images.shape == (360, 3, 48, 48)
     assert images.min() >= 0 and images.max() <= 1
     assert images.mean() == pytest.approx(everything(small.test).mean().item(), abs=0.01)
     assert large.digest != small.digest
-    assert load("digits", resolution=32, need_train=False).digest == small.digest
+    assert load_dataset("digits", resolution=32, need_train=False).digest == small.digest
 
 
 def test_a_training_split_of_one_class_is_refused_where_asked():
-    train = load("digits").train
+    train = load_dataset("digits").train
     require_classes(train, 2)
     with pytest.raises(RequestError, match="has 1 class in 1 images, training needs 2 or more"):
         require_classes(train.first(1), 2)
 
 
 def test_a_blank_has_the_shape_of_the_data_set_it_stands_for():
-    stand_in = blank("cifar100", 64)
+    stand_in = placeholder_dataset("cifar100", 64)
     assert (len(stand_in.train), len(stand_in.test), stand_in.num_classes) == (50_000, 10_000, 100)
     assert stand_in.test.images(torch.arange(3)).shape == (3, 3, 64, 64)
-    assert blank("npz:mine.npz") is None
+    assert placeholder_dataset("npz:mine.npz") is None
 
 
 # --- npz ----------------------------------------------------------------------------------------
@@ -137,43 +140,43 @@ def save(tmp_path, **changes):
 
 
 def test_npz_images_are_delivered_as_255ths(tmp_path):
-    data = load(save(tmp_path))
+    data = load_dataset(save(tmp_path))
     expected = torch.from_numpy(arrays()["x_test"]).permute(0, 3, 1, 2) / 255
     assert torch.equal(everything(data.test), expected)
-    assert data.train.on_grid and data.train.labels.dtype == torch.int64
+    assert data.train.is_uint8_exact and data.train.labels.dtype == torch.int64
     assert (data.num_classes, data.resolution, len(data.test)) == (3, 8, 6)
-    assert not load(save(tmp_path), resolution=16).train.on_grid
+    assert not load_dataset(save(tmp_path), resolution=16).train.is_uint8_exact
 
 
 def test_training_images_of_a_file_written_class_by_class_are_shuffled_once(tmp_path):
     images, labels = (np.arange(300) // 2).astype(np.uint8).repeat(192).reshape(300, 8, 8, 3), np.arange(300) // 100
     name = save(tmp_path, x_train=images, y_train=labels, x_test=images, y_test=labels)
-    data = load(name)
+    data = load_dataset(name)
     for part in (data.train.first(200), data.train.last(50)):
         assert part.labels.bincount(minlength=3).min() > 5
         assert torch.equal((everything(part)[:, 0, 0, 0] * 255).round() // 50, part.labels.float())
     assert data.train.labels.bincount().tolist() == [100, 100, 100]
-    assert data.train.labels.tolist() == load(name).train.labels.tolist()
+    assert data.train.labels.tolist() == load_dataset(name).train.labels.tolist()
     assert data.test.labels.tolist() == labels.tolist()  # row i of transfer:FILE belongs to test image i
     for count in (150, 201):
-        request = Request(defenses=("standard",), dataset=name, preset="quick", examples=count, out=tmp_path)
+        request = ExperimentConfig(defenses=("standard",), dataset=name, preset="quick", examples=count, out=tmp_path)
         said = any("the first 150 show 2 of 3 classes; shuffle them" in note for note in make_plan(request).notes)
         assert said == (count == 150)
 
 
 def test_npz_without_training_arrays_serves_testing_alone(tmp_path):
     name = save(tmp_path, x_train=None, y_train=None)
-    assert load(name, need_train=False).train is None
+    assert load_dataset(name, need_train=False).train is None
     assert "lacks x_train, y_train to train; it needs x_test, y_test" in refusal(name)
 
 
 def test_the_digest_sees_pixels_labels_and_shape(tmp_path):
-    same = [load(save(tmp_path)).test.digest for _ in range(2)]
+    same = [load_dataset(save(tmp_path)).test.digest for _ in range(2)]
     assert same[0] == same[1] and len(same[0]) == 16
     pixel, labels = arrays()["x_test"], arrays()["y_test"]
     pixel[3, 2, 1, 0] ^= 1
     others = [{"x_test": pixel}, {"y_test": labels[::-1]}, {"x_test": arrays()["x_test"].transpose(0, 2, 1, 3)}]
-    digests = {load(save(tmp_path, **change)).test.digest for change in others}
+    digests = {load_dataset(save(tmp_path, **change)).test.digest for change in others}
     assert len(digests | set(same)) == 4
 
 
@@ -206,9 +209,9 @@ def test_arrays_that_are_no_images_with_labels_are_refused(tmp_path, changes, me
 
 def test_float_arrays_inside_the_box_are_taken_as_they_are_and_leave_the_grid(tmp_path):
     images = np.random.default_rng(1).random((6, 8, 8, 3))
-    data = load(save(tmp_path, x_test=images), need_train=False)
+    data = load_dataset(save(tmp_path, x_test=images), need_train=False)
     assert torch.equal(everything(data.test), torch.from_numpy(images).float().permute(0, 3, 1, 2))
-    assert not data.test.on_grid
+    assert not data.test.is_uint8_exact
 
 
 @pytest.mark.parametrize("where", [0.3, 0.6, 0.9])
@@ -244,13 +247,13 @@ def write_folder(root, parts=("train", "test"), names=("cat", "dog", "elk"), siz
 
 
 def test_an_image_folder_is_streamed_resized_and_cropped(tmp_path):
-    data = load(write_folder(tmp_path), resolution=16)
+    data = load_dataset(write_folder(tmp_path), resolution=16)
     assert (len(data.train), len(data.test), data.num_classes, data.resolution) == (12, 12, 3, 16)
     images = everything(data.train)
-    assert images.shape == (12, 3, 16, 16) and data.train.on_grid
+    assert images.shape == (12, 3, 16, 16) and data.train.is_uint8_exact
     assert torch.equal(images[:, 0, 0, 0], data.train.labels * 80 / 255)  # each picture beside its own label
     assert set(data.train.labels[:8].tolist()) == {0, 1, 2}
-    assert load(f"imagefolder:{tmp_path}").resolution == 224
+    assert load_dataset(f"imagefolder:{tmp_path}").resolution == 224
 
 
 def test_the_crop_is_the_center(tmp_path):
@@ -259,30 +262,30 @@ def test_the_crop_is_the_center(tmp_path):
     pixels[:, 4:16] = 255
     for file in (tmp_path / "val" / "a").iterdir():
         Image.fromarray(pixels).save(file)
-    images = everything(load(name, resolution=12, need_train=False).test)
+    images = everything(load_dataset(name, resolution=12, need_train=False).test)
     assert images.min() == 1
 
 
 def test_testing_alone_needs_no_train_folder(tmp_path):
     name = write_folder(tmp_path, parts=("val",))
-    assert load(name, need_train=False, resolution=8).num_classes == 3
+    assert load_dataset(name, need_train=False, resolution=8).num_classes == 3
     assert "training needs PATH/train/<class>/*" in refusal(name)
 
 
 def test_the_digest_of_a_folder_sees_every_file(tmp_path):
     name = write_folder(tmp_path)
-    before = load(name, resolution=8)
-    assert load(name, resolution=8).digest == before.digest != load(name, resolution=9).digest
+    before = load_dataset(name, resolution=8)
+    assert load_dataset(name, resolution=8).digest == before.digest != load_dataset(name, resolution=9).digest
     Image.new("RGB", (20, 12), (1, 2, 3)).save(tmp_path / "test" / "elk" / "3.png")
-    after = load(name, resolution=8)
+    after = load_dataset(name, resolution=8)
     assert after.test.digest != before.test.digest and after.train.digest == before.train.digest
 
 
 def test_hidden_files_beside_the_images_are_no_images(tmp_path):
     name = write_folder(tmp_path)
-    before = load(name, resolution=8).digest
+    before = load_dataset(name, resolution=8).digest
     (tmp_path / "train" / "cat" / "._0.png").write_bytes(b"Mac OS X")  # as macOS writes them into archives
-    assert load(name, resolution=8).digest == before
+    assert load_dataset(name, resolution=8).digest == before
 
 
 def test_a_folder_that_is_no_data_set_is_refused(tmp_path):
@@ -295,7 +298,7 @@ def test_a_folder_that_is_no_data_set_is_refused(tmp_path):
 
 
 def test_a_torn_picture_is_named_when_it_is_read(tmp_path):
-    data = load(write_folder(tmp_path), resolution=8)
+    data = load_dataset(write_folder(tmp_path), resolution=8)
     for file in (tmp_path / "test").rglob("*.png"):
         file.write_bytes(file.read_bytes()[:40])
     with pytest.raises(RequestError, match=r"cannot read the image .* replace or remove it"):
@@ -305,7 +308,7 @@ def test_a_torn_picture_is_named_when_it_is_read(tmp_path):
 def test_the_digits_are_scikit_learn_s_pixel_for_pixel():
     from sklearn.datasets import load_digits
 
-    from robobench.data import _scans
+    from robobench.data.digits import _scans
 
     pixels, labels = _scans()
     bunch = load_digits()

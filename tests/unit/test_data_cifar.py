@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from robobench.data import load
+from robobench.data import load_dataset
 from tests.datasets import everything, refusal
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -46,31 +46,31 @@ def test_parquet_files_are_found_joined_and_decoded_to_their_exact_pixels(tmp_pa
     write_parquet(place / "train-00000-of-00002.parquet", range(20))
     write_parquet(place / "train-00001-of-00002.parquet", range(20, 30))
     write_parquet(place / "test-00000-of-00001.parquet", range(30, 40), image="image")
-    data = load("cifar10", data_dir=tmp_path / "hf")
+    data = load_dataset("cifar10", data_dir=tmp_path / "hf")
     expected = torch.from_numpy(np.stack([picture(n) for n in range(30)])).permute(0, 3, 1, 2) / 255
     assert torch.equal(everything(data.train), expected)
     assert data.train.labels.tolist() == [n % 10 for n in range(30)]
-    assert (len(data.test), data.num_classes, data.train.on_grid) == (10, 10, True)
+    assert (len(data.test), data.num_classes, data.train.is_uint8_exact) == (10, 10, True)
 
 
 def test_cifar100_reads_the_fine_labels(tmp_path):
     coarse = {"coarse_label": [0] * 100}.items()
     write_parquet(tmp_path / "test-00000-of-00001.parquet", range(100), 100, label="fine_label", columns=coarse)
-    data = load("cifar100", data_dir=tmp_path, need_train=False)
+    data = load_dataset("cifar100", data_dir=tmp_path, need_train=False)
     assert data.test.labels.tolist() == list(range(100)) and data.num_classes == 100
 
 
 def test_decoded_pixels_are_kept_verified_and_decoded_again_when_damaged(tmp_path, cache, monkeypatch):
     write_parquet(tmp_path / "hf" / "test-00000-of-00001.parquet", range(10))
-    first = load("cifar10", data_dir=tmp_path / "hf", need_train=False)
+    first = load_dataset("cifar10", data_dir=tmp_path / "hf", need_train=False)
     (kept,) = cache.rglob("*.npz")
     with monkeypatch.context() as patch:
         patch.setattr("robobench.cifar._decoded", None)  # a second load must not need it
-        assert load("cifar10", data_dir=tmp_path / "hf", need_train=False).digest == first.digest
+        assert load_dataset("cifar10", data_dir=tmp_path / "hf", need_train=False).digest == first.digest
     content = bytearray(kept.read_bytes())
     content[len(content) // 2] ^= 1
     kept.write_bytes(content)
-    again = load("cifar10", data_dir=tmp_path / "hf", need_train=False)
+    again = load_dataset("cifar10", data_dir=tmp_path / "hf", need_train=False)
     assert again.digest == first.digest and sorted(p.suffix for p in (tmp_path / "hf").iterdir()) == [".parquet"]
 
 
@@ -78,7 +78,7 @@ def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch):
     write_parquet(tmp_path / "hf" / "test-00000-of-00001.parquet", range(10))
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setattr("robobench.cifar.cache_root", lambda: tmp_path / "file")
-    assert len(load("cifar10", data_dir=tmp_path / "hf", need_train=False).test) == 10
+    assert len(load_dataset("cifar10", data_dir=tmp_path / "hf", need_train=False).test) == 10
 
 
 def test_parquet_that_is_not_the_data_set_asked_for_is_refused(tmp_path):
@@ -157,7 +157,7 @@ def archive(tmp_path, monkeypatch):
 
 def test_a_python_archive_is_read_and_goes_before_parquet(archive):
     write_parquet(archive / "test-00000-of-00001.parquet", range(50, 60))
-    data = load("cifar10", data_dir=archive)
+    data = load_dataset("cifar10", data_dir=archive)
     expected = torch.from_numpy(np.stack([picture(n) for n in range(20)])).permute(0, 3, 1, 2) / 255
     assert torch.equal(everything(data.train), expected) and data.train.labels.tolist() == [n % 10 for n in range(20)]
     assert torch.equal(everything(data.test)[0], torch.from_numpy(picture(20)).permute(2, 0, 1) / 255)

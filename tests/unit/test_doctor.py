@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from robobench import doctor, runner
-from robobench.api import Attack
+from robobench.attack_engine.base import Attack
 from robobench.attacks.autoattack import AutoAttack, AutoAttackConfig
 from robobench.attacks.fab import FABT, FABConfig
 from robobench.attacks.fgsm import FGSM
@@ -18,12 +17,13 @@ from robobench.attacks.jitter import Jitter
 from robobench.attacks.mifgsm import MIFGSM, MIFGSMConfig
 from robobench.attacks.pgd import PGD, PGDConfig
 from robobench.cli import main
+from robobench.core.threat import ThreatModel
 from robobench.errors import RequestError
-from robobench.flags import CHECKS, few, from_records
-from robobench.inner import ascend
-from robobench.results import read, records, rows_of
+from robobench.evaluation.diagnostics import _Doctor, diagnose, quick_model_checks
+from robobench.results.checks import CHECKS, check_records, min_count
+from robobench.results.rows import make_rows, read_records, read_rows
 from robobench.testing import Blobs, trained_net
-from robobench.threat import ThreatModel
+from robobench.training.inner_maximization import pgd_ascent
 from tests.toys import LinearTwoClass
 from tests.unit.test_results import record
 
@@ -47,11 +47,11 @@ class Blind(Attack):
     name = "blind"
     gradient_free = True
 
-    def perturb(self, model, images, labels, noise):
+    def perturb(self, model, images, labels, rng):
         best = images.clone()
         for number in range(30):
             adv = self.threat.project(
-                images + self.threat.eps * noise.child("sign", number).normal_like(images).sign(), images
+                images + self.threat.eps * rng.child("sign", number).normal_like(images).sign(), images
             )
             with torch.no_grad():
                 fooled = model(adv).argmax(1) != labels
@@ -89,7 +89,7 @@ def robust_net(digits):
             def loss(adv, labels=labels):
                 return F.cross_entropy(net(adv), labels, reduction="none")
 
-            adv = ascend(loss, images, images, threat, 2, 0.7 * threat.eps)
+            adv = pgd_ascent(loss, images, images, threat, 2, 0.7 * threat.eps)
             optimizer.zero_grad()
             loss(adv).mean().backward()
             optimizer.step()
@@ -98,7 +98,7 @@ def robust_net(digits):
 
 def test_an_adversarially_trained_network_raises_nothing(robust_net, digits_net, held_out):
     others = [Blind(Blind.Config(), at(0.05)), Jitter(Jitter.Config(), at(0.1))]
-    found = doctor.diagnose(robust_net, *held_out, [*attacks(), *others], source=digits_net, restarts=3, draws=20)
+    found = diagnose(robust_net, *held_out, [*attacks(), *others], source=digits_net, restarts=3, draws=20)
     assert found.flags == [] and found.clean_accuracy > 0.9
     looked = {f.check.name for f in found.findings if f.raised is False}
     assert looked == CHECKS.keys() - {"transfer-only", "black-box-lowers-ensemble"}
@@ -109,13 +109,13 @@ def test_an_adversarially_trained_network_raises_nothing(robust_net, digits_net,
 
 def test_an_attack_spends_all_its_restarts_and_may_leave_the_ball_on_its_way(robust_net, held_out):
     many = PGD(PGDConfig(steps=3, restarts=6), at(0.15))
-    found = doctor.diagnose(robust_net, *held_out, [many, FABT(FABConfig(steps=5), at(0.15))], restarts=1, draws=2)
+    found = diagnose(robust_net, *held_out, [many, FABT(FABConfig(steps=5), at(0.15))], restarts=1, draws=2)
     assert [curve.attack for curve in found.curves] == ["pgd"]
-    patient = doctor._Doctor(robust_net, *held_out, None, 1, 1)
+    patient = _Doctor(robust_net, *held_out, None, 1, 1)
     patient.contract()
     left, once = patient.survivors(many), patient.survivors(PGD(PGDConfig(steps=3), at(0.15)))
     images, labels = held_out[0][patient.right], held_out[1][patient.right]
-    fooled = many.find(robust_net, images, labels, patient.noise(many, patient.right)).fooled
+    fooled = many.attack_early_stop(robust_net, images, labels, patient.noise(many, patient.right)).success
     assert torch.equal(left[patient.right], ~fooled) and left.sum() < once.sum()
 
 
@@ -124,7 +124,7 @@ def test_an_ensemble_meets_a_network_of_few_classes(norm):
     data, net = Blobs(), trained_net(3)
     images, labels = data.images(torch.arange(12)), data.labels[:12]
     parts = AutoAttackConfig(attacks=("apgd-ce", "apgd-t", "square"), steps=2, queries=5)  # apgd-t wants four classes
-    found = doctor.diagnose(
+    found = diagnose(
         net, images, labels, [*attacks(3), AutoAttack(parts, ThreatModel(norm, 0.05))], restarts=1, draws=2
     )
     looked = {f.check.name for f in found.findings if f.raised is not None}
@@ -134,7 +134,7 @@ def test_an_ensemble_meets_a_network_of_few_classes(norm):
 def test_a_linear_network_raises_nothing():
     images = torch.rand(40, 3, 4, 4)
     model = LinearTwoClass((3, 4, 4)).eval()
-    found = doctor.diagnose(model, images, model(images).argmax(1), attacks(), restarts=2, draws=10)
+    found = diagnose(model, images, model(images).argmax(1), attacks(), restarts=2, draws=10)
     assert found.flags == []
 
 
@@ -158,7 +158,7 @@ MASKED = {
 def test_a_masked_gradient_is_noticed(kind, digits_net, held_out):
     before, after, expected = MASKED[kind]
     model = Around(digits_net, before, after).eval()
-    found = doctor.diagnose(model, *held_out, attacks(), source=digits_net, restarts=2, draws=10)
+    found = diagnose(model, *held_out, attacks(), source=digits_net, restarts=2, draws=10)
     assert expected <= set(found.flags)
     for f in found.findings:
         if f.raised:
@@ -186,40 +186,40 @@ def test_noise_and_black_box_that_find_more_than_gradients_are_noticed():
     images = torch.full((30, 3, 8, 8), 0.5)
     threats = [PGD(PGDConfig(steps=12), at(0.05)), Blind(Blind.Config(), at(0.05))]
     labels = torch.zeros(30, dtype=torch.long)
-    found = doctor.diagnose(Maze(images, 0.03).eval(), images, labels, threats, restarts=2, draws=20)
+    found = diagnose(Maze(images, 0.03).eval(), images, labels, threats, restarts=2, draws=20)
     assert {"noise-stronger", "black-box-stronger"} <= set(found.flags)
 
 
 def test_a_model_in_training_mode_is_noticed_and_left_as_it_came(held_out):
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(192, 10))
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    found = doctor.diagnose(model, *held_out, attacks(5), restarts=1, draws=2)
+    found = diagnose(model, *held_out, attacks(5), restarts=1, draws=2)
     assert "train-mode" in found.flags and model.training
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 def test_images_outside_the_unit_range_are_noticed_before_any_attack(digits_net, held_out):
-    found = doctor.diagnose(digits_net, 4 * held_out[0] - 2, held_out[1], attacks())
-    assert "input-range" in found.flags and found.curves == []
+    found = diagnose(digits_net, 4 * held_out[0] - 2, held_out[1], attacks())
+    assert "input-range" in found.flags and found.traces == []
 
 
 def test_restarts_are_of_a_search_with_a_random_start_or_not_looked_at(robust_net, held_out):
     clean, drawn = MIFGSM(MIFGSMConfig(steps=2), at(0.05)), PGD(PGDConfig(steps=2), at(0.05))
     for asked, raised, text in (([clean], None, "not looked at: no search"), ([clean, drawn], False, "of pgd")):
-        found = doctor.diagnose(robust_net, *held_out, asked, restarts=1, draws=1)
+        found = diagnose(robust_net, *held_out, asked, restarts=1, draws=1)
         (seen,) = (f for f in found.findings if f.check.name == "restarts-help")
         assert seen.raised is raised and text in seen.measured
 
 
 def test_too_few_steps_leave_the_loss_rising(robust_net, held_out):
     slow = [PGD(PGDConfig(steps=12, relative_step=0.02), at(0.1))]
-    found = doctor.diagnose(robust_net, *held_out, slow, restarts=1, draws=1)
+    found = diagnose(robust_net, *held_out, slow, restarts=1, draws=1)
     assert "loss-still-rising" in found.flags
 
 
 def test_a_network_that_looks_at_the_whole_batch_is_noticed(digits_net, held_out):
     crowd = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), digits_net).eval()
-    found = doctor.diagnose(crowd, *held_out, attacks(2), restarts=1, draws=1)
+    found = diagnose(crowd, *held_out, attacks(2), restarts=1, draws=1)
     assert "batch-dependent" in found.flags and "random-output" not in found.flags
 
 
@@ -227,14 +227,14 @@ def test_a_random_network_is_not_taken_for_one_that_looks_at_the_batch_and_attac
     digits_net, held_out
 ):
     before, model = torch.get_rng_state(), Around(digits_net, lambda x: x + torch.randn_like(x)).eval()
-    found = {f.check.name: f.raised for f in doctor.examine(model, *held_out)}
+    found = {f.check.name: f.raised for f in quick_model_checks(model, *held_out)}
     assert found["random-output"] and "batch-dependent" not in found
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_diagnosis_needs_an_attack_of_several_steps(digits_net, held_out):
     with pytest.raises(RequestError, match="add one to --attacks"):
-        doctor.diagnose(digits_net, *held_out, [FGSM(FGSM.Config(), at(0.1))])
+        diagnose(digits_net, *held_out, [FGSM(FGSM.Config(), at(0.1))])
 
 
 # --- from records -------------------------------------------------------------------------------
@@ -245,11 +245,11 @@ def told(attack, robust, steps=20, gradient_free=False, **more):
 
 
 def raised(*records, eps=0.1):
-    return {f.check.name for f in from_records(list(records), "Linf", eps) if f.raised}
+    return {f.check.name for f in check_records(list(records), "Linf", eps) if f.raised}
 
 
 def test_signs_count_images():
-    assert [few(n) for n in (10, 1000, 1001, 10_000)] == [2, 2, 3, 20]
+    assert [min_count(n) for n in (10, 1000, 1001, 10_000)] == [2, 2, 3, 20]
 
 
 @pytest.mark.parametrize(("one", "flag"), [("0111", False), ("0011", True)])
@@ -276,9 +276,9 @@ def test_more_images_right_at_a_larger_radius_are_noticed_for_many_steps_only():
 
 def test_flags_stand_in_the_rows_and_records_of_before_raise_none():
     group = [told("m", "1111"), told("o", "0011", steps=1)]
-    assert [row["flags"] for row in rows_of(group)] == ["one-step-stronger"] * 2
+    assert [row["flags"] for row in make_rows(group)] == ["one-step-stronger"] * 2
     old = [{k: v for k, v in r.items() if k not in ("steps", "gradient_free")} for r in group]
-    assert [row["flags"] for row in rows_of(old)] == ["", ""]
+    assert [row["flags"] for row in make_rows(old)] == ["", ""]
 
 
 # --- the command --------------------------------------------------------------------------------
@@ -340,7 +340,7 @@ def evaluated(tmp_path, monkeypatch):
 
     def command(name, attacks="pgd,fgsm"):
         assert main(["evaluate", "-q", "--model", f"mine.py:{name}", "--attacks", attacks, *small, "--out", name]) == 0
-        return read(tmp_path / name).fillna({"flags": ""})
+        return read_rows(tmp_path / name).fillna({"flags": ""})
 
     return command
 
@@ -369,11 +369,11 @@ def test_a_run_looks_once_at_a_network_and_raises_nothing_of_an_ordinary_one(eva
 
     def watched(model, images, labels):
         looks.append(len(images))
-        return doctor.examine(model, images, labels)
+        return quick_model_checks(model, images, labels)
 
     monkeypatch.setattr(runner, "examine", watched)
     assert list(evaluated("plain")["flags"]) == ["", ""] and looks == [128]
-    for kept in records(tmp_path / "plain"):
+    for kept in read_records(tmp_path / "plain"):
         assert {f["flag"] for f in kept["findings"]} > {"train-mode", "batch-dependent", "zero-gradients"}
 
 

@@ -11,9 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from robobench import factories
 from robobench.errors import RequestError
-from robobench.models import ModelSpec, build, check_protocol, missing_protocol
+from robobench.models.build import build_model
+from robobench.models.checks import check_features_and_head, missing_attributes
+from robobench.models.spec import ModelSpec
+from robobench.models.user_factory import _read_once
 from tests.toys import FACTORY
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
@@ -25,26 +27,26 @@ def images():
 
 
 def test_a_factory_is_called_with_the_classes_and_keeps_its_protocol(factory, images):
-    model = build(ModelSpec(f"{factory}:make", 7))
+    model = build_model(ModelSpec(f"{factory}:make", 7))
     assert torch.equal(model(images), model.net(images))  # no normalization, no resize
     assert torch.equal(model.head(model.features(images)), model(images))
-    assert missing_protocol(model, ("features", "head")) == []
+    assert missing_attributes(model, ("features", "head")) == []
     assert model.head.out_features == 7
     assert torch.equal(copy.deepcopy(model).features(images), model.features(images))
 
 
 def test_a_factory_is_normalized_and_resized_only_where_asked(factory, images):
     spec = ModelSpec(f"{factory}:make", 7, mean=MEAN, std=STD, image_size=8)
-    model = build(spec)
+    model = build_model(spec)
     by_hand = F.interpolate(images, (8, 8), mode="bilinear", align_corners=False, antialias=True)
     by_hand = (by_hand - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     torch.testing.assert_close(model.features(images), model.net.features(by_hand))
 
 
 def test_a_module_without_the_protocol_is_told_by_name(factory):
-    model = build(ModelSpec(f"{factory}:bare", 7))
+    model = build_model(ModelSpec(f"{factory}:bare", 7))
     assert model(torch.rand(2, 3, 4, 4)).shape == (2, 7)
-    assert missing_protocol(model, ("features", "head")) == ["features", "head"]
+    assert missing_attributes(model, ("features", "head")) == ["features", "head"]
     assert not hasattr(model, "features")
 
 
@@ -56,10 +58,10 @@ def test_a_module_without_the_protocol_is_told_by_name(factory):
     ],
 )
 def test_features_and_head_that_do_not_give_the_logits_are_refused(tmp_path, factory, images, change, said):
-    check_protocol(build(ModelSpec(f"{factory}:make", 7)), "mine", images)
+    check_features_and_head(build_model(ModelSpec(f"{factory}:make", 7)), "mine", images)
     (tmp_path / "other.py").write_text(FACTORY.replace(*change))
     with pytest.raises(RequestError) as caught:
-        check_protocol(build(ModelSpec(f"{tmp_path / 'other.py'}:make", 7)), "mine", images)
+        check_features_and_head(build_model(ModelSpec(f"{tmp_path / 'other.py'}:make", 7)), "mine", images)
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -74,7 +76,7 @@ def test_the_key_of_a_factory_follows_its_source(factory):
 def test_a_factory_s_file_may_hold_a_dataclass_with_postponed_annotations(tmp_path, images):
     config = "from __future__ import annotations\nfrom dataclasses import dataclass\n"
     (tmp_path / "mine.py").write_text(f"{config}{FACTORY}\n@dataclass\nclass Config:\n    width: int = 4\n")
-    assert build(ModelSpec(f"{tmp_path / 'mine.py'}:make", 7))(images).shape == (2, 7)
+    assert build_model(ModelSpec(f"{tmp_path / 'mine.py'}:make", 7))(images).shape == (2, 7)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +102,7 @@ def test_the_key_of_a_factory_follows_every_local_file_that_it_imports(tmp_path,
     monkeypatch.chdir(tmp_path)
 
     def key():
-        factories._read_once.cache_clear()  # a new process
+        _read_once.cache_clear()  # a new process
         return ModelSpec(name, 7).recipe()["source"]
 
     before = key()
@@ -126,7 +128,7 @@ def test_the_key_of_a_factory_of_one_file_is_that_of_its_bytes(factory):
 )
 def test_what_is_wrong_with_a_factory_is_said_in_one_line(factory, function, message):
     with pytest.raises(RequestError) as caught:
-        build(ModelSpec(f"{factory}:{function}", 7))
+        build_model(ModelSpec(f"{factory}:{function}", 7))
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -138,14 +140,14 @@ def test_a_factory_that_is_not_there_or_does_not_import_is_refused(tmp_path):
         (f"{tmp_path}/torn.py:make", "fails to import: SyntaxError"),
     ):
         with pytest.raises(RequestError, match=message):
-            build(ModelSpec(name, 3))
+            build_model(ModelSpec(name, 3))
 
 
 def test_a_dotted_factory_is_found_from_the_working_folder(tmp_path, monkeypatch, images):
     (tmp_path / "own_nets").mkdir()
     (tmp_path / "own_nets" / "small.py").write_text(FACTORY)
     monkeypatch.chdir(tmp_path)
-    assert build(ModelSpec("own_nets.small:make", 4))(images).shape == (2, 4)
+    assert build_model(ModelSpec("own_nets.small:make", 4))(images).shape == (2, 4)
 
 
 def test_a_factory_needs_neither_timm_nor_torchvision(factory):

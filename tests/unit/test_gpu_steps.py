@@ -12,13 +12,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from robobench import data, training
-from robobench.api import Frozen, Produce, Produced, Setup
+from robobench.core.threat import ThreatModel
+from robobench.core.timing import Stopwatch
+from robobench.data.split import _in_memory
 from robobench.defenses.macd import distill
-from robobench.plugins import load_defense
+from robobench.plugins.discovery import load_defense
 from robobench.testing import SmallNet
-from robobench.threat import ThreatModel
-from robobench.timing import Stopwatch
+from robobench.training.base import DefenseSetup, FrozenModel, Precompute, PrecomputedArray
+from robobench.training.context import TrainRuntime
+from robobench.training.loop import _step, run_train
 
 GIVEN = {
     "at": {},
@@ -55,7 +57,7 @@ def test_a_step_on_a_gpu_copies_nothing_from_or_to_the_host(name, monkeypatch):
     monkeypatch.setattr(nn.Module, "to", lambda module, device: module)
     monkeypatch.setattr(training, "warm_up", lambda *given: 0.0)
     monkeypatch.setattr(distill, "fork", lambda device: None)
-    step, copies, cls = training._step, Copies(), load_defense(name)
+    step, copies, cls = _step, Copies(), load_defense(name)
 
     def watched(engine, stage, objective, *rest):
         for p in objective.parameters():
@@ -67,22 +69,22 @@ def test_a_step_on_a_gpu_copies_nothing_from_or_to_the_host(name, monkeypatch):
     monkeypatch.setattr(training, "_step", watched)
     with FakeTensorMode(allow_non_fake_inputs=True):
         images = np.zeros((32, 32, 32, 3), np.uint8), np.arange(32) % 10
-        split = data._in_memory("npz:", images, images, resolution=None, need_train=True, device="cuda").train
+        split = _in_memory("npz:", images, images, resolution=None, need_train=True, device="cuda").train
         with torch.device("cuda"):
             config = cls.Config(batch_size=16, **GIVEN[name])
-            setup = Setup(
+            setup = DefenseSetup(
                 model=SmallNet(num_classes=10), threat=ThreatModel("Linf", 8 / 255), config=config, num_classes=10,
-                image_shape=(3, 32, 32), train_size=32, on_grid=True,
-                required={role: Frozen(SmallNet(num_classes=10)) for role in cls.requires},
+                image_shape=(3, 32, 32), train_size=32, is_uint8_exact=True,
+                required_models={role: FrozenModel(SmallNet(num_classes=10)) for role in cls.requires},
             )  # fmt: skip
             stages = cls(config).stages(setup)
         for stage in stages:
-            if isinstance(stage, Produce):
-                setup.produced[stage.name] = Produced(np.zeros((32, 3, 32, 32), np.uint8), "cuda")
+            if isinstance(stage, Precompute):
+                setup.precomputed[stage.name] = PrecomputedArray(np.zeros((32, 3, 32, 32), np.uint8), "cuda")
                 continue
             with torch.device("cuda"):
                 made = stage.objective if isinstance(stage.objective, nn.Module) else stage.objective()
             stage.objective = made
             with pytest.raises(StepTakenError):
-                training.run_train(training.Engine("cuda", "fp32", 0), stage, split, Stopwatch())
+                run_train(TrainRuntime("cuda", "fp32", 0), stage, split, Stopwatch())
             assert copies.found == [], stage.name

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from robobench.inner import ascend, eval_mode, frozen, input_gradient
-from robobench.threat import ThreatModel
+from robobench.core.module_state import attack_mode, eval_mode
+from robobench.core.threat import ThreatModel
+from robobench.inner import input_gradient
+from robobench.training.inner_maximization import pgd_ascent
 from tests.toys import TinyBatchNormNet
 
 
@@ -12,7 +14,7 @@ def modes(net):
     return [module.training for module in net.modules()]
 
 
-@pytest.mark.parametrize("guard", [eval_mode, frozen])
+@pytest.mark.parametrize("guard", [eval_mode, attack_mode])
 def test_mixed_modes_come_back_after_an_exception(guard):
     net = TinyBatchNormNet().train()
     net.body[1].eval()
@@ -28,7 +30,7 @@ def test_mixed_modes_come_back_after_an_exception(guard):
 def test_a_frozen_network_gives_gradients_of_images_and_none_of_parameters():
     net, images = TinyBatchNormNet().train(), torch.rand(2, 3, 8, 8, requires_grad=True)
     statistics = net.body[1].running_mean.clone()
-    with frozen(net):
+    with attack_mode(net):
         net(images).sum().backward()
     assert images.grad.abs().sum() > 0
     assert all(p.grad is None for p in net.parameters())
@@ -54,11 +56,11 @@ def test_the_input_gradient_is_that_of_the_sum_also_without_grad_mode():
 @pytest.mark.parametrize(("norm", "reach"), [("Linf", 0.1), ("L2", 0.1 / 12**0.5)])
 def test_ascent_on_a_sum_ends_on_the_surface_of_the_ball(norm, reach):
     images = torch.full((2, 3, 2, 2), 0.5)
-    adv = ascend(lambda x: x.flatten(1).sum(1), images, images, ThreatModel(norm, 0.1), 4, 0.04)
+    adv = pgd_ascent(lambda x: x.flatten(1).sum(1), images, images, ThreatModel(norm, 0.1), 4, 0.04)
     torch.testing.assert_close(adv, images + reach)
     assert not adv.requires_grad
 
 
 def test_a_start_outside_the_ball_is_brought_in_by_the_first_step():
     images, threat = torch.full((2, 3, 2, 2), 0.5), ThreatModel("Linf", 0.1)
-    threat.check(ascend(lambda x: -x.flatten(1).sum(1), images + 0.4, images, threat, 1, 0.01), images, "ascend")
+    threat.check(pgd_ascent(lambda x: -x.flatten(1).sum(1), images + 0.4, images, threat, 1, 0.01), images, "ascend")

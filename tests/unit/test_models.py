@@ -14,9 +14,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from robobench.errors import RequestError
-from robobench.models import MODELS, ModelSpec, build, load_weights, missing_protocol, read_weights
-from robobench.tiny_maps import TinyMapConv2d, speed_up_tiny_maps
-from robobench.weights import class_count
+from robobench.models import load_weights, read_weights
+from robobench.models.build import build_model
+from robobench.models.checks import missing_attributes
+from robobench.models.small_map_conv import SmallMapConv2d, use_small_map_convs
+from robobench.models.spec import MODELS, ModelSpec
+from robobench.models.weights import infer_class_count
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 
@@ -38,9 +41,9 @@ def small(**changes):
     [("cnn", 0.13), ("resnet20", 0.27), ("resnet18", 11.17), ("preactresnet18", 11.17), ("wrn-28-10", 36.48)],
 )
 def test_networks_have_their_published_size_and_the_protocol(name, millions, images):
-    model = build(ModelSpec(name, 10, stem="cifar", mean=MEAN, std=STD)).eval()
+    model = build_model(ModelSpec(name, 10, stem="cifar", mean=MEAN, std=STD)).eval()
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.01)
-    assert missing_protocol(model, ("features", "head")) == []
+    assert missing_attributes(model, ("features", "head")) == []
     if name != "wrn-28-10":  # 5 G multiplications an image
         with torch.no_grad():
             logits, features = model(images), model.features(images)
@@ -50,7 +53,7 @@ def test_networks_have_their_published_size_and_the_protocol(name, millions, ima
 
 def test_wrn_34_10_has_34_layers_and_46_million_parameters():
     with torch.device("meta"):
-        from robobench.architectures import wide_resnet
+        from robobench.models.networks import wide_resnet
 
         net = wide_resnet(34, 10)
     # Zagoruyko and Komodakis count every convolution, the three 1x1 shortcuts too.
@@ -62,7 +65,7 @@ def test_wrn_34_10_has_34_layers_and_46_million_parameters():
 def test_timm_features_are_what_timm_calls_pre_logits(name, images):
     import timm
 
-    model = build(ModelSpec(name, 7, image_size=64, seed=3)).eval()
+    model = build_model(ModelSpec(name, 7, image_size=64, seed=3)).eval()
     options = {"img_size": 64} if "vit" in name else {}
     theirs = timm.create_model(name.removeprefix("timm:"), num_classes=7, **options).eval()
     theirs.load_state_dict(
@@ -79,21 +82,21 @@ def test_timm_features_are_what_timm_calls_pre_logits(name, images):
 def test_a_seed_gives_its_weights_and_leaves_the_global_generator_alone():
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    first, again, other = build(small(seed=1)), build(small(seed=1)), build(small(seed=2))
+    first, again, other = build_model(small(seed=1)), build_model(small(seed=1)), build_model(small(seed=2))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
     assert not torch.equal(first.head.weight, other.head.weight)
 
 
 def test_images_are_normalized_inside_and_the_constants_are_not_saved(images):
-    model, plain = build(small()).eval(), build(small(mean=(0.0,) * 3, std=(1.0,) * 3)).eval()
+    model, plain = build_model(small()).eval(), build_model(small(mean=(0.0,) * 3, std=(1.0,) * 3)).eval()
     by_hand = (images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     torch.testing.assert_close(model(images), plain(by_hand))
     assert {key.split(".")[0] for key in model.state_dict()} == {"net", "head"}
 
 
 def test_images_of_another_size_are_resized_inside_and_gradients_reach_them():
-    model = build(small(image_size=16)).eval()
+    model = build_model(small(image_size=16)).eval()
     large = torch.rand(2, 3, 32, 32).requires_grad_()
     smaller = F.interpolate(large, (16, 16), mode="bilinear", align_corners=False, antialias=True)
     torch.testing.assert_close(model(large), model(smaller))
@@ -103,7 +106,7 @@ def test_images_of_another_size_are_resized_inside_and_gradients_reach_them():
 
 def test_the_cifar_stem_keeps_all_pixels_and_the_imagenet_stem_keeps_a_sixteenth():
     for stem, side in (("cifar", 32), ("imagenet", 8)):
-        net = build(ModelSpec("resnet18", 10, stem=stem)).net
+        net = build_model(ModelSpec("resnet18", 10, stem=stem)).net
         assert net.maxpool(net.act1(net.bn1(net.conv1(torch.rand(1, 3, 32, 32))))).shape[-1] == side
 
 
@@ -112,11 +115,11 @@ def test_a_stem_is_a_choice_for_resnets_only():
     assert ModelSpec("resnet18", 10, stem="cifar").stem == "cifar"
     assert small(stem="cifar").recipe() == small(stem="imagenet").recipe()  # one network, one key
     with pytest.raises(RequestError, match="'timm:vit_tiny_patch16_224' has no stem to replace"):
-        build(ModelSpec("timm:vit_tiny_patch16_224", 10, stem="cifar"))
+        build_model(ModelSpec("timm:vit_tiny_patch16_224", 10, stem="cifar"))
 
 
 def test_a_copy_of_a_model_is_independent_and_equal(images):
-    model = build(small()).eval()
+    model = build_model(small()).eval()
     twin = copy.deepcopy(model)
     assert torch.equal(model(images), twin(images))
     nn.init.zeros_(twin.head.weight)
@@ -147,7 +150,7 @@ def test_a_wrong_spec_is_refused_when_it_is_made(changes, message):
 
 def test_an_unknown_timm_name_suggests_near_ones():
     with pytest.raises(RequestError, match=r"unknown timm model 'resnet_18'; did you mean .*resnet18"):
-        build(ModelSpec("timm:resnet_18", 10))
+        build_model(ModelSpec("timm:resnet_18", 10))
 
 
 def test_pretrained_weights_that_cannot_be_had_are_an_error_and_never_random(monkeypatch):
@@ -160,9 +163,9 @@ def test_pretrained_weights_that_cannot_be_had_are_an_error_and_never_random(mon
     with pytest.raises(
         RequestError, match=r"pretrained weights for 'resnet18' cannot be fetched .*--set run.pretrained=false"
     ):
-        build(ModelSpec("resnet18", 10, pretrained=True))
+        build_model(ModelSpec("resnet18", 10, pretrained=True))
     with pytest.raises(RequestError, match="'cnn' has no pretrained weights"):
-        build(small(pretrained=True))
+        build_model(small(pretrained=True))
 
 
 def test_names_are_listed_without_torch():
@@ -191,7 +194,7 @@ def wrappings(state):
 @pytest.mark.parametrize("layout", ["own", "bare"])
 @pytest.mark.parametrize("shape", ["plain", "state_dict", "model", "net", "last", "best", "safetensors"])
 def test_weights_come_back_from_every_usual_file(tmp_path, images, layout, shape):
-    model, fresh = build(small(seed=1)).eval(), build(small(seed=2)).eval()
+    model, fresh = build_model(small(seed=1)).eval(), build_model(small(seed=2)).eval()
     state = model.state_dict() if layout == "own" else bare_state(model)
     path = tmp_path / ("w.safetensors" if shape == "safetensors" else "w.pt")
     if shape == "safetensors":
@@ -211,9 +214,9 @@ def test_other_projects_names_are_understood(tmp_path):
     }  # fmt: skip
     for name, names in cases.items():
         with torch.device("meta"):
-            model = build(ModelSpec(name, 10, stem="cifar"))
+            model = build_model(ModelSpec(name, 10, stem="cifar"))
         for ours, theirs in names.items():
-            assert model.own_key(theirs) == model.own_key(ours) and model.own_key(ours) in model.state_dict()
+            assert model.map_key(theirs) == model.map_key(ours) and model.map_key(ours) in model.state_dict()
 
 
 def test_weights_of_a_users_network_load_whatever_its_attributes_are_called(tmp_path):
@@ -224,7 +227,7 @@ def test_weights_of_a_users_network_load_whatever_its_attributes_are_called(tmp_
     )
     for name in ("net", "model", "head"):
         spec = ModelSpec(f"{tmp_path / 'own.py'}:{name}", 3, seed=1)
-        model, fresh = build(spec), build(ModelSpec(spec.name, 3, seed=2))
+        model, fresh = build_model(spec), build_model(ModelSpec(spec.name, 3, seed=2))
         for number, state in enumerate((model.state_dict(), model.net.state_dict())):
             torch.save(state, tmp_path / f"{name}{number}.pt")
             nn.init.zeros_(fresh.get_parameter(f"net.{name}.weight"))
@@ -235,11 +238,11 @@ def test_weights_of_a_users_network_load_whatever_its_attributes_are_called(tmp_
 @pytest.mark.parametrize("name", ["cnn", "timm:vit_tiny_patch16_224", "own"])
 def test_the_classes_of_a_file_are_read_off_its_head_whatever_the_order(tmp_path, factory, name):
     with torch.device("meta"):
-        made = [build(ModelSpec(f"{factory}:bare" if name == "own" else name, k)) for k in (3, 11)]
+        made = [build_model(ModelSpec(f"{factory}:bare" if name == "own" else name, k)) for k in (3, 11)]
     found = dict(sorted(made[1].state_dict().items()))
-    assert class_count(made[0], found, 3) == 11
-    assert class_count(made[1], found, 11) == 11
-    assert class_count(made[0], {"other.weight": torch.zeros(7, 5)}, 3) == 3  # nothing tells
+    assert infer_class_count(made[0], found, 3) == 11
+    assert infer_class_count(made[1], found, 11) == 11
+    assert infer_class_count(made[0], {"other.weight": torch.zeros(7, 5)}, 3) == 3  # nothing tells
 
 
 @pytest.mark.parametrize("wrap", ["", "module."])
@@ -250,7 +253,7 @@ def test_constants_that_a_users_network_keeps_come_from_the_file(tmp_path, wrap)
         "        self.sigma = nn.Parameter(torch.ones(1))\n"
         "def net(k): return nn.Sequential(Scale(), nn.Linear(4, k))\n"
     )
-    model = build(ModelSpec(f"{tmp_path / 'own.py'}:net", 3))
+    model = build_model(ModelSpec(f"{tmp_path / 'own.py'}:net", 3))
     state = {f"{wrap}{key}": torch.full_like(value, 0.5) for key, value in model.net.state_dict().items()}
     torch.save(state, tmp_path / "w.pt")
     load_weights(model, tmp_path / "w.pt")
@@ -258,8 +261,10 @@ def test_constants_that_a_users_network_keeps_come_from_the_file(tmp_path, wrap)
 
 
 def test_constants_of_a_file_that_differ_from_the_models_are_named(tmp_path):
-    torch.save({**bare_state(build(small())), "mu": torch.zeros(3), "sigma": torch.tensor(STD)}, tmp_path / "w.pt")
-    (said,) = load_weights(build(small()), tmp_path / "w.pt")
+    torch.save(
+        {**bare_state(build_model(small())), "mu": torch.zeros(3), "sigma": torch.tensor(STD)}, tmp_path / "w.pt"
+    )
+    (said,) = load_weights(build_model(small()), tmp_path / "w.pt")
     assert "hold 'mu' = 0, 0, 0, the model normalizes with 0.5, 0.4, 0.3; give --mean and --std" in said
 
 
@@ -270,7 +275,7 @@ class Evil:
 
 def write_faulty(tmp_path, fault):
     path = tmp_path / "w.pt"
-    torch.save(build(small()).state_dict(), path)
+    torch.save(build_model(small()).state_dict(), path)
     match fault:
         case "missing":
             path.unlink()
@@ -306,19 +311,19 @@ def test_a_file_that_is_no_weights_is_refused_in_one_line_and_runs_no_code(tmp_p
 
 
 def test_another_number_of_classes_is_named_with_both_counts(tmp_path):
-    torch.save(bare_state(build(small(num_classes=100))), tmp_path / "w.pt")
+    torch.save(bare_state(build_model(small(num_classes=100))), tmp_path / "w.pt")
     with pytest.raises(RequestError, match="have 100 classes, the data set has 5"):
-        load_weights(build(small()), tmp_path / "w.pt")
+        load_weights(build_model(small()), tmp_path / "w.pt")
 
 
 def test_weights_of_another_network_name_the_first_key_that_differs(tmp_path):
-    torch.save(bare_state(build(small(name="resnet20"))), tmp_path / "w.pt")
+    torch.save(bare_state(build_model(small(name="resnet20"))), tmp_path / "w.pt")
     with pytest.raises(RequestError, match=r"'net.body.0.weight' is missing \(\d+ missing, \d+ unexpected"):
-        load_weights(build(small()), tmp_path / "w.pt")
-    state = bare_state(build(small()))
+        load_weights(build_model(small()), tmp_path / "w.pt")
+    state = bare_state(build_model(small()))
     torch.save({**state, "body.0.weight": torch.zeros(32, 3, 5, 5)}, tmp_path / "w.pt")
     with pytest.raises(RequestError, match=r"'net.body.0.weight' has shape \(32, 3, 5, 5\), not \(32, 3, 3, 3\)"):
-        load_weights(build(small()), tmp_path / "w.pt")
+        load_weights(build_model(small()), tmp_path / "w.pt")
 
 
 # --- tiny maps ----------------------------------------------------------------------------------
@@ -332,8 +337,8 @@ def test_weights_of_another_network_name_the_first_key_that_differs(tmp_path):
 def test_tiny_maps_give_the_convolution_and_its_gradients(kernel, stride, padding, height, width):
     conv = nn.Conv2d(8, 6, kernel, stride, padding, bias=False)
     fast = nn.Sequential(copy.deepcopy(conv)).to(memory_format=torch.channels_last)
-    speed_up_tiny_maps(fast)
-    assert isinstance(fast[0], TinyMapConv2d) and list(fast.state_dict()) == ["0.weight"]
+    use_small_map_convs(fast)
+    assert isinstance(fast[0], SmallMapConv2d) and list(fast.state_dict()) == ["0.weight"]
     mine = torch.randn(5, 8, height, width).requires_grad_()
     theirs = mine.detach().clone().requires_grad_()
     out, expected = fast(mine), conv(theirs)
@@ -351,15 +356,15 @@ def test_only_plain_convolutions_are_replaced():
         nn.Conv2d(4, 4, 3, dilation=2, bias=False), nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect", bias=False),
         nn.Conv2d(4, 4, 3, padding="same", bias=False),
     )  # fmt: skip
-    speed_up_tiny_maps(odd)
-    assert not any(isinstance(layer, TinyMapConv2d) for layer in odd)
+    use_small_map_convs(odd)
+    assert not any(isinstance(layer, SmallMapConv2d) for layer in odd)
 
 
 @pytest.mark.parametrize(("kernel", "padding", "side"), [(3, 1, 1), (3, 1, 2), (1, 0, 2)])
 def test_under_autocast_tiny_maps_round_as_the_convolution_does(kernel, padding, side):
     conv = nn.Conv2d(32, 16, kernel, padding=padding, bias=False)
     fast = nn.Sequential(copy.deepcopy(conv)).to(memory_format=torch.channels_last)
-    speed_up_tiny_maps(fast)
+    use_small_map_convs(fast)
     images, grad = torch.randn(8, 32, side, side), torch.randn(8, 16, side, side)
     found = []
     for layer, mixed in ((conv, False), (conv, True), (fast, True)):

@@ -9,18 +9,19 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from robobench.api import Frozen, Setup, Stage
 from robobench.cli import main
-from robobench.paper import beside, published, reproduce, summary
-from robobench.paper.answer import flags_note
-from robobench.paper.reproduce import Scale
+from robobench.core.threat import parse_eps
+from robobench.paper import published, summary
+from robobench.paper.comparison import as_text, line
+from robobench.paper.requests import Scale, group_of, requests
+from robobench.paper.run import flags_note
 from robobench.paper.times import stage_units
-from robobench.plan import Training
-from robobench.planner import Planner
-from robobench.request import Request
-from robobench.statistics import wilson
-from robobench.store import key_of
-from robobench.threat import parse_eps
+from robobench.planning.plan import TrainingJob
+from robobench.planning.planner import Planner
+from robobench.planning.request import ExperimentConfig
+from robobench.results.statistics import wilson
+from robobench.store.artifacts import hash_recipe
+from robobench.training.base import DefenseSetup, FrozenModel, Stage
 from tests.oracles.test_macd_mae import TINY
 from tests.toys import TinyBatchNormNet
 
@@ -107,16 +108,16 @@ def test_a_table_or_format_that_is_not_there_is_refused_in_one_line(capsys, tmp_
 @pytest.fixture
 def base(tmp_path, monkeypatch):
     monkeypatch.setenv("ROBOBENCH_DATA", str(tmp_path))  # CIFAR is not at hand
-    return Request(out=tmp_path / "runs", threads=1)
+    return ExperimentConfig(out=tmp_path / "runs", threads=1)
 
 
 @pytest.fixture(scope="module")
 def training_of(tmp_path_factory):
     """Resolve a request into MACD's training, each once; CIFAR is not at hand, so images are blank."""
-    kept: dict[tuple[str, ...], Training] = {}
+    kept: dict[tuple[str, ...], TrainingJob] = {}
     place = tmp_path_factory.mktemp("none")
 
-    def resolve(request: Request) -> Training:
+    def resolve(request: ExperimentConfig) -> TrainingJob:
         key = (request.dataset, request.model, *request.sets)
         if key not in kept:
             kept[key] = Planner(replace(request, data_dir=place), dry=True).training("macd", 0)
@@ -144,10 +145,10 @@ VALUES = {
 @pytest.mark.parametrize("table", CHANGED)
 def test_an_ablation_changes_exactly_what_its_table_says(table, base, training_of):
     scale = Scale.load("paper")
-    (main_table,) = reproduce.requests("2", scale, base).values()
+    (main_table,) = requests("2", scale, base).values()
     original = training_of(main_table[0])
     values = set()
-    for group, asked in reproduce.requests(table, scale, base).items():
+    for group, asked in requests(table, scale, base).items():
         assert len({(r.dataset, r.model, r.train_norm, r.epochs, r.examples) for r in asked}) == 1
         for request in asked:
             assert {s for s in request.sets if not s.startswith("run.")} == set(group.settings)
@@ -167,20 +168,20 @@ def test_ablations_of_the_student_share_one_autoencoder_and_one_attack(base, tra
     scale = Scale.load("paper")
 
     def keys(table: str, stage: Stage) -> set[str]:
-        made = reproduce.requests(table, scale, base).items()
-        return {key_of(training_of(asked[0]).stage_recipe(stage)) for g, asked in made if g.model == "ResNet50"}
+        made = requests(table, scale, base).items()
+        return {hash_recipe(training_of(asked[0]).stage_recipe(stage)) for g, asked in made if g.model == "ResNet50"}
 
-    (main_table,) = reproduce.requests("2", scale, base).values()
+    (main_table,) = requests("2", scale, base).values()
     training = training_of(main_table[0])
     model = TinyBatchNormNet()
-    setup = Setup(
+    setup = DefenseSetup(
         model=model,
         threat=training.threat,
         config=TINY,
         num_classes=2,
         image_shape=(3, 8, 8),
         train_size=4,
-        required={"standard": Frozen(TinyBatchNormNet())},
+        required_models={"standard": FrozenModel(TinyBatchNormNet())},
     )
     _, autoencoder, attack, distill = training.defense(TINY).stages(setup)
     for stage in (autoencoder, attack):
@@ -202,28 +203,28 @@ def test_every_number_has_a_request_under_both_protocols(table, scale_name, base
             for name in request.defenses
             for p in c.protocols
         }
-        for group, asked in reproduce.requests(table, scale, base).items()
+        for group, asked in requests(table, scale, base).items()
         if group.model == "ResNet50" and group.dataset == "CIFAR-10"
     }
     answers = published.answers()
     for r in published.records(table):
-        if r["attack"] != "none" and reproduce.group_of(r, scale) in cells:
+        if r["attack"] != "none" and group_of(r, scale) in cells:
             ours, defense = answers["attacks"][r["attack"]], answers["defenses"][r["defence"]]
             eps = parse_eps(scale.eps(r["eps"]), ours["norm"])
             for protocol in ("transfer", "white-box"):
                 wanted = (defense, ours[protocol], ours["norm"], eps, protocol)
-                assert wanted in cells[reproduce.group_of(r, scale)], r["id"]
+                assert wanted in cells[group_of(r, scale)], r["id"]
 
 
 def test_tables_1_and_2_are_run_on_the_network_their_numbers_belong_to(base):
     for table, model in (("1", "wrn50"), ("2", "resnet50")):
-        (group,) = reproduce.requests(table, Scale.load("paper"), base).values()
+        (group,) = requests(table, Scale.load("paper"), base).values()
         assert {r.model for r in group} == {model}
 
 
 def test_the_paper_scale_reduces_nothing_and_names_no_stand_in(base):
     scale = Scale.load("paper")
-    for request in next(iter(reproduce.requests("2", scale, base).values())):
+    for request in next(iter(requests("2", scale, base).values())):
         assert (request.examples, request.epochs, request.sets, request.preset) == (None, None, (), "paper")
     assert not [note for note in scale.notes([("CIFAR-10", "ResNet50")]) if "stands in" in note]
 
@@ -232,7 +233,7 @@ def test_what_stands_in_for_cifar_100_is_said(base):
     quick, cifar = Scale.load("quick"), Scale.load("cifar")
     assert "digits stands in for CIFAR-100" in quick.notes([("CIFAR-100", "ResNet50")])
     assert "cifar10 stands in for CIFAR-100" in cifar.notes([("CIFAR-100", "ResNet50")])
-    assert {r.dataset for r in next(iter(reproduce.requests("3", cifar, base).values()))} == {"cifar10"}
+    assert {r.dataset for r in next(iter(requests("3", cifar, base).values()))} == {"cifar10"}
 
 
 # --- ours beside theirs -------------------------------------------------------------------------
@@ -259,8 +260,8 @@ def rows(**changes):
 def cell(found: pd.DataFrame, column: str):
     scale = Scale.load("quick")
     record = next(r for r in published.records("2") if r["defence"] == "MACD" and published.column_name(r) == column)
-    group = reproduce.group_of(record, scale)
-    return beside.line(record, group, {group: found}, scale)
+    group = group_of(record, scale)
+    return line(record, group, {group: found}, scale)
 
 
 def test_a_line_holds_both_figures_their_intervals_the_difference_and_the_flag():
@@ -271,7 +272,7 @@ def test_a_line_holds_both_figures_their_intervals_the_difference_and_the_flag()
     assert line["flags"] == "transfer-only"
     clean = cell(rows(), "clean")
     assert clean["accuracy"] == 0.9 and clean["difference_points"] == pytest.approx(90 - 93.74)
-    text = beside.as_text([line]).iloc[0]
+    text = as_text([line]).iloc[0]
     assert (text["paper"], text["ours [95 %]"], text["difference"]) == ("71.38", "50.0 [43.1, 56.9]", "-21.4")
 
 
@@ -280,7 +281,7 @@ def test_a_failed_cell_stays_empty_and_says_why():
     assert line["white_box_accuracy"] is None and line["reason"] == "out of memory"
     missing = cell(rows(), "PGD 16/255")
     assert missing["accuracy"] is None and missing["difference_points"] is None and missing["reason"] == "not run"
-    assert beside.as_text([missing]).iloc[0]["ours [95 %]"] == "-"
+    assert as_text([missing]).iloc[0]["ours [95 %]"] == "-"
 
 
 def test_units_of_a_stage_are_the_card_s():
@@ -290,8 +291,8 @@ def test_units_of_a_stage_are_the_card_s():
 
 
 def test_what_the_command_line_changed_stands_below_the_table():
-    assert flags_note(Request()) == []
-    assert flags_note(Request(epochs=1, sets=("pgd.steps=2",))) == [
+    assert flags_note(ExperimentConfig()) == []
+    assert flags_note(ExperimentConfig(epochs=1, sets=("pgd.steps=2",))) == [
         "changed on the command line: --epochs 1 --set pgd.steps=2"
     ]
 
@@ -306,13 +307,13 @@ def measured_lines():
     scale, accuracy = Scale.load("quick"), dict[str, float]()
     out = []
     for r in (r for table in "23" for r in published.records(table) if r["defence"] == "MACD"):
-        group, column = reproduce.group_of(r, scale), published.column_name(r)
+        group, column = group_of(r, scale), published.column_name(r)
         attacked = r["attack"] != "none"
         if attacked:
             accuracy.setdefault(column, 0.1 * (1 + len(accuracy)))
         mine = {"accuracy": accuracy[column] if attacked else 0.9}
         mine["white_box_accuracy"] = accuracy[column] / 2 if attacked else None
-        out.append({**beside.line(r, group, {group: rows()}, scale), **mine})
+        out.append({**line(r, group, {group: rows()}, scale), **mine})
     return [*out, {"method": "MACD", "stage": "own", "seconds": 12.34}]
 
 

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from robobench import plugins
-from robobench.api import ATTACKS
+from robobench.core.registry import ATTACKS
 from robobench.errors import PluginError, RequestError
+from robobench.plugins.discovery import add_plugin_file, code_digest, discover, load_attack, load_plugin_module
 
 GOOD = '''
 from robobench.api import ATTACKS, Attack
@@ -32,7 +32,7 @@ def write(folder, text, name="mine.py"):
 
 
 def test_our_own_attacks_are_listed_with_their_summaries():
-    found = plugins.found("attack")
+    found = discover("attack")
     assert {"pgd", "fgsm", "jitter", "autoattack", "autoattack-l2", "torchattacks-pgd"} <= set(found)
     assert found["pgd"].summary == "Untargeted PGD on the cross-entropy."
     assert found["autoattack-l2"].module == "robobench.attacks.autoattack"
@@ -49,52 +49,52 @@ def test_listing_imports_neither_torch_nor_a_plug_in():
 
 def test_a_stranger_s_file_is_listed_and_loaded(tmp_path):
     path = write(tmp_path, GOOD.format(name="mine"))
-    plugins.add_file(path)
-    seen = plugins.found("attack")["mine"]
+    add_plugin_file(path)
+    seen = discover("attack")["mine"]
     assert (seen.summary, seen.origin) == ("Returns the clean images.", str(path))
     assert "mine" not in ATTACKS
-    assert plugins.load_attack("mine").name == "mine"
-    assert plugins.load_module(str(path)) == [("attack", "mine")]
+    assert load_attack("mine").name == "mine"
+    assert load_plugin_module(str(path)) == [("attack", "mine")]
 
 
 def test_a_file_with_a_syntax_error_is_refused_when_it_is_named(tmp_path):
     path = write(tmp_path, "def broken(:\n")
     with pytest.raises(PluginError, match=r"plug-in '.*mine.py' is not valid Python: invalid syntax"):
-        plugins.add_file(path)
+        add_plugin_file(path)
 
 
 def test_a_missing_file_and_one_that_registers_nothing_are_refused(tmp_path):
     with pytest.raises(RequestError, match=r"no plug-in file 'nowhere.py'; give the path of a .py file"):
-        plugins.add_file("nowhere.py")
+        add_plugin_file("nowhere.py")
     with pytest.raises(RequestError, match="registers nothing; decorate a class"):
-        plugins.add_file(write(tmp_path, "x = 1\n"))
+        add_plugin_file(write(tmp_path, "x = 1\n"))
 
 
 def test_a_file_that_fails_to_import_is_listed_and_stops_only_who_asks_for_it(tmp_path):
-    plugins.add_file(write(tmp_path, "import no_such_module\n" + GOOD.format(name="mine")))
-    assert "mine" in plugins.found("attack")
-    assert plugins.load_attack("pgd").name == "pgd"
+    add_plugin_file(write(tmp_path, "import no_such_module\n" + GOOD.format(name="mine")))
+    assert "mine" in discover("attack")
+    assert load_attack("pgd").name == "pgd"
     with pytest.raises(PluginError, match="fails to import: ModuleNotFoundError: No module named 'no_such"):
-        plugins.load_attack("mine")
+        load_attack("mine")
     assert not [name for name in sys.modules if name.startswith("robobench_plugin_mine")]
 
 
 def test_a_clash_names_both_places(tmp_path):
-    plugins.add_file(write(tmp_path, GOOD.format(name="pgd")))
+    add_plugin_file(write(tmp_path, GOOD.format(name="pgd")))
     with pytest.raises(RequestError, match=r"attack 'pgd' is already registered by robobench.attacks.pgd; rename"):
-        plugins.found("attack")
+        discover("attack")
 
 
 def test_two_files_of_one_name_in_different_folders_do_not_clash(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        plugins.add_file(write(tmp_path / name, GOOD.format(name=name)))
-    assert {"one", "two"} <= set(plugins.found("attack"))
+        add_plugin_file(write(tmp_path / name, GOOD.format(name=name)))
+    assert {"one", "two"} <= set(discover("attack"))
 
 
 def test_an_unknown_name_gets_a_suggestion():
     with pytest.raises(RequestError, match="unknown attack 'pdg'; did you mean 'pgd'"):
-        plugins.load_attack("pdg")
+        load_attack("pdg")
 
 
 def test_an_entry_point_of_an_installed_package_is_listed(monkeypatch):
@@ -102,34 +102,34 @@ def test_an_entry_point_of_an_installed_package_is_listed(monkeypatch):
     entry = SimpleNamespace(name="far", module="my_package.far", dist=package)
     entries = {"robobench.attacks": [entry], "robobench.defenses": []}
     monkeypatch.setattr(plugins, "_entry_points", lambda group, path: entries[group])
-    seen = plugins.found("attack")["far"]
+    seen = discover("attack")["far"]
     assert (seen.summary, seen.module, seen.origin) == ("A stranger's attack", "my_package.far", "my-package")
     with pytest.raises(PluginError, match=r"module 'my_package.far' fails to import"):
-        plugins.load_attack("far")
+        load_attack("far")
 
 
 def test_the_digest_of_a_plug_in_follows_its_file_alone(tmp_path):
     path = write(tmp_path, GOOD.format(name="mine"))
-    plugins.add_file(path)
-    mine = plugins.load_attack("mine")
-    before, pgd = plugins.digest(mine), plugins.digest(plugins.load_attack("pgd"))
-    assert plugins.digest(mine) == before
+    add_plugin_file(path)
+    mine = load_attack("mine")
+    before, pgd = code_digest(mine), code_digest(load_attack("pgd"))
+    assert code_digest(mine) == before
     path.write_text(path.read_text() + "# one more byte\n")
-    assert plugins.digest(mine) != before
-    assert plugins.digest(plugins.load_attack("pgd")) == pgd
+    assert code_digest(mine) != before
+    assert code_digest(load_attack("pgd")) == pgd
 
 
 def test_a_registry_named_through_its_module_is_seen(tmp_path):
     text = GOOD.replace("import ATTACKS, Attack", "import Attack\nfrom robobench import api").replace(
         "@ATTACKS", "@api.ATTACKS"
     )
-    plugins.add_file(write(tmp_path, text.format(name="through-module")))
-    assert "through-module" in plugins.found("attack")
+    add_plugin_file(write(tmp_path, text.format(name="through-module")))
+    assert "through-module" in discover("attack")
 
 
 def test_a_built_in_file_that_is_not_python_does_not_hide_the_others(tmp_path, monkeypatch):
     write(tmp_path, "def broken(:\n", "broken.py")
     write(tmp_path, GOOD.format(name="whole"), "whole.py")
     monkeypatch.setattr(plugins, "folder", lambda kind: tmp_path)
-    found = plugins.found("attack")
+    found = discover("attack")
     assert "whole" in found and found["broken"].summary == "not valid Python: invalid syntax, line 1"

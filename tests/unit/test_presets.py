@@ -3,21 +3,21 @@
 import pytest
 
 from robobench.errors import RequestError
-from robobench.presets import layers, merged
+from robobench.planning.presets import preset_layers, preset_values
 
 
 def test_fast_is_cifar_in_fewer_epochs():
-    assert merged("fast", "resnet18", "recipe") == {**merged("cifar", "resnet18", "recipe"), "epochs": 15}
-    assert merged("fast", "resnet18", "run") == merged("cifar", "resnet18", "run")
+    assert preset_values("fast", "resnet18", "recipe") == {**preset_values("cifar", "resnet18", "recipe"), "epochs": 15}
+    assert preset_values("fast", "resnet18", "run") == preset_values("cifar", "resnet18", "run")
 
 
 def test_methods_see_the_weakest_layer_first():
-    assert layers("fast", "wrn50") == ["cifar", "fast"]
-    assert layers("quick", "wrn50") == ["quick", "quick:large"]
-    assert layers("quick", "cnn") == ["quick"]
+    assert preset_layers("fast", "wrn50") == ["cifar", "fast"]
+    assert preset_layers("quick", "wrn50") == ["quick", "quick:large"]
+    assert preset_layers("quick", "cnn") == ["quick"]
 
 
 @pytest.mark.parametrize("name", ["quick:large", "fsat"])
 def test_only_whole_presets_can_be_named(name):
     with pytest.raises(RequestError, match="known: cifar, fast, paper, quick"):
-        layers(name, "cnn")
+        preset_layers(name, "cnn")

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import robobench
-from robobench.data import load
+from robobench.core.threat import ThreatModel
+from robobench.data import load_dataset
 from robobench.errors import RequestError
-from robobench.probe import Probe, Selection, probe
-from robobench.threat import ThreatModel
-from robobench.training import Engine
+from robobench.training.context import TrainRuntime
+from robobench.training.selection import EpochSelection, QuickAccuracy, quick_accuracy
 from tests.toys import LinearTwoClass
 
 
@@ -37,8 +37,8 @@ def test_a_linear_network_is_measured_as_its_closed_form(norm, eps, dual):
     data = Blobs(net, 200)
     withstands = (net.gap(data.pixels).abs() > eps * net.w.norm(p=dual)).float().mean().item()
     assert 0.1 < withstands < 0.9
-    seen = probe(Engine("cpu", "fp32", 0), net, data, ThreatModel(norm, eps), 200, chunk=64)
-    assert seen == Probe(pytest.approx(withstands), 1.0, 200)
+    seen = quick_accuracy(TrainRuntime("cpu", "fp32", 0), net, data, ThreatModel(norm, eps), 200, chunk=64)
+    assert seen == QuickAccuracy(pytest.approx(withstands), 1.0, 200)
 
 
 def test_a_probe_leaves_the_network_as_it_was():
@@ -46,29 +46,35 @@ def test_a_probe_leaves_the_network_as_it_was():
         torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten(), torch.nn.Linear(16, 2)
     )
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    probe(Engine("cpu", "fp32", 0), net.train(), Blobs(LinearTwoClass((3, 4, 4)), 8), ThreatModel("Linf", 0.1), 8)
+    quick_accuracy(
+        TrainRuntime("cpu", "fp32", 0), net.train(), Blobs(LinearTwoClass((3, 4, 4)), 8), ThreatModel("Linf", 0.1), 8
+    )
     assert all(module.training for module in net.modules())
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in net.parameters())
 
 
 def test_a_quarter_of_what_is_right_must_be_left_for_a_teacher_to_count_as_robust():
-    assert Probe(0.2, 0.9, 100).not_robust and not Probe(0.25, 0.9, 100).not_robust
+    assert QuickAccuracy(0.2, 0.9, 100).not_robust and not QuickAccuracy(0.25, 0.9, 100).not_robust
 
 
 def test_a_network_that_is_right_as_often_as_a_guess_is_told_from_one_that_learned():
-    assert Probe(0.09, 0.1, 128).guesses(10) and Probe(0.0, 0.55, 128).guesses(2) and Probe(0.0, 0.0, 8).guesses(10)
-    assert not Probe(0.0, 0.25, 128).guesses(10) and not Probe(0.0, 0.1, 128).guesses(100)
+    assert (
+        QuickAccuracy(0.09, 0.1, 128).guesses(10)
+        and QuickAccuracy(0.0, 0.55, 128).guesses(2)
+        and QuickAccuracy(0.0, 0.0, 8).guesses(10)
+    )
+    assert not QuickAccuracy(0.0, 0.25, 128).guesses(10) and not QuickAccuracy(0.0, 0.1, 128).guesses(100)
 
 
 def test_selection_keeps_the_weights_of_the_best_epoch_of_the_second_half():
     net = LinearTwoClass((3, 4, 4))
     data = Blobs(net, 64)
     true = net.w.detach().clone()
-    watch = Selection(Engine("cpu", "fp32", 0), net, data, ThreatModel("Linf", 0.005), 6)
+    watch = EpochSelection(TrainRuntime("cpu", "fp32", 0), net, data, ThreatModel("Linf", 0.005), 6)
     for epoch, factor in enumerate((1.0, 1.0, 1.0, -1.0, 1.0, -1.0)):  # a flipped weight is wrong everywhere
         net.w.data = factor * true
-        looked = watch.look(epoch)
+        looked = watch.validate(epoch)
         assert bool(looked) == (epoch >= 3)
     assert torch.equal(watch.weights["w"], true)
     record = watch.record()
@@ -76,7 +82,7 @@ def test_selection_keeps_the_weights_of_the_best_epoch_of_the_second_half():
 
 
 def test_held_out_images_are_the_last_and_never_trained_on():
-    train = load("digits").train
+    train = load_dataset("digits").train
     held_out = train.last(100)
     index = torch.tensor([0, 99])
     assert torch.equal(held_out.images(index), train.images(index + len(train) - 100))
@@ -85,7 +91,7 @@ def test_held_out_images_are_the_last_and_never_trained_on():
 
 def test_best_and_last_epochs_are_rows_of_their_own(tmp_path):
     flags = {"attacks": "fgsm", "eps": "0.1", "protocol": "white-box", "threads": 1, "examples": 64, "epochs": 3}
-    sets = ("run.held_out=1000", "run.selection=both", "run.control=false", "at.inner_steps=1")
+    sets = ("run.held_out=1000", "run.selection=both", "run.baseline_control=false", "at.inner_steps=1")
     rows = robobench.run("at", out=tmp_path, sets=sets, **flags)
     assert list(rows["selection"]) == ["best", "last"] and set(rows["status"]) == {"ok"}
     (folder,) = tmp_path.glob("at-*")

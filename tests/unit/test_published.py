@@ -8,21 +8,24 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from robobench import models, published
 from robobench.cli import main
 from robobench.errors import RequestError
-from robobench.planner import make_plan
-from robobench.request import Request
+from robobench.models.build import build_model
+from robobench.models.pretrained import with_own_weights
+from robobench.models.spec import ModelSpec
+from robobench.planning.planner import make_plan
+from robobench.planning.request import ExperimentConfig
+from robobench.report.robustbench import RADII, best_known, boards, check_model_info, write_model_info
 from tests.unit.test_results import record
 
 
 def test_the_published_boards_hold_every_entry_and_the_known_leaders():
-    boards = published.boards()
+    boards = boards()
     assert sum(map(len, boards.values())) == 236 and len(boards["cifar10-Linf"]) == 99
     first = boards["cifar10-Linf"][0]
-    assert first["id"] == "Bartoldson2024Adversarial_WRN-94-16" and published.best_known(first) == 73.71
+    assert first["id"] == "Bartoldson2024Adversarial_WRN-94-16" and best_known(first) == 73.71
     kang = next(e for e in boards["cifar10-Linf"] if e["id"] == "Kang2021Stable")
-    assert published.best_known(kang) == 64.20  # a stronger attack found later counts, not AutoAttack's 71.28
+    assert best_known(kang) == 64.20  # a stronger attack found later counts, not AutoAttack's 71.28
 
 
 def test_published_figures_are_shown_on_request_only(capsys, tmp_path, monkeypatch):
@@ -44,7 +47,7 @@ def test_model_info_has_robustbench_s_fields_and_types_and_keeps_a_description(t
     file.write_text(
         json.dumps({"authors": "A. Nonymous", "venue": "ICML 2030", "clean_acc": "99", "footnote": "f", "own": 1})
     )
-    published.write_model_info([row(budget="reduced: x"), row(protocol="transfer"), row()], file)
+    write_model_info([row(budget="reduced: x"), row(protocol="transfer"), row()], file)
     info = json.loads(file.read_text())
     assert list(info) == [
         "link", "name", "authors", "additional_data", "number_forward_passes", "dataset", "venue", "architecture",
@@ -60,7 +63,7 @@ def test_model_info_has_robustbench_s_fields_and_types_and_keeps_a_description(t
 def test_model_info_takes_no_figure_from_a_weaker_attack(tmp_path):
     weak = [row(budget="reduced: x"), row(threat_eps=16 / 255), row(status="failed"), row(dataset="digits")]
     with pytest.raises(RequestError, match="no row to write"):
-        published.write_model_info(weak, tmp_path / "x.json")
+        write_model_info(weak, tmp_path / "x.json")
     assert not (tmp_path / "x.json").exists()
 
 
@@ -88,11 +91,11 @@ def test_model_info_for_data_that_robustbench_lacks_is_refused_before_anything_i
 def test_model_info_takes_all_test_images(tmp_path, monkeypatch, count, said):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(FACTORY)
-    monkeypatch.setitem(published.RADII, ("digits", "Linf"), "8/255")  # as if there were a board of the embedded data
+    monkeypatch.setitem(RADII, ("digits", "Linf"), "8/255")  # as if there were a board of the embedded data
     asked = {"attacks": ("autoattack",), "eps": ("8/255",), "examples": count, "preset": "cifar"}
-    plan = make_plan(Request(external=True, model="mine.py:net", **asked))
+    plan = make_plan(ExperimentConfig(external=True, model="mine.py:net", **asked))
     with pytest.raises(RequestError, match=said) if said else nullcontext():
-        published.check_model_info(plan)
+        check_model_info(plan)
 
 
 def test_evaluating_a_user_s_factory_imports_neither_timm_nor_torchvision(tmp_path):
@@ -121,13 +124,13 @@ def test_a_network_without_weights_of_its_own_needs_a_file(tmp_path, capsys):
 
 def test_timm_s_weights_for_other_classes_are_refused():
     with pytest.raises(RequestError, match="have 1000 classes, the data set has 10"):
-        models.with_own_weights(models.ModelSpec("timm:convnext_atto", 10))
+        with_own_weights(ModelSpec("timm:convnext_atto", 10))
 
 
 def test_a_file_of_robustbench_s_weights_gives_robustbench_s_logits(tmp_path):
     pytest.importorskip("robustbench", reason="an extra")
-    spec = models.ModelSpec("robustbench:Wong2020Fast", 10)
-    net = models.build(spec).eval()
+    spec = ModelSpec("robustbench:Wong2020Fast", 10)
+    net = build_model(spec).eval()
     state = {f"module.{k.removeprefix('net.')}": v for k, v in net.state_dict().items() if "mu" not in k}
     assert len(state) > 60
     torch.save({"state_dict": {k: v for k, v in state.items() if "sigma" not in k}}, tmp_path / "fast.pt")
@@ -135,11 +138,11 @@ def test_a_file_of_robustbench_s_weights_gives_robustbench_s_logits(tmp_path):
     with torch.no_grad():
         expected = net(images)
         torch.manual_seed(1)
-        other = models.build(models.ModelSpec("robustbench:Wong2020Fast", 10, seed=1)).eval()
+        other = build_model(ModelSpec("robustbench:Wong2020Fast", 10, seed=1)).eval()
         assert not torch.equal(other(images), expected)
         models.load_weights(other, tmp_path / "fast.pt")
         torch.testing.assert_close(other(images), expected)
     with pytest.raises(RequestError, match="did you mean 'Wong2020Fast'"):
-        models.build(models.ModelSpec("robustbench:Wong2020Fsat", 10))
+        build_model(ModelSpec("robustbench:Wong2020Fsat", 10))
     with pytest.raises(RequestError, match="is for cifar10, not for 100 classes"):
-        models.build(models.ModelSpec("robustbench:Wong2020Fast", 100))
+        build_model(ModelSpec("robustbench:Wong2020Fast", 100))

@@ -3,18 +3,18 @@
 import pytest
 import torch
 
-from robobench.randomness import Noise, key, permutation
+from robobench.core.rng import KeyedRng, permutation, seed_from
 
 INDEX = torch.arange(1000)
 
 
 def test_the_draw_of_an_image_does_not_depend_on_its_batch():
-    together = Noise.of(INDEX[:8], 0, "pgd").normal(3, 4)
-    assert torch.equal(Noise.of(INDEX[5:6], 0, "pgd").normal(3, 4)[0], together[5])
+    together = KeyedRng.of(INDEX[:8], 0, "pgd").normal(3, 4)
+    assert torch.equal(KeyedRng.of(INDEX[5:6], 0, "pgd").normal(3, 4)[0], together[5])
     keep = torch.tensor([7, 2])
-    assert torch.equal(Noise.of(INDEX[:8], 0, "pgd")[keep].normal(3, 4), together[keep])
-    child = Noise.of(INDEX[:8], 0, "pgd")[keep].child("logits", 3)
-    assert torch.equal(Noise.of(keep, 0, "pgd").child("logits", 3).uniform(5), child.uniform(5))
+    assert torch.equal(KeyedRng.of(INDEX[:8], 0, "pgd")[keep].normal(3, 4), together[keep])
+    child = KeyedRng.of(INDEX[:8], 0, "pgd")[keep].child("logits", 3)
+    assert torch.equal(KeyedRng.of(keep, 0, "pgd").child("logits", 3).uniform(5), child.uniform(5))
 
 
 def splitmix(x):
@@ -27,23 +27,23 @@ def splitmix(x):
 
 def test_keys_and_draws_are_splitmix64_of_a_counter():
     mask, golden = 2**64 - 1, 0x9E3779B97F4A7C15
-    noise = Noise.of(torch.tensor([5]), 0, "pgd")
-    expected = splitmix((splitmix(5 * golden & mask) + key(0, "pgd")) & mask)
-    assert noise.keys.item() % 2**64 == expected
+    rng = KeyedRng.of(torch.tensor([5]), 0, "pgd")
+    expected = splitmix((splitmix(5 * golden & mask) + seed_from(0, "pgd")) & mask)
+    assert rng.keys.item() % 2**64 == expected
     hashed = [splitmix((expected + i * golden) & mask) for i in (1, 2)]
     bits = [hashed[0] >> 40, hashed[0] & 0xFFFFFF, hashed[1] >> 40]
-    assert noise.uniform(3).tolist() == [[b / 2**24 for b in bits]]
+    assert rng.uniform(3).tolist() == [[b / 2**24 for b in bits]]
 
 
 def test_a_library_s_seed_depends_on_the_images_and_not_on_their_order():
-    noise = Noise.of(INDEX[:4], 0, "autoattack")
-    assert 0 <= noise.seed() < 2**31
-    assert noise.seed() == noise[torch.tensor([3, 1, 0, 2])].seed() == noise.seed()
-    assert len({noise.seed(), noise[INDEX[:3]].seed(), noise.child("x").seed()}) == 3
+    rng = KeyedRng.of(INDEX[:4], 0, "autoattack")
+    assert 0 <= rng.seed() < 2**31
+    assert rng.seed() == rng[torch.tensor([3, 1, 0, 2])].seed() == rng.seed()
+    assert len({rng.seed(), rng[INDEX[:3]].seed(), rng.child("x").seed()}) == 3
 
 
 def test_uniform_draws_have_the_moments_of_a_uniform():
-    draws = Noise.of(INDEX, "moments").uniform(1000)  # a million
+    draws = KeyedRng.of(INDEX, "moments").uniform(1000)  # a million
     assert draws.min() >= 0 and draws.max() < 1
     assert draws.mean().item() == pytest.approx(0.5, abs=5 * (1 / 12) ** 0.5 / 1e3)
     assert draws.var().item() == pytest.approx(1 / 12, abs=5 * (1 / 180) ** 0.5 / 1e3)
@@ -52,7 +52,7 @@ def test_uniform_draws_have_the_moments_of_a_uniform():
 
 
 def test_normal_draws_have_the_moments_of_a_normal():
-    draws = Noise.of(INDEX, "moments").normal(1000).double()
+    draws = KeyedRng.of(INDEX, "moments").normal(1000).double()
     assert draws.isfinite().all()
     for power, moment, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
         assert draws.pow(power).mean().item() == pytest.approx(moment, abs=5 * variance**0.5 / 1e3)
@@ -60,29 +60,29 @@ def test_normal_draws_have_the_moments_of_a_normal():
 
 @pytest.mark.parametrize("other", ["child", "stage", "neighbor", "half"])
 def test_streams_of_different_names_images_and_positions_are_uncorrelated(other):
-    noise = Noise.of(INDEX, 0, "a")
-    first = noise.normal(1000)
+    rng = KeyedRng.of(INDEX, 0, "a")
+    first = rng.normal(1000)
     second = {
-        "child": lambda: noise.child("start").normal(1000),
-        "stage": lambda: Noise.of(INDEX, 0, "b").normal(1000),
-        "neighbor": lambda: Noise.of(INDEX + 1, 0, "a").normal(1000),
+        "child": lambda: rng.child("start").normal(1000),
+        "stage": lambda: KeyedRng.of(INDEX, 0, "b").normal(1000),
+        "neighbor": lambda: KeyedRng.of(INDEX + 1, 0, "a").normal(1000),
         "half": lambda: first.roll(1, dims=1),  # one hash serves two neighbors
     }[other]()
     assert (first * second).mean().abs() < 5 / 1e3
 
 
 def test_a_child_differs_from_its_parent_and_from_its_siblings():
-    noise = Noise.of(INDEX[:4], "a")
-    draws = [noise, noise.child("x"), noise.child("y"), noise.child("x", 1), noise.child("x").child("x")]
+    rng = KeyedRng.of(INDEX[:4], "a")
+    draws = [rng, rng.child("x"), rng.child("y"), rng.child("x", 1), rng.child("x").child("x")]
     values = torch.cat([n.uniform(8).flatten() for n in draws])
     assert len(values.unique()) == len(values)
-    assert torch.equal(noise.child("x", 1).uniform(8), noise.child("x", 1).uniform(8))
+    assert torch.equal(rng.child("x", 1).uniform(8), rng.child("x", 1).uniform(8))
 
 
 def test_one_number_an_image_needs_no_shape():
-    assert Noise.of(INDEX[:4], "a").uniform().shape == (4,)
-    assert Noise.of(INDEX[:4], "a").normal_like(torch.zeros(4, 3, 2)).shape == (4, 3, 2)
-    assert Noise.of(INDEX[:0], "a").uniform(3).shape == (0, 3)
+    assert KeyedRng.of(INDEX[:4], "a").uniform().shape == (4,)
+    assert KeyedRng.of(INDEX[:4], "a").normal_like(torch.zeros(4, 3, 2)).shape == (4, 3, 2)
+    assert KeyedRng.of(INDEX[:0], "a").uniform(3).shape == (0, 3)
 
 
 def test_a_permutation_holds_every_index_once_and_changes_with_its_key():

@@ -2,8 +2,8 @@
 
 import pytest
 
+from robobench.core.registry import Registry, unknown_name
 from robobench.errors import RequestError
-from robobench.registry import Registry, unknown
 
 
 @pytest.fixture
@@ -38,4 +38,4 @@ def test_an_unknown_name_gets_a_suggestion_and_the_list(registry):
     with pytest.raises(RequestError) as error:
         registry.get("trade")
     assert str(error.value) == "unknown defense 'trade'; did you mean 'trades'? known: at, standard, trades"
-    assert str(unknown("norm", "xyz", ["L2"])) == "unknown norm 'xyz'; known: L2"
+    assert str(unknown_name("norm", "xyz", ["L2"])) == "unknown norm 'xyz'; known: L2"

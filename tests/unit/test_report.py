@@ -15,11 +15,12 @@ from rich.console import Console
 
 from robobench import report
 from robobench.errors import RequestError
-from robobench.report import figures, formats
-from robobench.report.board import board, board_text, boards, chosen
+from robobench.report import figures
 from robobench.report.export import write
+from robobench.report.leaderboard import board, board_text, boards, chosen
+from robobench.report.leaderboard_formats import MARK, draw
 from robobench.report.matrix import blocks
-from robobench.results import COLUMNS, forwards, read
+from robobench.results.rows import COLUMNS, count_forwards, read_rows
 
 ATTACKS = ("fgsm", "pgd", "jitter", "a-rather-long-attack")
 
@@ -40,8 +41,8 @@ def rows(networks, attacks=("pgd",), points=(("Linf", 0.05), ("Linf", 0.1)), cou
                             "threat_eps": eps, "clean_accuracy": 0.95, "robust_accuracy": value + 0.01 * number,
                             "ci_low": value - 0.02, "ci_high": value + 0.02, "worst_case_accuracy": value,
                             "worst_case_ci_low": value - 0.02, "worst_case_ci_high": value + 0.02,
-                            "worst_case_attacks": ",".join(sorted(attacks)), "own_seconds": 10.0 * (seed + 1),
-                            "whole_seconds": 12.0 * (seed + 1), "own_forwards": 5e4, "status": "ok", **more,
+                            "worst_case_attacks": ",".join(sorted(attacks)), "train_seconds": 10.0 * (seed + 1),
+                            "total_train_seconds": 12.0 * (seed + 1), "train_forwards": 5e4, "status": "ok", **more,
                         }
                     )  # fmt: skip
     return pd.DataFrame(out, columns=COLUMNS)
@@ -96,12 +97,12 @@ def test_columns_that_find_no_room_stand_below_and_no_figure_is_cut(monkeypatch,
     console = Console(file=io.StringIO(), width=width)
     (_, part), *_ = boards(lines)
     names = formats.SHOWN if "wide" in how else how["columns"]
-    console.print(formats.draw("title", part, names, console))
+    console.print(draw("title", part, names, console))
     text = console.file.getvalue()
     assert all(len(line) <= width for line in text.splitlines()) and "…" not in text
     words = text.split()
     for name in names:
-        for value in board_text(part, [name], formats.MARK)[name]:
+        for value in board_text(part, [name], MARK)[name]:
             assert set(str(value).split()) <= set(words), (name, value)
     piped = drawn(frame, **how)
     if "wide" in how:  # a pipe has all the room there is
@@ -124,7 +125,7 @@ def test_ten_thousand_rows_are_read_and_ranked_soon_in_fifty_lines(tmp_path, mon
     assert len(frame) == 10_000
     frame.to_csv(tmp_path / "rows.csv", index=False)
     begun = time.monotonic()
-    text = drawn(read(tmp_path))
+    text = drawn(read_rows(tmp_path))
     assert time.monotonic() - begun < 8  # the claim is 2.5 s with the start of Python; the machine may be busy
     assert len(text.splitlines()) <= 50 and "more lines" in text
     assert re.search(r"^ +1 +d0 ", text, re.M) and len(drawn(frame.head(800), everything=True).splitlines()) > 100
@@ -189,9 +190,9 @@ def test_csv_and_json_hold_the_fractions():
 
 def test_forwards_weigh_passes_as_declared_and_are_unknown_where_one_stage_is_silent():
     stage = {"images": 100, "passes": {"forward": 6, "input_grad": 5, "weight_grad": 1, "teacher_forward": 1}}
-    assert forwards({"stages": [stage, stage]}) == 2 * 100 * (6 + 5 + 2 * 1 + 1)
-    assert forwards({"stages": [stage, {**stage, "passes": None}]}) is None
-    assert forwards({}) is None
+    assert count_forwards({"stages": [stage, stage]}) == 2 * 100 * (6 + 5 + 2 * 1 + 1)
+    assert count_forwards({"stages": [stage, {**stage, "passes": None}]}) is None
+    assert count_forwards({}) is None
 
 
 def test_the_pareto_front_keeps_what_nothing_beats():
@@ -285,9 +286,9 @@ def test_a_page_of_a_thousand_rows_is_small(tmp_path):
 
 
 def test_a_radius_in_a_command_is_read_back_to_the_last_bit():
-    from robobench.redo import radius
-    from robobench.threat import parse_eps
+    from robobench.core.threat import parse_eps
+    from robobench.planning.repro_command import format_radius
 
-    assert [radius(eps) for eps in (8 / 255, 0.1, 2.0)] == ["8/255", "0.1", "2"]
+    assert [format_radius(eps) for eps in (8 / 255, 0.1, 2.0)] == ["8/255", "0.1", "2"]
     for eps in (0.1 + 1e-15, 1 / 3, 8 / 255 + 1e-17):
-        assert parse_eps(radius(eps), "L2") == eps
+        assert parse_eps(format_radius(eps), "L2") == eps

@@ -5,8 +5,8 @@ import pytest
 
 from robobench import report
 from robobench.errors import RequestError
-from robobench.results import COLUMNS, networks, read, rows_of, transfer_only, worst_case
-from robobench.statistics import Bits, wilson
+from robobench.results.rows import COLUMNS, group_by_model, make_rows, read_rows, transfer_only, worst_case
+from robobench.results.statistics import PerImageOutcomes, wilson
 
 
 def record(attack="pgd", protocol="white-box", robust="0011", clean="0111", eps=0.1, **more):
@@ -15,7 +15,7 @@ def record(attack="pgd", protocol="white-box", robust="0011", clean="0111", eps=
         **base, "attack": attack, "protocol": protocol, "threat_norm": "Linf", "threat_eps": eps, "seed": 0,
         "examples": len(clean), "clean_bits": clean, "robust_bits": robust, "status": "ok", "defense": "at",
         "dataset": "digits", "data_digest": "d", "model": "cnn", "preset": "quick", "budget": "steps=20",
-        "training": "at-1", "timing": {"own_seconds": 2.0, "whole_seconds": 3.0, "flags": []}, "control": False, **more,
+        "training": "at-1", "timing": {"train_seconds": 2.0, "total_train_seconds": 3.0, "flags": []}, "control": False, **more,
     }  # fmt: skip
 
 
@@ -23,7 +23,7 @@ def test_the_worst_case_is_taken_image_by_image():
     group = [record("pgd", robust="0011"), record("fgsm", robust="0101")]
     worst = worst_case(group, group[0], "white-box")
     assert worst is not None and worst.values == (False, False, False, True)
-    rows = rows_of(group)
+    rows = make_rows(group)
     assert [r["robust_accuracy"] for r in rows] == [0.5, 0.5]
     assert {r["worst_case_accuracy"] for r in rows} == {0.25}  # below the minimum of the two means
     assert rows[0]["worst_case_attacks"] == "fgsm,pgd"
@@ -35,26 +35,26 @@ def test_transfer_examples_of_two_sources_are_two_worst_cases():
         record("fgsm", "transfer", robust="0110", source_digest="b"),
         record("pgd", robust="0001"),
     ]
-    rows = rows_of(group)
+    rows = make_rows(group)
     assert [r["worst_case_accuracy"] for r in rows] == [0.5, 0.5, 0.25]
     assert [r["worst_case_attacks"] for r in rows] == ["pgd", "fgsm", "pgd"]
 
 
 def test_the_same_weights_on_other_images_are_another_group():
     first, other = record(robust="0011"), record(robust="1100", data_digest="other")
-    assert len(networks([first, other])) == 2
+    assert len(group_by_model([first, other])) == 2
 
 
 def test_a_failed_cell_stays_empty_and_out_of_the_worst_case():
     failed = record("jitter", status="failed", reason="it broke", robust_bits=None, clean_bits=None)
-    rows = rows_of([record("pgd", robust="0111"), failed])
+    rows = make_rows([record("pgd", robust="0111"), failed])
     assert rows[1]["robust_accuracy"] is None and rows[1]["reason"] == "it broke"
     assert rows[0]["worst_case_accuracy"] == 0.75
     assert rows[0]["worst_case_attacks"] == "pgd"
 
 
-def bits(count: int, of: int = 200) -> Bits:
-    return Bits(tuple(i < count for i in range(of)))
+def bits(count: int, of: int = 200) -> PerImageOutcomes:
+    return PerImageOutcomes(tuple(i < count for i in range(of)))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_the_wilson_interval_matches_values_worked_by_hand():
 
 
 def frame(*records):
-    return pd.DataFrame(rows_of(list(records)), columns=COLUMNS)
+    return pd.DataFrame(make_rows(list(records)), columns=COLUMNS)
 
 
 def test_a_matrix_marks_reduced_budgets_and_leaves_failures_as_dashes():
@@ -131,4 +131,4 @@ def test_an_unknown_format_is_refused_with_a_suggestion():
 def test_a_file_that_is_no_table_of_rows_is_refused(tmp_path):
     (tmp_path / "rows.csv").write_text("a,b\n1,2\n")
     with pytest.raises(RequestError, match="lacks dataset"):
-        read(tmp_path)
+        read_rows(tmp_path)

@@ -6,16 +6,18 @@ import pytest
 import torch
 from torch import nn
 
-from robobench.api import Attack, IterativeAttack, NoConfig
+from robobench.attack_engine.base import Attack, IterativeAttack, NoConfig
+from robobench.attack_engine.ensemble import Ensemble
+from robobench.attack_engine.loop import run_iterative_attack
+from robobench.attack_engine.state import AttackState
+from robobench.attack_engine.trace import average_traces, collect_traces, record_traces
 from robobench.attacks.pgd import PGD, PGDConfig
-from robobench.curves import gather, join
-from robobench.ensemble import Ensemble
+from robobench.core.memory import on_oom_split
+from robobench.core.rng import KeyedRng
+from robobench.core.threat import ThreatModel
 from robobench.errors import GradientError, ThreatModelError
-from robobench.evaluation import clean_bits, transfer_bits
-from robobench.plugins import load_attack
-from robobench.randomness import Noise
-from robobench.search import State, halvings, recorded, search
-from robobench.threat import ThreatModel
+from robobench.evaluation.accuracy import clean_outcomes, transfer_outcomes
+from robobench.plugins.discovery import load_attack
 
 THREAT = ThreatModel("Linf", 1.0)
 
@@ -38,15 +40,15 @@ class Climb(IterativeAttack):
     steps, restarts = 3, 1
     starts = ()
 
-    def start(self, images, labels, noise):
+    def start(self, images, labels, rng):
         self.starts = (*self.starts, len(images))
         offset = 0.0 if len(self.starts) == 1 else 0.15
-        return State(images, labels, images + offset, noise, {"age": torch.zeros(len(images))})
+        return AttackState(images, labels, images + offset, rng, {"age": torch.zeros(len(images))})
 
     def step(self, model, state):
         with torch.no_grad():
             logits = model(state.adv)
-        return state.moved(state.adv + 0.1, age=state.memory["age"] + 1), logits
+        return state.advance(state.adv + 0.1, age=state.memory["age"] + 1), logits
 
 
 def row(*values):
@@ -55,8 +57,8 @@ def row(*values):
 
 def run(attack, images, stop):
     model, labels = Threshold(), torch.zeros(len(images), dtype=torch.long)
-    found = search(attack, model, images, labels, Noise.of(torch.arange(len(images)), 0), stop)
-    return found.adv.flatten().tolist(), found.fooled.tolist(), model.seen
+    found = run_iterative_attack(attack, model, images, labels, KeyedRng.of(torch.arange(len(images)), 0), stop)
+    return found.adv.flatten().tolist(), found.success.tolist(), model.seen
 
 
 IMAGES = row(0.6, 0.45, 0.25, 0.0)  # wrong when clean, wrong after 1 step, after 3, never
@@ -87,7 +89,7 @@ def test_a_restart_takes_only_the_images_that_survived():
 
 def test_perturb_spends_the_full_budget():
     model, labels = Threshold(), torch.zeros(4, dtype=torch.long)
-    adv = Climb(None, THREAT).perturb(model, IMAGES, labels, Noise.of(torch.arange(4), 0))
+    adv = Climb(None, THREAT).attack_full_budget(model, IMAGES, labels, KeyedRng.of(torch.arange(4), 0))
     assert adv.flatten().tolist() == pytest.approx([0.9, 0.75, 0.55, 0.3])
 
 
@@ -99,11 +101,13 @@ def test_the_clean_images_are_left_alone():
 
 
 def test_keeping_some_images_keeps_every_part_of_their_state():
-    state = State(IMAGES, torch.arange(4), IMAGES + 1, Noise.of(torch.arange(4), 0), {"age": torch.arange(4)}, 7)
+    state = AttackState(
+        IMAGES, torch.arange(4), IMAGES + 1, KeyedRng.of(torch.arange(4), 0), {"age": torch.arange(4)}, 7
+    )
     kept = state[torch.tensor([False, True, False, True])]
     assert kept.labels.tolist() == kept.memory["age"].tolist() == [1, 3]
     assert kept.adv.flatten().tolist() == (IMAGES + 1).flatten()[[1, 3]].tolist()
-    assert torch.equal(kept.noise.keys, state.noise.keys[[1, 3]])
+    assert torch.equal(kept.rng.keys, state.rng.keys[[1, 3]])
     assert kept.iteration == 7
 
 
@@ -111,21 +115,23 @@ def test_keeping_some_images_keeps_every_part_of_their_state():
 def test_compaction_changes_no_verdict(digits_net, digits, norm):
     images, labels = digits[0][1000:1060], digits[1][1000:1060]
     threat = ThreatModel(norm, 0.08 if norm == "Linf" else 0.5)
-    attack, noise = PGD(PGDConfig(steps=8, restarts=2), threat), Noise.of(torch.arange(60), "pgd")
-    together = search(attack, digits_net, images, labels, noise, "first")
+    attack, noise = PGD(PGDConfig(steps=8, restarts=2), threat), KeyedRng.of(torch.arange(60), "pgd")
+    together = run_iterative_attack(attack, digits_net, images, labels, noise, "first")
     threat.check(together.adv, images, "pgd")
     alone = [
-        search(attack, digits_net, images[i : i + 1], labels[i : i + 1], noise[torch.tensor([i])], "first")
+        run_iterative_attack(
+            attack, digits_net, images[i : i + 1], labels[i : i + 1], noise[torch.tensor([i])], "first"
+        )
         for i in range(60)
     ]
-    assert together.fooled.tolist() == [bool(found.fooled) for found in alone]
-    assert 5 < together.fooled.sum() < 55
+    assert together.success.tolist() == [bool(found.success) for found in alone]
+    assert 5 < together.success.sum() < 55
     verdicts = digits_net(together.adv).argmax(1) != labels
-    assert torch.equal(verdicts, together.fooled)
+    assert torch.equal(verdicts, together.success)
     # Every image fooled by its last iterate is fooled by some iterate.
     one = PGD(PGDConfig(steps=8), threat)
-    last = search(one, digits_net, images, labels, noise, "never").fooled
-    assert not (last & ~search(one, digits_net, images, labels, noise, "first").fooled).any()
+    last = run_iterative_attack(one, digits_net, images, labels, noise, "never").success
+    assert not (last & ~run_iterative_attack(one, digits_net, images, labels, noise, "first").success).any()
 
 
 def test_an_unknown_word_for_stop_is_refused():
@@ -148,10 +154,10 @@ def test_an_attack_that_wanders_counts_only_what_lies_inside_the_ball():
 
 
 def test_what_is_recorded_holds_the_mean_loss_and_the_fraction_fallen_at_every_look():
-    labels, noise = torch.zeros(2, dtype=torch.long), Noise.of(torch.arange(2), 0)
-    with recorded() as kept:
-        search(Climb(None, THREAT), Threshold(), row(0.45, 0.0), labels, noise)
-    search(Climb(None, THREAT), Threshold(), row(0.45, 0.0), labels, noise)  # outside: not recorded
+    labels, noise = torch.zeros(2, dtype=torch.long), KeyedRng.of(torch.arange(2), 0)
+    with record_traces() as kept:
+        run_iterative_attack(Climb(None, THREAT), Threshold(), row(0.45, 0.0), labels, noise)
+    run_iterative_attack(Climb(None, THREAT), Threshold(), row(0.45, 0.0), labels, noise)  # outside: not recorded
     # Cross-entropy of logits (-gap, gap) on class 0 is softplus(2 gap); the first image leaves at 0.55.
     gaps = torch.tensor([[-0.05, -0.5], [0.05, -0.4], [0.05, -0.3], [0.05, -0.2]])
     losses = nn.functional.softplus(2 * gaps).mean(1)
@@ -159,17 +165,17 @@ def test_what_is_recorded_holds_the_mean_loss_and_the_fraction_fallen_at_every_l
     torch.testing.assert_close(looks[:, 0], torch.full((4,), 2.0))
     torch.testing.assert_close(looks[:, 1], losses)
     assert looks[:, 2].tolist() == [0.0, 0.5, 0.5, 0.5]
-    curve = gather(kept)["climb"]
+    curve = collect_traces(kept)["climb"]
     assert curve["images"] == 2 and curve["loss"] == pytest.approx(losses.tolist())
 
 
 def test_curves_are_averaged_over_images_and_one_that_ended_early_stays_where_it_ended():
     long = {"pgd": {"images": 3, "loss": [1.0, 2.0, 3.0], "fallen": [0.0, 0.0, 1.0]}}
     short = {"pgd": {"images": 1, "loss": [5.0], "fallen": [1.0]}, "fab": {"images": 1, "loss": [1.0], "fallen": [0.0]}}
-    both = join([long, short])
+    both = average_traces([long, short])
     assert both["pgd"] == {"images": 4, "loss": [2.0, 2.75, 3.5], "fallen": [0.25, 0.25, 1.0]}
     assert both["fab"] == short["fab"]
-    assert join([join([long, short]), short]) == join([long, short, short])
+    assert average_traces([average_traces([long, short]), short]) == average_traces([long, short, short])
 
 
 def test_an_answer_that_is_not_a_number_is_not_the_right_one():
@@ -179,10 +185,10 @@ def test_an_answer_that_is_not_a_number_is_not_the_right_one():
             return torch.stack((torch.where(gap > 0.5, torch.nan, 1 - gap), gap), dim=1)
 
     images, labels = row(0.45, 0.0), torch.zeros(2, dtype=torch.long)
-    noise = Noise.of(torch.arange(2), 0)
+    rng = KeyedRng.of(torch.arange(2), 0)
     assert Overflows()(images + 0.1)[0].argmax() == 0  # torch's argmax takes NaN for the largest
-    assert search(Climb(None, THREAT), Overflows(), images, labels, noise).fooled.tolist() == [True, False]
-    right = transfer_bits(Overflows(), images + 0.1, labels, torch.ones(2, dtype=torch.bool))
+    assert run_iterative_attack(Climb(None, THREAT), Overflows(), images, labels, rng).success.tolist() == [True, False]
+    right = transfer_outcomes(Overflows(), images + 0.1, labels, torch.ones(2, dtype=torch.bool))
     assert right.tolist() == [False, True]
 
 
@@ -208,7 +214,7 @@ GRADIENT_ATTACKS = ["pgd", "cw", "fgsm", "mifgsm", "apgd-ce", "fab-t", "autoatta
 def test_a_gradient_that_is_not_a_number_fails_the_attack_and_leaves_no_figure(name, norm):
     images, labels = torch.full((2, 3, 8, 8), 0.2), torch.zeros(2, dtype=torch.long)
     with pytest.raises(GradientError, match="the gradient of 2 of 2 images is NaN"):
-        attack_of(name, norm).find(Cusp(), images, labels, Noise.of(torch.arange(2), 0))
+        attack_of(name, norm).attack_early_stop(Cusp(), images, labels, KeyedRng.of(torch.arange(2), 0))
 
 
 @pytest.mark.parametrize("name", GRADIENT_ATTACKS)
@@ -219,8 +225,8 @@ def test_where_the_answer_is_not_a_number_the_image_has_fallen_whatever_its_grad
             return torch.stack((-gap, gap + torch.where(gap > -0.05, torch.nan, 0.0)), dim=1)
 
     images, labels = torch.stack((torch.full((3, 8, 8), 0.42), torch.full((3, 8, 8), 0.1))), torch.zeros(2).long()
-    found = attack_of(name, "Linf").find(Edge(), images, labels, Noise.of(torch.arange(2), 0))
-    assert found.fooled.tolist() == [True, False]
+    found = attack_of(name, "Linf").attack_early_stop(Edge(), images, labels, KeyedRng.of(torch.arange(2), 0))
+    assert found.success.tolist() == [True, False]
 
 
 def test_a_stranger_s_attack_that_stands_still_on_such_a_gradient_is_refused():
@@ -259,14 +265,14 @@ class Hungry(nn.Module):
 )
 def test_a_batch_that_does_not_fit_is_halved_with_the_same_verdicts(digits_net, digits, err):
     images, labels = digits[0][1000:1020], digits[1][1000:1020]
-    attack, noise = PGD(PGDConfig(steps=5), ThreatModel("Linf", 0.08)), Noise.of(torch.arange(20), "pgd")
-    whole = search(attack, digits_net, images, labels, noise)
+    attack, noise = PGD(PGDConfig(steps=5), ThreatModel("Linf", 0.08)), KeyedRng.of(torch.arange(20), "pgd")
+    whole = run_iterative_attack(attack, digits_net, images, labels, noise)
     warned = pytest.warns(UserWarning, match=r"attack 'pgd': (20|10) images do not fit into memory; halved")
-    with recorded() as kept, warned:
-        halved = search(attack, Hungry(digits_net, 7, err), images, labels, noise)
+    with record_traces() as kept, warned:
+        halved = run_iterative_attack(attack, Hungry(digits_net, 7, err), images, labels, noise)
     assert [int(part[0, 0]) for part in kept["pgd"]] == [5, 5, 5, 5]
-    assert torch.equal(whole.fooled, halved.fooled)
-    assert 0 < whole.fooled.sum() < 20
+    assert torch.equal(whole.success, halved.success)
+    assert 0 < whole.success.sum() < 20
     torch.testing.assert_close(whole.adv, halved.adv, atol=1e-5, rtol=0)
 
 
@@ -283,21 +289,21 @@ def test_every_look_at_a_batch_that_does_not_fit_is_taken_in_halves_with_the_sam
     class Ready(Attack):
         Config, name = NoConfig, "ready"
 
-        def perturb(self, model, images, labels, noise):
+        def perturb(self, model, images, labels, rng):
             return images.flip(3)
 
     images, labels = digits[0][1000:1030], digits[1][1000:1030].clone()
     labels[::6] = (labels[::6] + 1) % 10  # wrong when clean
     data, index = SimpleNamespace(images=lambda index: images[index], labels=labels), torch.arange(30)
     threat = ThreatModel("Linf", 0.08)
-    noise, twice, ready = Noise.of(index, "x"), Twice(None, threat), Ready(None, threat)
+    noise, twice, ready = KeyedRng.of(index, "x"), Twice(None, threat), Ready(None, threat)
 
     def answers(net):
-        clean = clean_bits(net, data, index, "cpu")
-        found = twice.find(net, images, labels, noise)
-        adv = twice.perturb(net, images, labels, noise)
-        bits = [clean, found.fooled, transfer_bits(net, found.adv, labels, clean)]
-        return [*bits, ready.find(net, images, labels, noise).fooled], [found.adv, adv]
+        clean = clean_outcomes(net, data, index, "cpu")
+        found = twice.attack_early_stop(net, images, labels, noise)
+        adv = twice.attack_full_budget(net, images, labels, noise)
+        bits = [clean, found.success, transfer_outcomes(net, found.adv, labels, clean)]
+        return [*bits, ready.attack_early_stop(net, images, labels, noise).success], [found.adv, adv]
 
     def said(ask):
         with pytest.warns(UserWarning, match="images do not fit into memory; halved") as warned:
@@ -305,13 +311,13 @@ def test_every_look_at_a_batch_that_does_not_fit_is_taken_in_halves_with_the_sam
         return {str(w.message).partition(":")[0] for w in warned}
 
     few = Hungry(digits_net, 8)
-    assert said(lambda: clean_bits(few, data, index, "cpu")) == {"clean accuracy"}
-    assert said(lambda: transfer_bits(few, images, labels, index > 0)) == {"transfer accuracy"}
-    assert said(lambda: ready.find(few, images, labels, noise)) == {"attack 'ready'"}
-    assert said(lambda: twice.find(few, images, labels, noise)) == {"attack 'twice'", "attack 'pgd'"}
-    assert said(lambda: twice.perturb(few, images, labels, noise)) == {"attack 'twice'", "attack 'pgd'"}
+    assert said(lambda: clean_outcomes(few, data, index, "cpu")) == {"clean accuracy"}
+    assert said(lambda: transfer_outcomes(few, images, labels, index > 0)) == {"transfer accuracy"}
+    assert said(lambda: ready.attack_early_stop(few, images, labels, noise)) == {"attack 'ready'"}
+    assert said(lambda: twice.attack_early_stop(few, images, labels, noise)) == {"attack 'twice'", "attack 'pgd'"}
+    assert said(lambda: twice.attack_full_budget(few, images, labels, noise)) == {"attack 'twice'", "attack 'pgd'"}
     (bits, adv), told = answers(digits_net), []
-    with halvings(lambda: told.append("once")):
+    with on_oom_split(lambda: told.append("once")):
         halved_bits, halved_adv = answers(few)
     assert told == ["once"]
     assert all(0 < part.sum() < 30 for part in bits)
@@ -325,6 +331,6 @@ def test_another_error_is_not_taken_for_a_lack_of_memory(digits_net, digits):
         def forward(self, images):
             raise RuntimeError("shapes do not match")
 
-    noise = Noise.of(torch.arange(4), "pgd")
+    rng = KeyedRng.of(torch.arange(4), "pgd")
     with pytest.raises(RuntimeError, match="shapes do not match"):
-        search(PGD(PGDConfig(), THREAT), Broken(), digits[0][:4], digits[1][:4], noise)
+        run_iterative_attack(PGD(PGDConfig(), THREAT), Broken(), digits[0][:4], digits[1][:4], rng)

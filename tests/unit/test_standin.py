@@ -7,19 +7,25 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from robobench import runner, standin
-from robobench.api import IterativeAttack, NoConfig
-from robobench.architectures import Prepared
-from robobench.inner import frozen
-from robobench.planner import make_plan
-from robobench.plugins import load_attack
-from robobench.progress import Reporter
-from robobench.randomness import Noise
-from robobench.request import Request
-from robobench.search import State, search
-from robobench.standin import bears_rounding, compiled, in_bfloat16, stepping_on
+from robobench.attack_engine.accelerated import (
+    allow_bf16_search,
+    bf16_is_faithful,
+    compile_for_search,
+    use_compiled_model,
+)
+from robobench.attack_engine.base import IterativeAttack, NoConfig
+from robobench.attack_engine.loop import run_iterative_attack
+from robobench.attack_engine.state import AttackState
+from robobench.core.console import Reporter
+from robobench.core.module_state import attack_mode
+from robobench.core.rng import KeyedRng
+from robobench.core.threat import ThreatModel
+from robobench.execution.evaluation_job import Runner
+from robobench.models.wrapper import PreprocessedModel
+from robobench.planning.planner import make_plan
+from robobench.planning.request import ExperimentConfig
+from robobench.plugins.discovery import load_attack
 from robobench.testing import SmallNet
-from robobench.threat import ThreatModel
 
 
 class Scale(nn.Module):
@@ -40,14 +46,14 @@ class Climb(IterativeAttack):
 
     Config, name, steps, restarts, rounds = NoConfig, "climb", 3, 1, True
 
-    def start(self, images: Tensor, labels: Tensor, noise: Noise) -> State:
-        return State(images, labels, images, noise)
+    def start(self, images: Tensor, labels: Tensor, rng: KeyedRng) -> AttackState:
+        return AttackState(images, labels, images, rng)
 
-    def step(self, model: nn.Module, state: State) -> tuple[State, Tensor]:
+    def step(self, model: nn.Module, state: AttackState) -> tuple[AttackState, Tensor]:
         with torch.no_grad():
             logits = model(state.adv)
         assert logits.dtype == torch.float32
-        return state.moved(state.adv + 0.1), logits
+        return state.advance(state.adv + 0.1), logits
 
 
 @pytest.fixture
@@ -57,8 +63,8 @@ def borne(monkeypatch):
 
 
 def attacked(attack, model, images, labels, *, rounded, stop="first"):
-    with in_bfloat16(rounded):
-        return search(attack, model, images, labels, Noise.of(torch.arange(len(images)), 0), stop)
+    with allow_bf16_search(rounded):
+        return run_iterative_attack(attack, model, images, labels, KeyedRng.of(torch.arange(len(images)), 0), stop)
 
 
 def test_an_image_that_only_bfloat16_gets_wrong_stands(borne):
@@ -68,21 +74,21 @@ def test_an_image_that_only_bfloat16_gets_wrong_stands(borne):
         assert model(images).argmax(1).tolist() == [0] * 4
     cls = load_attack("pgd")
     found = attacked(cls(cls.Config(), ThreatModel("Linf", 0.1)), model, images, labels, rounded=True)
-    assert not found.fooled.any()
+    assert not found.success.any()
 
 
 def test_the_last_look_is_in_float32(borne):
     """Class 1 leads from one half on, by less than bfloat16 sees: three steps from 0.3 and the last look get there."""
     model, labels = Scale((1.0, 1.001), (0.0005, 0.0)), torch.zeros(1, dtype=torch.long)
     found = attacked(Climb(None, ThreatModel("Linf", 1.0)), model, torch.full((1, 1, 2, 2), 0.3), labels, rounded=True)
-    assert found.fooled.tolist() == [True]
+    assert found.success.tolist() == [True]
     assert found.adv.mean().item() == pytest.approx(0.6)
 
 
 class Returns(Climb):
     """Climbs, and calls its second point the best."""
 
-    def finish(self, state: State, logits: Tensor) -> Tensor:
+    def finish(self, state: AttackState, logits: Tensor) -> Tensor:
         return state.images + 0.1
 
 
@@ -91,7 +97,7 @@ def test_the_best_point_counts_where_the_last_does_not(borne):
     model, labels = Scale((1.0, 0.999), (0.0, 0.0005)), torch.zeros(1, dtype=torch.long)
     images = torch.full((1, 1, 2, 2), 0.3)
     found = attacked(Returns(None, ThreatModel("Linf", 1.0)), model, images, labels, rounded=True)
-    assert found.fooled.tolist() == [True]
+    assert found.success.tolist() == [True]
     assert found.adv.mean().item() == pytest.approx(0.4)
 
 
@@ -104,11 +110,11 @@ def test_verdicts_are_those_of_float32_up_to_an_image_and_hold_in_float32(digits
         attack = cls(cls.Config(steps=10), threat)
         exact, rounded = (attacked(attack, digits_net, images, labels, rounded=r) for r in (False, True))
         assert not torch.equal(exact.adv, rounded.adv)  # it did round
-        assert (exact.fooled != rounded.fooled).sum() <= 1
+        assert (exact.success != rounded.success).sum() <= 1
         with torch.no_grad():
             wrong = digits_net(rounded.adv).argmax(1) != labels
-        assert wrong[rounded.fooled].all()
-        threat.check(rounded.adv[rounded.fooled], images[rounded.fooled], name)
+        assert wrong[rounded.success].all()
+        threat.check(rounded.adv[rounded.success], images[rounded.success], name)
 
 
 @pytest.mark.parametrize("name", ["apgd-ce", "apgd-t", "fab-t", "square", "jitter", "noise"])
@@ -145,11 +151,11 @@ def test_a_network_that_rounding_would_hide_is_searched_in_float32(digits_net, d
     images, labels = (part[-100:] for part in digits)
     cls, far = load_attack("pgd"), Offset(digits_net, 300.0)
     attack = cls(cls.Config(), ThreatModel(norm, 0.05 if norm == "Linf" else 0.5))
-    assert bears_rounding(attack, digits_net, images, labels) and not bears_rounding(attack, far, images, labels)
+    assert bf16_is_faithful(attack, digits_net, images, labels) and not bf16_is_faithful(attack, far, images, labels)
     exact, guarded = (attacked(attack, far, images, labels, rounded=r) for r in (False, True))
     assert torch.equal(exact.adv, guarded.adv)
     monkeypatch.setattr(standin, "bears_rounding", lambda *network: True)
-    assert (~attacked(attack, far, images, labels, rounded=True).fooled).sum() > (~exact.fooled).sum() + 1
+    assert (~attacked(attack, far, images, labels, rounded=True).success).sum() > (~exact.success).sum() + 1
 
 
 @pytest.mark.parametrize("factor", [0.0, float("nan")])
@@ -160,16 +166,16 @@ def test_a_network_without_a_gradient_bears_no_rounding(digits_net, digits, fact
             return factor * logits + digits_net(images).detach()
 
     attack = load_attack("pgd")(load_attack("pgd").Config(), ThreatModel("Linf", 0.05))
-    assert not bears_rounding(attack, Scaled(), *(part[-40:] for part in digits))
+    assert not bf16_is_faithful(attack, Scaled(), *(part[-40:] for part in digits))
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs a C++ compiler")
 def test_a_compiled_twin_is_the_same_network_and_is_built_once_for_all_batches():
     torch.manual_seed(0)
-    model, images = Prepared(SmallNet()).eval(), torch.rand(64, 3, 32, 32)
+    model, images = PreprocessedModel(SmallNet()).eval(), torch.rand(64, 3, 32, 32)
     labels = model(images).argmax(1)
-    with frozen(model):
-        twin, built = compiled(model, images[:17]), counters["stats"]["unique_graphs"]
+    with attack_mode(model):
+        twin, built = compile_for_search(model, images[:17]), counters["stats"]["unique_graphs"]
         with torch.no_grad():
             for count in (64, 40, 32, 16, 3, 1):
                 torch.testing.assert_close(twin(images[:count]), model(images[:count]), rtol=1e-5, atol=1e-5)
@@ -177,7 +183,7 @@ def test_a_compiled_twin_is_the_same_network_and_is_built_once_for_all_batches()
             cls, found = load_attack(name), []
             attack = cls(cls.Config(**values), ThreatModel("Linf", 0.002))
             for seen in (None, twin):
-                with stepping_on(model, seen):
+                with use_compiled_model(model, seen):
                     found.append(attacked(attack, model, images, labels, rounded=False))
             assert 0 < found[0].fooled.sum() < 64 and torch.equal(found[0].fooled, found[1].fooled)
         assert counters["stats"]["unique_graphs"] == built
@@ -202,8 +208,8 @@ class Draws(nn.Module):
 
 def test_a_network_that_draws_has_no_twin(eagerly):
     with pytest.raises(ValueError, match="answers otherwise"):
-        compiled(Prepared(Draws()), torch.rand(17, 3, 32, 32))
-    assert compiled(Prepared(SmallNet()).eval(), torch.rand(17, 3, 32, 32)) is not None
+        compile_for_search(PreprocessedModel(Draws()), torch.rand(17, 3, 32, 32))
+    assert compile_for_search(PreprocessedModel(SmallNet()).eval(), torch.rand(17, 3, 32, 32)) is not None
 
 
 class Turned(nn.Module):
@@ -223,10 +229,10 @@ def test_what_the_twin_gets_wrong_stands_and_other_networks_are_searched_as_they
     cls = load_attack("pgd")
     attack, other = cls(cls.Config(steps=3), ThreatModel("Linf", 1e-4)), Turned(digits_net)
     exact = [attacked(attack, model, images, labels, rounded=False) for model in (digits_net, other)]
-    with stepping_on(digits_net, other):
+    with use_compiled_model(digits_net, other):
         found = [attacked(attack, model, images, labels, rounded=False) for model in (digits_net, other)]
-    assert not torch.equal(found[0].adv, exact[0].adv) and found[0].fooled.sum() <= exact[0].fooled.sum()
-    assert torch.equal(found[1].adv, exact[1].adv) and exact[1].fooled.sum() > 30
+    assert not torch.equal(found[0].adv, exact[0].adv) and found[0].success.sum() <= exact[0].success.sum()
+    assert torch.equal(found[1].adv, exact[1].adv) and exact[1].success.sum() > 30
 
 
 class Spied(nn.Module):
@@ -243,13 +249,13 @@ class Spied(nn.Module):
 
 
 def evaluated(tmp_path, **changes):
-    sets = ("run.train_images=16", "run.chunk=32")
+    sets = ("run.train_images=16", "run.eval_batch_size=32")
     values = {"attacks": ("pgd",), "examples": 64, "epochs": 1, "sets": sets, "out": tmp_path, "eps": ("0.1",)}
     values["precision"] = "fp32"  # bfloat16 searches are not compiled
-    plan = make_plan(Request(defenses=("standard",), **{"protocol": "both", **values, **changes}))
-    work = runner.Runner(plan, Reporter(-1))
+    plan = make_plan(ExperimentConfig(defenses=("standard",), **{"protocol": "both", **values, **changes}))
+    work = Runner(plan, Reporter(-1))
     work.train_all()
-    return [work.evaluate(*item) for item in plan.work()]
+    return [work.evaluate(*item) for item in plan.evaluations()]
 
 
 def test_a_long_white_box_search_on_a_cpu_steps_on_a_compiled_network(tmp_path, monkeypatch):

@@ -5,9 +5,17 @@ import math
 import pytest
 from rich.console import Console
 
-from robobench import comparison
 from robobench.cli import main
-from robobench.statistics import CLEAN, Bits, holm, letters, mcnemar, pairs, spreads
+from robobench.report.comparison import show
+from robobench.results.statistics import (
+    CLEAN,
+    PerImageOutcomes,
+    compact_letter_display,
+    holm,
+    mcnemar,
+    paired_differences,
+    seed_stats,
+)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +58,7 @@ ONE, TWO, THREE = "1" * 9 + "0" * 11, "0" * 9 + "1" + "0" * 10, "1" * 20
 
 def test_two_networks_are_compared_image_by_image():
     at, macd = ([record(name, bits), record(name, THREE, "fgsm")] for name, bits in (("at", ONE), ("macd", TWO)))
-    found = pairs([*at, *macd], "at")
+    found = paired_differences([*at, *macd], "at")
     by = {pair.column[0]: pair for pair in found}
     assert (by["pgd"].network, by["pgd"].baseline) == ("macd", "at")
     assert by["pgd"].difference == pytest.approx(-8 / 20) and by["pgd"].p == 22 / 1024
@@ -61,14 +69,14 @@ def test_two_networks_are_compared_image_by_image():
 
 def test_a_column_of_several_networks_is_corrected_over_all_of_them():
     records = [record("at", ONE), record("macd", TWO), record("trades", THREE)]
-    found = {p.network: p for p in pairs(records, "at") if p.column[0] == "pgd"}
+    found = {p.network: p for p in paired_differences(records, "at") if p.column[0] == "pgd"}
     assert found["trades"].p == 2 * 2 / 2**11 and found["macd"].p == 22 / 1024
 
 
 def test_controls_failed_cells_and_unequal_attack_sets_are_not_compared():
     records = [record("at", ONE), record("at", ONE, "fgsm"), record("macd", TWO)]
     records += [record("macd", None, "fgsm", status="failed"), record("standard", TWO, seed=1, control=True)]
-    assert {p.column[0] for p in pairs(records, "at")} == {"pgd"}  # no worst case: at saw one attack more
+    assert {p.column[0] for p in paired_differences(records, "at")} == {"pgd"}  # no worst case: at saw one attack more
 
 
 def test_several_seeds_give_mean_and_spread_and_pairs_within_a_seed():
@@ -78,10 +86,10 @@ def test_several_seeds_give_mean_and_spread_and_pairs_within_a_seed():
         record("macd", "1000"),
         record("macd", "0000", seed=1),
     ]
-    (at,) = (s for s in spreads(records) if s.defense == "at" and s.column[0] == "pgd")
+    (at,) = (s for s in seed_stats(records) if s.defense == "at" and s.column[0] == "pgd")
     assert at.mean == 0.625 and at.deviation == pytest.approx(math.sqrt(2) / 8)
-    assert [s.values for s in spreads(records) if s.column == CLEAN] == [(1.0, 0.5), (0.5, 0.5)]
-    assert {(p.network, p.baseline) for p in pairs(records, "at")} == {
+    assert [s.values for s in seed_stats(records) if s.column == CLEAN] == [(1.0, 0.5), (0.5, 0.5)]
+    assert {(p.network, p.baseline) for p in paired_differences(records, "at")} == {
         ("macd (seed 0)", "at (seed 0)"), ("macd (seed 1)", "at (seed 1)"),
     }  # fmt: skip
 
@@ -89,10 +97,13 @@ def test_several_seeds_give_mean_and_spread_and_pairs_within_a_seed():
 def test_both_epochs_of_a_network_and_two_settings_of_a_method_are_networks_of_their_own():
     records = [record("at", "1100"), record("at", "0011", selection="best")]
     records += [record("at", "1010", config_digest="other")]
-    found = {p.network: (p.only_network, p.only_baseline) for p in pairs([*records, record("macd", "1111")], "at")}
+    found = {
+        p.network: (p.only_network, p.only_baseline)
+        for p in paired_differences([*records, record("macd", "1111")], "at")
+    }
     assert found == {"at, best epoch": (2, 2), "at'": (1, 1), "macd": (2, 0)}
     only_best = [record(name, bits, selection="best") for name, bits in (("at", "1100"), ("macd", "1111"))]
-    assert {p.network for p in pairs(only_best, "at")} == {"macd"}
+    assert {p.network for p in paired_differences(only_best, "at")} == {"macd"}
 
 
 def test_a_setting_keeps_its_name_whatever_the_order_of_its_seeds():
@@ -100,20 +111,20 @@ def test_a_setting_keeps_its_name_whatever_the_order_of_its_seeds():
         return [record("at", bits, seed=seed, config_digest=setting) for setting, bits in order]
 
     records = [*two(0, (("a", "1111"), ("b", "0000"))), *two(1, (("b", "0000"), ("a", "1111")))]
-    assert {s.defense: s.values for s in spreads(records) if s.column[0] == "pgd"} == {"at": (1, 1), "at'": (0, 0)}
+    assert {s.defense: s.values for s in seed_stats(records) if s.column[0] == "pgd"} == {"at": (1, 1), "at'": (0, 0)}
 
 
 def test_two_budgets_of_one_attack_are_not_compared():
     records = [record("at", "1100"), record("macd", "1000", budget="steps=100")]
-    assert pairs(records, "at") == []
+    assert paired_differences(records, "at") == []
     seeds = [record("at", "1100"), record("at", "1000", seed=1, budget="steps=100")]
-    assert {s.column for s in spreads(seeds)} == {CLEAN}
+    assert {s.column for s in seed_stats(seeds)} == {CLEAN}
 
 
 def test_the_printed_comparison_is_about_these_networks():
     console = Console(width=200)
     with console.capture() as caught:
-        comparison.show([record("at", ONE), record("macd", TWO)], console, "at")
+        show([record("at", ONE), record("macd", TWO)], console, "at")
     text = caught.get()
     assert "-40.0" in text and "(0.021)" in text and "About these trained networks" in text
 
@@ -127,11 +138,11 @@ def test_a_baseline_that_is_not_compared_is_refused_before_anything_is_made(tmp_
 
 def test_networks_share_a_letter_where_the_images_do_not_tell_them_apart():
     def first(count):
-        return Bits(tuple(i < count for i in range(200)))
+        return PerImageOutcomes(tuple(i < count for i in range(200)))
 
     # Of nested sets of images only one of two networks errs alone: p = 2 / 2^n, and holm multiplies by at most 6.
-    assert letters({"a": first(100), "b": first(94), "c": first(88), "d": first(0)}) == {
+    assert compact_letter_display({"a": first(100), "b": first(94), "c": first(88), "d": first(0)}) == {
         "a": "a", "b": "ab", "c": "b", "d": "c"
     }  # fmt: skip
-    assert letters({"low": first(100), "high": first(120)}) == {"low": "b", "high": "a"}
-    assert letters({"one": first(3), "same": first(3)}) == {"one": "a", "same": "a"}
+    assert compact_letter_display({"low": first(100), "high": first(120)}) == {"low": "b", "high": "a"}
+    assert compact_letter_display({"one": first(3), "same": first(3)}) == {"one": "a", "same": "a"}

@@ -2,18 +2,19 @@ from __future__ import annotations
 
 import pytest
 
+from robobench.core.paths import check_writable
 from robobench.errors import ArtifactError, RequestError, StorageError
-from robobench.store import Store, check_writable, key_of, write_atomic
+from robobench.store.artifacts import Store, hash_recipe, write_atomic
 
 
 def make(store: Store, text: str = "hello", name: str = "one") -> None:
-    with store.building("stages", name, {"a": 1}) as work:
+    with store.create("stages", name, {"a": 1}) as work:
         (work / "file.txt").write_text(text)
 
 
 def test_an_artefact_appears_whole_or_not_at_all(tmp_path):
     store = Store(tmp_path)
-    with pytest.raises(RuntimeError), store.building("stages", "one", {}) as work:
+    with pytest.raises(RuntimeError), store.create("stages", "one", {}) as work:
         (work / "file.txt").write_text("half")
         raise RuntimeError
     assert store.find("stages", "one") is None
@@ -51,12 +52,12 @@ def test_damaged_and_half_made_folders_are_not_walked(tmp_path):
     make(store, name="two")
     (store.folder("stages", "two") / "file.txt").write_text("x")
     store.find("stages", "two")
-    assert [p.name for p in store.manifests("stages")] == ["one"]
+    assert [p.name for p in store.iter_artifacts("stages")] == ["one"]
 
 
 def test_a_key_depends_on_every_value_and_not_on_their_order():
-    assert key_of({"a": 1, "b": [1, 2]}) == key_of({"b": [1, 2], "a": 1})
-    assert key_of({"a": 1, "b": [1, 2]}) != key_of({"a": 1, "b": [2, 1]})
+    assert hash_recipe({"a": 1, "b": [1, 2]}) == hash_recipe({"b": [1, 2], "a": 1})
+    assert hash_recipe({"a": 1, "b": [1, 2]}) != hash_recipe({"a": 1, "b": [2, 1]})
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
+from robobench.core.rng import KeyedRng
+from robobench.core.threat import NORMS, ThreatModel, canonical_norm, check_unit_range, parse_eps
 from robobench.errors import RequestError, ThreatModelError
-from robobench.randomness import Noise
-from robobench.threat import NORMS, ThreatModel, canonical_norm, check_unit_range, eps_text, parse_eps
+from robobench.threat import format_eps
 
 
 def pixels(*values):
@@ -40,10 +41,10 @@ def test_projection_leaves_its_arguments_alone():
 @pytest.mark.parametrize("norm", NORMS)
 def test_at_eps_zero_every_move_leads_back_to_the_clean_image(norm):
     threat, images = ThreatModel(norm, 0.0), torch.rand(3, 3, 4, 4)
-    noise = Noise.of(torch.arange(3), "zero")
+    rng = KeyedRng.of(torch.arange(3), "zero")
     assert torch.equal(threat.project(images + 0.3, images), images)
     assert torch.equal(threat.project(images, images), images)
-    assert torch.equal(threat.random_start(images, noise), images)
+    assert torch.equal(threat.random_start(images, rng), images)
     assert torch.equal(threat.step(images, torch.zeros_like(images), 0.0, images), images)
     threat.check(images, images, "nobody")
 
@@ -69,7 +70,7 @@ def test_an_l2_direction_survives_gradients_whose_squares_underflow(scale, flush
 @pytest.mark.parametrize("norm", NORMS)
 def test_random_starts_fill_the_ball_and_never_leave_it(norm):
     threat, images = ThreatModel(norm, 0.2), torch.full((200, 3, 4, 4), 0.5)
-    start = threat.random_start(images, Noise.of(torch.arange(200), "start"))
+    start = threat.random_start(images, KeyedRng.of(torch.arange(200), "start"))
     threat.check(start, images, "the start")
     reached = threat.distance(start, images)
     assert reached.max() > 0.19
@@ -148,6 +149,6 @@ def test_images_outside_the_unit_range_are_refused():
 
 
 def test_a_radius_is_spelled_as_people_do():
-    assert [eps_text(e) for e in (8 / 255, 0.5, 0.0, 0.05, 2.0)] == ["8/255", "0.5", "0", "0.05", "2"]
+    assert [format_eps(e) for e in (8 / 255, 0.5, 0.0, 0.05, 2.0)] == ["8/255", "0.5", "0", "0.05", "2"]
     assert str(ThreatModel("Linf", 16 / 255)) == "Linf 16/255"
     assert ThreatModel("L2", 1.0).scaled(0.5) == ThreatModel("L2", 0.5)

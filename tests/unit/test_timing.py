@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import torch
 
-from robobench.allocator import give_back_freed_memory
-from robobench.timing import Stopwatch, peak_memory, reset_peak_memory
+from robobench.core.memory import release_freed_memory
+from robobench.core.timing import Stopwatch, peak_memory, reset_peak_memory
 from tests.toys import FakeClock
 
 
@@ -35,7 +35,7 @@ def test_an_account_is_closed_after_an_error():
 
 
 def test_peak_memory_sees_an_allocation_that_is_gone_again():
-    give_back_freed_memory()  # of other tests
+    release_freed_memory()  # of other tests
     reset_peak_memory("cpu")
     before = peak_memory("cpu")
     big = torch.ones(64 * 2**20 // 4)

@@ -1,0 +1,99 @@
+"""Ensembles of attacks, run in order: only images that are still correctly classified go on to the next attack."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robobench.attack_engine.base import Attack
+from robobench.attack_engine.options import DEFAULT_OPTIONS, AttackOptions
+from robobench.attack_engine.state import AttackResult
+from robobench.core.losses import is_misclassified
+from robobench.core.memory import split_on_oom
+from robobench.core.rng import KeyedRng
+from robobench.plugins.discovery import load_attack
+
+
+class Ensemble(Attack):
+    """Base class of ensembles of registered attacks.
+
+    A subclass lists all names it may use in `component_names` and returns those it uses from `component_configs`.
+    """
+
+    early_stop = True
+
+    @abstractmethod
+    def component_configs(self) -> list[tuple[str, Mapping[str, Any]]]:
+        """Return name and config values of each component, for a model of `num_classes` (None: many)."""
+
+    @property
+    def components(self) -> tuple[Attack, ...]:
+        """The attacks of the ensemble, in order; raises RequestError for an unknown name."""
+        classes = [(load_attack(name), values) for name, values in self.component_configs()]
+        return tuple(cls(cls.Config(**values), self.threat) for cls, values in classes)
+
+    @property
+    def cost(self) -> float | None:
+        """Cost of the components, and one forward on the clean image."""
+        costs = [component.cost for component in self.components]
+        return None if None in costs else 1.0 + sum(cost for cost in costs if cost is not None)
+
+    def attack_early_stop(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        rng: KeyedRng,
+        options: AttackOptions = DEFAULT_OPTIONS,
+    ) -> AttackResult:
+        """Return the first success on each image. Other images come back unchanged."""
+        adv = images.clone()
+        if len(images) == 0:
+            return AttackResult(adv, torch.zeros(0, dtype=torch.bool, device=images.device))
+        logits = self._logits(model, images, options)
+        self.num_classes, success = logits.shape[1], is_misclassified(logits, labels)
+        for number, component in enumerate(self.components if self.threat.eps > 0 else ()):
+            left = (~success).nonzero().flatten()
+            if len(left) == 0:
+                break
+            own_rng = rng[left].child("part", number)
+            found = component.attack_early_stop(model, images[left], labels[left], own_rng, options)
+            hit = left[found.success]
+            adv[hit], success[hit] = found.adv[found.success], True
+        return AttackResult(adv, success)
+
+    def attack_full_budget(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        rng: KeyedRng,
+        options: AttackOptions = DEFAULT_OPTIONS,
+    ) -> Tensor:
+        """Spend the first component's full budget on every image, then each next one's on those still correct.
+
+        An image on which no component succeeds is the first component's result. Early-stopped examples, which
+        `attack_early_stop` returns, transfer poorly, and the reference implementation leaves images that are
+        misclassified when clean as they are.
+        """
+        adv, left = images.clone(), torch.arange(len(images), device=images.device)
+        if len(images) and self.threat.eps > 0:
+            with torch.no_grad():
+                self.num_classes = model(images[:1]).shape[1]
+            for number, component in enumerate(self.components):
+                own_rng = rng[left].child("part", number)
+                found = component.attack_full_budget(model, images[left], labels[left], own_rng, options).detach()
+                success = is_misclassified(self._logits(model, found, options), labels[left])
+                keep = success if number else torch.ones_like(success)
+                adv[left[keep]], left = found[keep], left[~success]
+                if len(left) == 0:
+                    break
+        return adv
+
+    def _logits(self, model: nn.Module, images: Tensor, options: AttackOptions) -> Tensor:
+        with torch.no_grad():
+            return torch.cat(split_on_oom(f"attack '{self.name}'", model, images, on_split=options.on_oom_split))

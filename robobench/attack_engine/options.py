@@ -1,0 +1,22 @@
+"""What the caller of an attack decides: precision and speed of its search, what is recorded, what happens on OOM."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class AttackOptions:
+    """Options of one call of an attack. An attack that calls other attacks passes them on."""
+
+    bf16_search: bool = False  # gradient steps may run in bfloat16, where attack and model allow it
+    compiled: tuple[nn.Module, nn.Module] | None = None  # a model and its compiled copy, for gradient steps
+    traces: dict[str, list[Tensor]] | None = None  # filled with loss and success rate per step, by attack name
+    on_oom_split: Callable[[str], None] = warnings.warn  # gets a message when a batch is split for lack of memory
+
+
+DEFAULT_OPTIONS = AttackOptions()

@@ -1,0 +1,89 @@
+"""`robobench list`: what there is, read from source text and metadata; torch is not imported."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+HELP = "List defenses, attacks, models, datasets, presets or env."
+
+EPILOG = """
+Examples:
+
+  robobench list defenses
+
+  robobench list attacks --check --plugin my_attack.py
+"""
+
+
+def main(
+    what: Annotated[str, typer.Argument(help="defenses, attacks, models, datasets, presets or env.")],
+    check: Annotated[bool, typer.Option("--check", help="Import each plug-in and say why where that fails.")] = False,
+    plugin: Annotated[list[str] | None, typer.Option("--plugin", help="A .py file of your own.")] = None,
+) -> int:
+    """Print the list to stdout."""
+    from robobench.core.registry import unknown_name
+
+    tables = {
+        "defenses": lambda: _plugins("defense", check, plugin or []),
+        "attacks": lambda: _plugins("attack", check, plugin or []),
+        "models": _models,
+        "datasets": _datasets,
+        "presets": _presets,
+        "env": _environment,
+    }
+    if what not in tables:
+        raise unknown_name("list", what, tables)
+    lines = tables[what]()
+    width = max((len(name) for name, _ in lines), default=0)
+    for name, text in lines:
+        print(f"{name:<{width}}  {text}".rstrip())
+    return int(check and any(text.startswith("cannot be imported") for _, text in lines))
+
+
+def _plugins(kind: str, check: bool, files: list[str]) -> list[tuple[str, str]]:
+    from robobench.errors import PluginError
+    from robobench.plugins.discovery import add_plugin_file, discover, load_plugin
+
+    for file in files:
+        add_plugin_file(file)
+    lines = []
+    for name, found in sorted(discover(kind).items()):
+        text = found.summary + (f" [{found.origin}]" if found.origin != "robobench" else "")
+        if check:
+            try:
+                load_plugin(kind, name)
+            except PluginError as err:
+                text = f"cannot be imported: {err}"
+        lines.append((name, text))
+    return lines
+
+
+def _models() -> list[tuple[str, str]]:
+    from robobench.models.spec import MODELS
+
+    return list(MODELS.items())
+
+
+def _datasets() -> list[tuple[str, str]]:
+    from robobench.data.info import DATASETS
+
+    return [(name, info.summary) for name, info in DATASETS.items()]
+
+
+def _presets() -> list[tuple[str, str]]:
+    from robobench.planning.presets import PRESETS
+
+    lines = []
+    for name, preset in PRESETS.items():
+        lines.append((name, preset.get("summary", f"laid over {name.split(':')[0]} for resnet50 and wrn50")))
+        for section in ("run", "recipe"):
+            lines += [(f"  {section}.{key}", str(value)) for key, value in preset.get(section, {}).items()]
+    return lines
+
+
+def _environment() -> list[tuple[str, str]]:
+    from robobench.cli.env import environment
+
+    return environment()

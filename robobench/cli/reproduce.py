@@ -1,0 +1,58 @@
+"""`robobench reproduce`: attacks stored models again and compares the results with the records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from robobench.cli import options as o
+
+HELP = "Attack stored models again, for a sample of cells, and check that the recorded accuracies are reproduced."
+EPILOG = """
+Examples:
+
+  robobench reproduce leaderboards/cifar10-jpeg-resnet20 --sample 3 --data-dir DIR
+
+  robobench reproduce runs --sample 0 --minutes 600
+
+  robobench reproduce leaderboards/mine --sample 1 --retrain runs/reproduce
+"""
+
+
+def main(
+    place: Annotated[Path, typer.Argument(help="A folder of leaderboards/ or a store.")],
+    sample: Annotated[int, typer.Option(help="Number of random cells, of different attacks; 0: all.")] = 3,
+    seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 0,
+    minutes: Annotated[
+        float,
+        typer.Option(help="Time limit for all cells; a cell that would exceed its share uses its first images only."),
+    ] = 8.0,
+    retrain: Annotated[Path | None, typer.Option(help="Train the models again first, in this store.")] = None,
+    device: o.Device = "auto",
+    plugin: o.Plugins = None,
+    data_dir: o.DataDir = None,
+) -> int:
+    """Print one line per cell; the exit status is 1 if one is not reproduced."""
+    from robobench.execution.reproduce import Reproducer, cell_name
+    from robobench.plugins.discovery import add_plugin_file
+    from robobench.report.board_folder import stale_tables
+
+    for file in plugin or ():
+        add_plugin_file(file)
+    reproducer = Reproducer(
+        place, sample=sample, seed=seed, minutes=minutes, data_dir=data_dir, device=device, retrain=retrain
+    )
+    typer.echo(f"{len(reproducer.cells)} cells: " + "; ".join(map(cell_name, reproducer.cells)), err=True)
+    if reproducer.left_out:
+        typer.echo(f"note: {reproducer.left_out} cells have no weights here; --retrain STORE trains them", err=True)
+    stale = stale_tables(place)
+    for file in stale:
+        print(f"NOT REPRODUCED: {file} differs from what the records give")
+    failed = 0
+    for cell in reproducer:
+        print(cell, flush=True)
+        failed += not cell.reproduced
+    print(f"{len(reproducer.cells) - failed} of {len(reproducer.cells)} cells reproduced")
+    return int(failed > 0 or bool(stale))

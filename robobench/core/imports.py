@@ -1,0 +1,25 @@
+"""Import a Python file that is not on the import path."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def import_file(name: str, file: Path) -> Any:
+    """Run a file as the module `name` and return it. The module is forgotten if it raises.
+
+    It is entered into `sys.modules`, where dataclasses and pickle look for it.
+    """
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(name, None)
+        raise
+    return module

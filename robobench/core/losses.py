@@ -1,0 +1,29 @@
+"""Losses and error checks that several methods share. Every function works per image."""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
+    """Return KL(p || q) in nats: logits (B, K) and (B, K) -> (B,). torch's "batchmean" is its `.mean()`."""
+    log_p, log_q = F.log_softmax(p_logits, dim=1), F.log_softmax(q_logits, dim=1)
+    return (log_p.exp() * (log_p - log_q)).sum(dim=1)
+
+
+def is_misclassified(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return where the prediction is wrong: (B, K), (B,) -> (B,) bool. Logits with NaN count as wrong."""
+    return (logits.argmax(1) != labels) | logits.isnan().any(1)  # argmax would take NaN for the largest logit
+
+
+def mask_true_class(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return logits (B, K) with the logit of the true class set to minus infinity."""
+    return logits.scatter(1, labels[:, None], -math.inf)
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the largest wrong logit minus the true one: (B, K), (B,) -> (B,). Positive where misclassified."""
+    return mask_true_class(logits, labels).amax(1) - logits.gather(1, labels[:, None]).squeeze(1)

@@ -1,0 +1,39 @@
+"""Folders: where data sets and caches live, and whether a folder can be written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from robobench.errors import RequestError
+
+
+def cache_root() -> Path:
+    """Return robobench's folder in the platform's cache."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("robobench", appauthor=False)
+
+
+def data_root(data_dir: Path | str | None = None) -> Path:
+    """Return the folder that holds data sets: `data_dir`, else ROBOBENCH_DATA, else one in the platform's cache.
+
+    Raises:
+        RequestError: `data_dir` is not a folder.
+    """
+    if data_dir is not None:
+        if not Path(data_dir).is_dir():
+            raise RequestError(f"--data-dir '{data_dir}' is no folder; create it or name the one that holds the data")
+        return Path(data_dir)
+    if os.environ.get("ROBOBENCH_DATA"):
+        return Path(os.environ["ROBOBENCH_DATA"])
+    return cache_root() / "data"
+
+
+def check_writable(root: Path, flag: str = "--out") -> None:
+    """Raise RequestError unless a folder exists and can be written, or can be created. Creates nothing."""
+    existing = root
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise RequestError(f"{flag} '{root}' cannot be written ('{existing}'); choose another folder")

@@ -1,0 +1,59 @@
+"""Classes by name, and the error for an unknown name with a suggestion."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Generic, TypeVar
+
+from robobench.errors import RequestError
+
+T = TypeVar("T")
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> RequestError:
+    """Return the error for an unknown name: the value, a suggestion, and what is allowed."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean '{close[0]}'?" if close else ";"
+    return RequestError(f"unknown {kind} '{name}'{hint} known: {', '.join(names)}")
+
+
+class Registry(Generic[T]):
+    """Classes by name. Registering a second class under a name raises RequestError."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._classes: dict[str, type[T]] = {}
+
+    def register(self, name: str) -> Callable[[type[T]], type[T]]:
+        """Return a decorator that registers a class under `name` and sets its `name` attribute."""
+
+        def decorate(cls: type[T]) -> type[T]:
+            other = self._classes.get(name)
+            if other is not None and other.__qualname__ + other.__module__ != (cls.__qualname__ + cls.__module__):
+                raise RequestError(
+                    f"{self.kind} '{name}' is already registered by {other.__module__}; "
+                    f"rename the one in {cls.__module__}"
+                )
+            cls.name = name  # type: ignore[attr-defined]
+            self._classes[name] = cls
+            return cls
+
+        return decorate
+
+    def get(self, name: str) -> type[T]:
+        """Return the class registered under `name`; raises RequestError with a suggestion."""
+        if name not in self._classes:
+            raise unknown_name(self.kind, name, self._classes)
+        return self._classes[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._classes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._classes))
+
+
+DEFENSES: Registry[Any] = Registry("defense")
+ATTACKS: Registry[Any] = Registry("attack")

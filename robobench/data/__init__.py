@@ -1,0 +1,80 @@
+"""Data sets by name: float images in [0, 1], not normalized. A missing data set is an error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robobench.data.info import dataset_info
+from robobench.errors import RequestError
+
+if TYPE_CHECKING:
+    from robobench.data.split import Dataset
+
+DEFAULT_FOLDER_RESOLUTION = 224  # px, of an image folder where no size is asked for
+
+
+def load_dataset(
+    name: str,
+    *,
+    data_dir: Path | str | None = None,
+    resolution: int | None = None,
+    need_train: bool = True,
+    device: Any = "cpu",
+    download: bool = True,
+) -> Dataset:
+    """Load a data set by name.
+
+    Args:
+        name: digits, cifar10, cifar100, imagefolder:PATH or npz:FILE.
+        data_dir: folder to search and to download to; default: ROBOBENCH_DATA, then the platform's cache folder.
+        resolution: side of the images in pixels; default: that of the data.
+        need_train: False leaves out the training split.
+        download: False never uses the network.
+
+    Raises:
+        RequestError: the data set is unknown, missing, damaged, empty, or does not hold images with labels.
+    """
+    info = dataset_info(name)
+    if resolution is not None and resolution < 1:
+        raise RequestError(f"resolution must be 1 or more, got {resolution}")
+    options: dict[str, Any] = {"resolution": resolution, "need_train": need_train, "device": device}
+    kind, _, place = name.partition(":")
+    if kind == "imagefolder":
+        from robobench.data.image_folder import load_image_folder
+
+        return load_image_folder(
+            name, Path(place), **{**options, "resolution": resolution or DEFAULT_FOLDER_RESOLUTION}
+        )
+    if kind == "npz":
+        from robobench.data.npz import load_npz
+
+        return load_npz(name, Path(place), **options)
+    if name == "digits":
+        from robobench.data.digits import load_digits
+
+        return load_digits(**options)
+    from robobench.core.paths import data_root
+    from robobench.data.cifar import load_cifar
+    from robobench.data.split import dataset_from_arrays
+
+    train, test = load_cifar(name, data_root(data_dir), need_train, download)
+    return dataset_from_arrays(name, train, test, num_classes=info.num_classes, **options)
+
+
+def placeholder_dataset(name: str, resolution: int | None = None) -> Dataset | None:
+    """Return black images with the size of a named data set, for dry runs; None where the size is not known."""
+    import torch
+
+    from robobench.data.split import Dataset, Split
+
+    info, side = dataset_info(name), resolution or 32
+    if info.num_classes is None or info.train_size is None or info.test_size is None:
+        return None
+    classes = info.num_classes
+
+    def split(count: int) -> Split:
+        labels = torch.arange(count) % classes
+        return Split(lambda index: torch.zeros(len(index), 3, side, side), labels, "placeholder", is_uint8_exact=False)
+
+    return Dataset(name, split(info.train_size), split(info.test_size), classes, side)

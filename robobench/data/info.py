@@ -1,0 +1,96 @@
+"""What is known about a data set before it is loaded: classes, sizes, normalization, radii, default preset.
+
+This is the only place where such values stand. No torch is imported here, so that `list datasets` answers at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from robobench.core.registry import unknown_name
+from robobench.errors import RequestError
+
+Channels = tuple[float, float, float]
+IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
+IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
+CIFAR_EPS = {"Linf": (8 / 255, 16 / 255), "L2": (0.5, 1.0)}
+CIFAR_TRAIN_EPS = {"Linf": 8 / 255, "L2": 0.5}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetInfo:
+    """Facts about a data set. User data (`npz:`, `imagefolder:`) get CIFAR's radii and ImageNet's statistics."""
+
+    summary: str  # one line for `list datasets`
+    num_classes: int | None = None  # None: known once it is loaded
+    train_size: int | None = None
+    test_size: int | None = None
+    mean: Channels = IMAGENET_MEAN  # of each channel, on the [0, 1] scale
+    std: Channels = IMAGENET_STD
+    eps: Mapping[str, tuple[float, ...]] = field(default_factory=lambda: CIFAR_EPS)  # norm -> radii of attacks
+    train_eps: Mapping[str, float] = field(default_factory=lambda: CIFAR_TRAIN_EPS)  # norm -> radius of training
+    preset: str | None = None  # used where the user names none
+    robustbench_eps: Mapping[str, str] = field(default_factory=dict)  # norm -> radius RobustBench ranks at
+
+
+DATASETS = {
+    "digits": DatasetInfo(
+        summary="1,797 scanned digits inside scikit-learn, enlarged to 32 px: no download; 1,437 train, 360 test",
+        num_classes=10,
+        train_size=1437,
+        test_size=360,
+        mean=(0.305,) * 3,
+        std=(0.376,) * 3,
+        # Chosen so that standard training keeps nothing and adversarial training keeps most.
+        eps={"Linf": (0.05, 0.1), "L2": (1.0, 2.0)},
+        train_eps={"Linf": 0.1, "L2": 2.0},
+        preset="quick",
+    ),
+    "cifar10": DatasetInfo(
+        summary="60,000 color images of 32 px in 10 classes: torchvision's archive or Hugging Face parquet files",
+        num_classes=10,
+        train_size=50_000,
+        test_size=10_000,
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+        preset="cifar",
+        robustbench_eps={"Linf": "8/255", "L2": "0.5"},
+    ),
+    "cifar100": DatasetInfo(
+        summary="the same in 100 classes",
+        num_classes=100,
+        train_size=50_000,
+        test_size=10_000,
+        mean=(0.5071, 0.4865, 0.4409),
+        std=(0.2673, 0.2564, 0.2762),
+        preset="cifar",
+        robustbench_eps={"Linf": "8/255"},
+    ),
+    "imagefolder:PATH": DatasetInfo(
+        summary="PATH/train/<class>/* and PATH/test/<class>/* (or val), streamed from disk"
+    ),
+    "npz:FILE": DatasetInfo(
+        summary="arrays x_test (uint8, N x H x W x 3) and y_test; x_train and y_train where training needs them"
+    ),
+}
+
+
+def dataset_info(name: str) -> DatasetInfo:
+    """Return the facts about a data set.
+
+    Args:
+        name: digits, cifar10, cifar100, imagefolder:PATH or npz:FILE.
+
+    Raises:
+        RequestError: unknown name (with a suggestion), or no path after the colon.
+    """
+    kind, colon, place = name.partition(":")
+    placeholder = {key.partition(":")[0]: key for key in DATASETS if ":" in key}.get(kind)
+    if placeholder is not None and colon:
+        if not place:
+            raise RequestError(f"data set '{name}' names no place; write {placeholder}")
+        return DATASETS[placeholder]
+    if name not in DATASETS:
+        raise unknown_name("data set", name, DATASETS)
+    return DATASETS[name]

@@ -1,0 +1,199 @@
+"""The splits of a data set, and how arrays become one after their shapes, types and value ranges are checked."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from robobench.errors import RequestError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+Arrays = tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]  # images (N, H, W, 3) uint8 or float, labels (N,)
+
+
+class Split:
+    """Images and labels, read by index.
+
+    Args:
+        read: maps an index (B,) int64 to images (B, 3, H, W), uint8 or float in [0, 1].
+        labels: (N,) int64, on the device that holds the pixels. `read` gets an index on that device or on the CPU.
+        digest: hash of pixels, shapes and labels. Equal digests mean equal data.
+        is_uint8_exact: every value of `read` is a multiple of 1/255.
+        resolution: side in pixels to which images are resized; None keeps their size.
+        device: where images are returned.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[Tensor], Tensor],
+        labels: Tensor,
+        digest: str,
+        *,
+        is_uint8_exact: bool,
+        resolution: int | None = None,
+        device: Any = "cpu",
+    ) -> None:
+        self._read, self.labels, self.device = read, labels, device
+        self.digest = short_digest(digest, "resized to", resolution) if resolution else digest
+        self.is_uint8_exact, self.resolution = is_uint8_exact and resolution is None, resolution
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def images(self, index: Tensor) -> Tensor:
+        """Return images (B, 3, H, W) float32 in [0, 1], on the split's device, for an index (B,) int64."""
+        import torch
+        import torch.nn.functional as F
+
+        images = self._read(index).to(self.device)
+        images = images.float().div_(255) if images.dtype == torch.uint8 else images.float()
+        if self.resolution is not None:
+            size = (self.resolution, self.resolution)
+            images = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True).clamp_(0, 1)
+        return images
+
+    def first(self, count: int) -> Split:
+        """Return the first `count` images as a split; all of them if there are fewer."""
+        if count >= len(self):
+            return self
+        part = copy(self)
+        part.labels, part.digest = self.labels[:count], short_digest(self.digest, "first", count)
+        return part
+
+    def last(self, count: int) -> Split:
+        """Return the last `count` images as a split."""
+        part, skipped = copy(self), len(self) - count
+        part._read = lambda index: self._read(index + skipped)
+        part.labels, part.digest = self.labels[skipped:], short_digest(self.digest, "last", count)
+        return part
+
+    def shuffled(self, seed: str) -> Split:
+        """Return the same images in a random order that depends on `seed` only."""
+        from robobench.core.rng import permutation
+
+        part, order = copy(self), permutation(len(self), seed).to(self.labels.device)
+        part._read = lambda index: self._read(order[index])
+        part.labels, part.digest = self.labels[order], short_digest(self.digest, "shuffled", seed)
+        return part
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A training split (None where only testing was asked for) and a test split."""
+
+    name: str
+    train: Split | None
+    test: Split
+    num_classes: int
+    resolution: int  # side of the images in pixels
+
+    @property
+    def digest(self) -> str:
+        """Hash of the loaded splits. To compare tables use `test.digest`, which does not depend on `need_train`."""
+        return short_digest(self.train.digest if self.train else "no train", self.test.digest)
+
+
+def short_digest(*parts: object) -> str:
+    """Hash parts to 16 hexadecimal digits."""
+    return hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()[:16]
+
+
+def require_classes(split: Split, count: int) -> None:
+    """Raise RequestError unless a training split has images of at least `count` classes."""
+    have = len(set(split.labels.tolist()))
+    if have < count:
+        raise RequestError(
+            f"the training split has {have} class{'es' if have > 1 else ''} in {len(split)} images, training needs "
+            f"{count} or more; use more images or another data set"
+        )
+
+
+def dataset_from_arrays(
+    name: str,
+    train: Arrays | None,
+    test: Arrays,
+    *,
+    num_classes: int | None = None,
+    resolution: int | None,
+    need_train: bool,
+    device: Any,
+) -> Dataset:
+    """Check arrays and make a data set of them.
+
+    Args:
+        num_classes: None takes one more than the largest label.
+        resolution, need_train, device: as in `load_dataset`.
+
+    Raises:
+        RequestError: wrong shapes, types, values or labels; splits of different image sizes.
+    """
+    given = {"train": train, "test": test}
+    arrays = {part: _check_arrays(name, part, *pair, num_classes) for part, pair in given.items() if pair is not None}
+    sides = {pair[0].shape[1:] for pair in arrays.values()}
+    if len(sides) > 1:
+        raise RequestError(f"data set '{name}': training and test images differ in size: {sorted(sides)}")
+    height, width = next(iter(sides))[:2]
+    if height != width and resolution is None:
+        raise RequestError(f"data set '{name}' has images of {height}x{width}; they must be square")
+    resize = resolution if resolution not in (None, height) or height != width else None
+    count = num_classes or 1 + max(int(labels.max()) for _, labels in arrays.values())
+    splits = {part: _split(*pair, resize, device) for part, pair in arrays.items() if need_train or part == "test"}
+    return Dataset(name, splits.get("train"), splits["test"], max(count, 2), resolution or height)
+
+
+def _split(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], resolution: int | None, device: Any) -> Split:
+    """Make a split of checked arrays; small ones are kept on the device."""
+    import numpy as np
+    import torch
+
+    from robobench.core.memory import ON_DEVICE_BYTES
+
+    digest = hashlib.sha256(f"{images.shape} {images.dtype}".encode() + labels.tobytes())
+    digest.update(np.ascontiguousarray(images).data)
+    pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    if pixels.nbytes < ON_DEVICE_BYTES:
+        pixels = pixels.to(device)
+    return Split(
+        lambda index: pixels[index.to(pixels.device)],
+        torch.from_numpy(labels).to(pixels.device),
+        digest.hexdigest()[:16],
+        is_uint8_exact=images.dtype == np.uint8,
+        resolution=resolution,
+        device=device,
+    )
+
+
+def _check_arrays(name: str, part: str, images: Any, labels: Any, num_classes: int | None) -> Arrays:
+    """Return images as uint8 or float32 and labels as int64; raises RequestError for anything else."""
+    import numpy as np
+
+    where, images, labels = f"data set '{name}', {part} split", np.asarray(images), np.asarray(labels)
+    if images.ndim != 4 or images.shape[3] != 3:
+        raise RequestError(f"{where}: images must be N x H x W x 3, got {' x '.join(map(str, images.shape))}")
+    if len(images) == 0 or 0 in images.shape:
+        raise RequestError(f"{where} is empty; it needs one image or more")
+    if labels.shape != (len(images),):
+        raise RequestError(f"{where}: {len(images)} images need as many labels, got shape {labels.shape}")
+    if labels.dtype.kind not in "iu":
+        raise RequestError(f"{where}: labels must be whole numbers, got {labels.dtype}")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or (num_classes is not None and high >= num_classes):
+        allowed = f"0 to {num_classes - 1}" if num_classes else "0 or more"
+        raise RequestError(f"{where}: labels must be {allowed}, got {low} to {high}")
+    if images.dtype.kind == "f":
+        least, most = float(images.min()), float(images.max())
+        if not (least >= 0 and most <= 1):  # also true for NaN
+            raise RequestError(
+                f"{where}: float images must lie in [0, 1], got [{least:.3g}, {most:.3g}]; divide by 255, do not "
+                "normalize: the model does that"
+            )
+        images = images.astype(np.float32)
+    elif images.dtype != np.uint8:
+        raise RequestError(f"{where}: images must be uint8 in 0 to 255 or float in [0, 1], got {images.dtype}")
+    return images, labels.astype(np.int64)

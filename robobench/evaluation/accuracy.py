@@ -1,0 +1,125 @@
+"""Clean and robust accuracy of one model, image by image.
+
+Robust accuracy is the fraction of *all* test images that are classified correctly when clean and under the attack. It
+is an upper bound found by this attack, never a guarantee.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from robobench.attack_engine.base import Attack
+from robobench.attack_engine.options import DEFAULT_OPTIONS, AttackOptions
+from robobench.core.losses import is_misclassified
+from robobench.core.memory import split_on_oom
+from robobench.core.module_state import attack_mode
+from robobench.core.rng import KeyedRng
+from robobench.models.checks import check_logits
+from robobench.training.context import ImageSource
+
+
+def batch_indices(count: int, batch_size: int) -> list[Tensor]:
+    """Split the first `count` test images into batches of their indices."""
+    return list(torch.split(torch.arange(count), batch_size))
+
+
+def clean_outcomes(
+    model: nn.Module,
+    data: ImageSource,
+    index: Tensor,
+    device: str,
+    on_oom_split: Callable[[str], None] = warnings.warn,
+) -> Tensor:
+    """Return which clean images of an index (B,) are classified correctly: (B,) bool on the CPU."""
+
+    def outcomes(index: Tensor) -> Tensor:
+        labels = data.labels[index].to(device)
+        logits = model(data.images(index))
+        check_logits(logits, labels)
+        correct: Tensor = logits.argmax(1) == labels
+        return correct.cpu()
+
+    with attack_mode(model), torch.no_grad():
+        return torch.cat(split_on_oom("clean accuracy", outcomes, index, on_split=on_oom_split))
+
+
+def attack_rng(attack: Attack, index: Tensor, device: str) -> KeyedRng:
+    """Return an attack's generator for test images (B,): the same for every model and every training seed."""
+    return KeyedRng.of(index.to(device), "attack", attack.name)
+
+
+def white_box_outcomes(
+    model: nn.Module,
+    attack: Attack,
+    data: ImageSource,
+    index: Tensor,
+    clean: Tensor,
+    device: str,
+    options: AttackOptions = DEFAULT_OPTIONS,
+) -> Tensor:
+    """Attack the images of an index that are correct when clean; return which stay correct: (B,) bool on the CPU.
+
+    An iterative attack stops on an image at its first success. Every returned image is checked against the threat
+    model.
+
+    Args:
+        index: (B,) int64, indices of test images.
+        clean: (B,) bool, which of them are classified correctly when clean.
+
+    Raises:
+        ThreatModelError: an image left the ball or [0, 1], or is not finite.
+    """
+    correct = index[clean]
+    outcomes = clean.clone()
+    if len(correct) == 0:
+        return outcomes
+    images, labels = data.images(correct), data.labels[correct].to(device)
+    rng = attack_rng(attack, correct, device)
+    with attack_mode(model):
+        result = attack.attack_early_stop(model, images, labels, rng, options)
+        attack.threat.check(result.adv, images, f"attack '{attack.name}'")
+    outcomes[clean] = ~result.success.cpu()
+    return outcomes
+
+
+def transfer_examples(
+    source: nn.Module,
+    attack: Attack,
+    data: ImageSource,
+    index: Tensor,
+    device: str,
+    options: AttackOptions = DEFAULT_OPTIONS,
+) -> Tensor:
+    """Attack every image of an index (B,) on the transfer source with the full budget.
+
+    Returns:
+        (B, C, H, W) float32, checked against the threat model. Images that the source misclassifies are attacked too.
+        Early-stopped examples transfer poorly and would overestimate robustness.
+    """
+    images, labels = data.images(index), data.labels[index].to(device)
+    with attack_mode(source):
+        rng = attack_rng(attack, index, device)
+        adv = attack.attack_full_budget(source, images, labels, rng, options).detach()
+    attack.threat.check(adv, images, f"attack '{attack.name}'")
+    return adv
+
+
+def transfer_outcomes(
+    model: nn.Module,
+    adv: Tensor,
+    labels: Tensor,
+    clean: Tensor,
+    on_oom_split: Callable[[str], None] = warnings.warn,
+) -> Tensor:
+    """Return which images stay correct on transfer examples adv (B, C, H, W): (B,) bool on the CPU.
+
+    Args:
+        clean: (B,) bool; an image that is misclassified when clean counts as misclassified.
+    """
+    with attack_mode(model), torch.no_grad():
+        logits = torch.cat(split_on_oom("transfer accuracy", model, adv, on_split=on_oom_split))
+        return ~is_misclassified(logits, labels.to(adv.device)).cpu() & clean

@@ -1,0 +1,89 @@
+"""What the jobs of one run share: plan, data, store, loaded models, failures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from robobench.core.console import Reporter
+from robobench.core.memory import keep_freed_memory
+from robobench.data.split import Dataset
+from robobench.distributed import collectives
+from robobench.errors import ArtifactError
+from robobench.models.build import build_model
+from robobench.models.wrapper import PreprocessedModel
+from robobench.planning.plan import Plan, PlannedModel
+from robobench.results.records import TrainingTiming
+from robobench.store.artifacts import WEIGHT_FILES, Store
+
+
+class RankZeroStore(Store):
+    """Store of a run with several processes: only rank 0 takes locks and removes files."""
+
+    @contextmanager
+    def lock(self, kind: str, name: str) -> Iterator[None]:
+        """Hold the lock of an artifact, for all processes."""
+        with super().lock(kind, name) if collectives.is_rank_zero() else nullcontext():
+            yield
+
+    def open_partial(self, kind: str) -> None:
+        """Begin or resume unfinished work."""
+        if collectives.is_rank_zero():
+            super().open_partial(kind)
+
+    def discard(self, kind: str) -> None:
+        """Remove unfinished work that is no longer needed."""
+        if collectives.is_rank_zero():
+            super().discard(kind)
+
+
+class RunContext:
+    """Shared state of one run. Several processes do the same in lockstep; rank 0 reads the store for all."""
+
+    def __init__(self, plan: Plan, dataset: Dataset, reporter: Reporter) -> None:
+        self.plan, self.dataset, self.reporter = plan, dataset, reporter
+        self.store = RankZeroStore(plan.out, overwrite=plan.overwrite, log=reporter.warning)
+        self.failures: dict[str, str] = {}  # key of a training or of a cell -> why there is no result
+        self._loaded: tuple[str, PreprocessedModel] | None = None  # the last model used stays in memory
+        torch.set_num_threads(plan.threads)
+        keep_freed_memory()
+
+    def find(self, kind: str, name: str) -> Path | None:
+        """Return an artifact's folder if rank 0 finds it undamaged."""
+        return collectives.on_rank_zero(lambda: self.store.find(kind, name))
+
+    def timing(self, model: PlannedModel) -> TrainingTiming:
+        """Return the timing record of a stored model; raises ArtifactError if it is gone."""
+        folder = self.store.find("model", model.folder, "timing.json")
+        if folder is None:
+            raise self._missing(model)
+        return json.loads((folder / "timing.json").read_text())  # type: ignore[no-any-return]
+
+    def weights_digest(self, model: PlannedModel) -> str:
+        """Return the first 16 digits of the SHA-256 of a stored model's weights."""
+        return self.store.digest("model", model.folder, WEIGHT_FILES[model.selection])[:16]
+
+    def load_model(self, model: PlannedModel) -> PreprocessedModel:
+        """Load a stored model in eval mode on the device; raises ArtifactError if it is gone."""
+        wanted = f"{model.key} {model.selection}"
+        if self._loaded is None or self._loaded[0] != wanted:
+            folder = self.find("model", model.folder)
+            if folder is None:
+                raise self._missing(model)
+            network = build_model(replace(model.spec, pretrained=False)).to(self.plan.device)
+            network.load_state_dict(load_file(folder / WEIGHT_FILES[model.selection], device=self.plan.device))
+            self._loaded = (wanted, network.eval())
+        return self._loaded[1]
+
+    def forget_model(self) -> None:
+        """Free the model that was loaded last."""
+        self._loaded = None
+
+    def _missing(self, model: PlannedModel) -> ArtifactError:
+        return ArtifactError(f"the trained '{model.name}' is not in '{self.plan.out}'; run it again")

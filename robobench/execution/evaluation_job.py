@@ -1,0 +1,325 @@
+"""Evaluates the cells of a plan, unless the store has them.
+
+A cell that fails becomes a record with its reason; the others continue. Several processes take turns with a cell's
+batches: the same batches as with one process, so the same outcomes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robobench.attack_engine.accelerated import MIN_COMPILED_BATCH, compile_for_search
+from robobench.attack_engine.options import AttackOptions
+from robobench.attack_engine.trace import Traces, average_traces, collect_traces, round_traces
+from robobench.core import device
+from robobench.core.module_state import attack_mode
+from robobench.distributed import collectives, signals
+from robobench.errors import StorageError
+from robobench.evaluation import accuracy
+from robobench.evaluation.model_checks import quick_model_checks
+from robobench.execution.context import RunContext
+from robobench.execution.evaluation_record import blank_record, uses_bf16_search
+from robobench.execution.transfer_examples import TransferExamples
+from robobench.models.wrapper import PreprocessedModel
+from robobench.planning.plan import AttackSpec, Cell, ExternalModel, PlannedModel
+from robobench.results.records import EvaluationRecord, FindingRecord
+from robobench.results.statistics import to_bitstring
+from robobench.store.artifacts import hash_recipe
+from robobench.store.partial import PartialResults
+
+CHECKED_IMAGES = 128  # test images of the quick model checks
+COMPILE_MIN_PASSES = 500_000  # passes of a search that are worth compiling for
+COMPILE_MAX_PARAMS = 5_000_000  # larger models gain nothing by compiling
+
+
+class Evaluator:
+    """Carries out the evaluations of a plan."""
+
+    def __init__(self, context: RunContext) -> None:
+        self.context = context
+        self.transfer = TransferExamples(context)
+        self._clean: dict[str, Tensor] = {}  # weights digest -> clean outcomes
+        self._findings: dict[str, list[FindingRecord]] = {}  # weights digest -> quick model checks
+        self._compiled: tuple[PreprocessedModel, PreprocessedModel | None] | None = None  # last model, compiled copy
+
+    # --- one cell -------------------------------------------------------------------------------
+
+    def evaluate_all(self) -> set[str]:
+        """Evaluate every cell, those of the transfer source first, while it is in memory; return their keys."""
+        return {self.evaluate(cell)["key"] for cell in self.context.plan.cells()}
+
+    def evaluate(self, cell: Cell) -> EvaluationRecord:
+        """Return the record of a cell, from the store or by running it. A failure becomes its record.
+
+        Waits for another process that works on the same cell.
+        """
+        key = self.key(cell)
+        with self.context.store.lock("evaluations", key):
+            record = self._finished(cell, key)
+            record = self._update(cell, key, record) if record is not None else self._evaluate(cell, key)
+        signals.raise_if_stop_requested()
+        return record
+
+    def key(self, cell: Cell) -> str:
+        """Return the key of a cell's record."""
+        return hash_recipe(self._recipe(cell))
+
+    def _recipe(self, cell: Cell) -> dict[str, Any]:
+        plan, model, attack = self.context.plan, cell.model, cell.spec.attack
+        source = plan.transfer_source if cell.protocol == "transfer" else None
+        bf16_model = isinstance(model, ExternalModel) and plan.precision == "bf16"
+        return {
+            "model": model.key,
+            "selection": model.selection,
+            "transfer_source": source.key if source else None,
+            "attack": cell.spec.recipe(),
+            "protocol": cell.protocol,
+            "data": plan.dataset.test_digest,
+            "examples": plan.examples,
+            "eval_batch_size": plan.run.eval_batch_size,
+            **({"search": "bf16"} if uses_bf16_search(attack, cell.protocol, plan.precision) else {}),
+            **({"precision": "bf16"} if bf16_model else {}),
+            **plan.environment(),
+        }
+
+    def _source(self, cell: Cell) -> PlannedModel | None:
+        return self.context.plan.transfer_source if cell.protocol == "transfer" else None
+
+    def _finished(self, cell: Cell, key: str) -> EvaluationRecord | None:
+        """Return the record of a finished cell with these very weights: a GPU does not train the same ones twice."""
+        context = self.context
+        found = context.find("evaluations", key)
+        if found is None:
+            return None
+        record: EvaluationRecord = collectives.on_rank_zero(lambda: json.loads((found / "record.json").read_text()))
+        if record.get("status") != "ok":
+            return None
+        models = ((cell.model, record["weights_digest"]), (self._source(cell), record["source_digest"]))
+        for model, digest in models:
+            stored = model is not None and context.store.folder("model", model.folder).is_dir()
+            if model is not None and stored and context.weights_digest(model) != digest:
+                return None
+        return record
+
+    def _update(self, cell: Cell, key: str, record: EvaluationRecord) -> EvaluationRecord:
+        """Adapt a finished record to this plan: a baseline of an earlier run may now be asked for."""
+        updated: EvaluationRecord = {**record, "config_digest": cell.model.config_digest}
+        if not self.context.plan.is_control(cell.model):
+            updated["is_control"] = False
+        if updated != record:
+            self._keep(key, cell, updated)
+        return updated
+
+    def _evaluate(self, cell: Cell, key: str) -> EvaluationRecord:
+        context, failures = self.context, self.context.failures
+        models = [model for model in (cell.model, self._source(cell)) if model is not None]
+        for model in models:
+            if model.key not in failures and context.find("model", model.folder) is None:
+                failures[model.key] = f"the trained '{model.name}' is no longer in the store; run it again"
+        record = blank_record(context, cell, key)
+        reasons = [failures[k] for k in (*(model.key for model in models), key) if k in failures]
+        if reasons:
+            record["reason"] = reasons[0]
+            record["status"] = "refused" if reasons[0].startswith("refused") else "failed"
+        else:
+            try:
+                self._attack(cell, key, record)
+            except StorageError:  # no other result could be stored either
+                raise
+            except Exception as err:  # becomes the row's reason
+                record.update({"status": "failed", "reason": " ".join(str(err).split())})
+                context.reporter.log(traceback.format_exc())
+        if record["status"] != "ok":
+            what = f"{cell.model.name}, {cell.spec.attack.name} {cell.spec.threat}, {cell.protocol}"
+            context.reporter.warning(f"failed: {what}: {record['reason']}")
+        self._keep(key, cell, record)
+        if record["status"] == "ok":
+            context.store.discard(self._partial_kind(cell, key))
+        return record
+
+    def _keep(self, key: str, cell: Cell, record: EvaluationRecord) -> None:
+        def keep() -> None:
+            with self.context.store.create("evaluations", key, self._recipe(cell)) as work:
+                (work / "record.json").write_text(json.dumps(record, indent=1))
+
+        collectives.on_rank_zero(keep)
+
+    def _partial_kind(self, cell: Cell, key: str) -> str:
+        """Return the folder of an unfinished evaluation, another one for other weights."""
+        models = (cell.model, self._source(cell))
+        return "-".join([f"partial/{key}", *(self.context.weights_digest(m)[:8] for m in models if m)])
+
+    # --- the attack on it -----------------------------------------------------------------------
+
+    def _attack(self, cell: Cell, key: str, record: EvaluationRecord) -> None:
+        """Attack batch by batch and complete the record. Every finished batch is stored before the next begins."""
+        plan = self.context.plan
+        compiled = self._compiled_model(cell)
+        record["compiled_search"] = compiled is not None
+        saves = PartialResults(self.context.store, self._partial_kind(cell, key))
+        bits, traces, seconds_before = collectives.on_rank_zero(lambda: load_partial(saves))
+        begun = time.perf_counter() - seconds_before
+        clean = self.clean_outcomes(cell.model)
+        batches = accuracy.batch_indices(plan.examples, plan.run.eval_batch_size)
+        attack_batch = self._batch_attack(cell, compiled, clean, batches)
+        label = f"{cell.model.name}: {cell.spec.attack.name} {cell.spec.threat} {cell.protocol}"
+        left = range(len(bits), len(batches))
+        with self.context.reporter.progress_bar(label, plan.examples) as advance:
+            advance(sum(map(len, batches[: left.start])))
+            for number, (outcomes, trace) in zip(left, collectives.map_across_ranks(left, attack_batch), strict=True):
+                bits.append(to_bitstring(outcomes))
+                traces = average_traces([traces, trace])
+                seconds = time.perf_counter() - begun
+                collectives.on_rank_zero(partial(save_partial, saves, bits, traces, seconds))
+                signals.raise_if_stop_requested()
+                advance(len(batches[number]))
+        budget = cell.spec.attack.budget  # may depend on the number of classes seen
+        record.update(
+            {
+                "status": "ok",
+                "clean_bits": to_bitstring(clean),
+                "robust_bits": "".join(bits),
+                "seconds": time.perf_counter() - begun,
+                "traces": round_traces(traces),
+                "attack_budget": budget.text,
+                "budget_reduced": budget.reduced,
+                "budget_standard": budget.standard,
+                "findings": self.findings(cell.model),
+            }
+        )
+
+    def _batch_attack(
+        self, cell: Cell, compiled: PreprocessedModel | None, clean: Tensor, batches: list[Tensor]
+    ) -> Any:
+        """Return a function from a batch's number to its outcomes (B,) bool and traces."""
+        plan, data, attack = self.context.plan, self.context.dataset.test, cell.spec.attack
+        warn = self._oom_warning(cell.model)
+        folders = self.transfer.folders(cell.spec) if cell.protocol == "transfer" else []
+        network = self.context.load_model(cell.model)
+
+        def white_box(number: int) -> tuple[Tensor, Traces]:
+            options = AttackOptions(
+                bf16_search=uses_bf16_search(attack, cell.protocol, plan.precision),
+                compiled=(network, compiled) if compiled is not None else None,
+                traces={},
+                on_oom_split=warn,
+            )
+            index = batches[number]
+            outcomes = accuracy.white_box_outcomes(network, attack, data, index, clean[index], plan.device, options)
+            return outcomes, collect_traces(options.traces or {})
+
+        def transfer(number: int) -> tuple[Tensor, Traces]:
+            index, adv = batches[number], self.transfer.load(folders[number])
+            return accuracy.transfer_outcomes(network, adv, data.labels[index], clean[index], warn), {}
+
+        return white_box if cell.protocol == "white-box" else transfer
+
+    def prepare_transfer(self, spec: AttackSpec) -> None:
+        """Make an attack's transfer examples before the cells that need them.
+
+        If it fails, it fails again in those cells, and the reason is recorded there.
+        """
+        plan = self.context.plan
+        if plan.transfer_source is None or plan.transfer_source.key in self.context.failures:
+            return
+        needed = [cell for cell in plan.cells() if cell.spec == spec and cell.protocol == "transfer"]
+        if all(self._finished(cell, self.key(cell)) for cell in needed):
+            return
+        try:
+            self.transfer.folders(spec)
+        except StorageError:  # no other result could be stored either
+            raise
+        except Exception:
+            self.context.reporter.log(traceback.format_exc())
+
+    # --- what all cells of a model share --------------------------------------------------------
+
+    def clean_outcomes(self, model: PlannedModel) -> Tensor:
+        """Return which test images a model classifies correctly when clean: (N,) bool. Measured once."""
+        digest = self.context.weights_digest(model)
+        if digest not in self._clean:
+            network, plan = self.context.load_model(model), self.context.plan
+            data, warn = self.context.dataset.test, self._oom_warning(model)
+
+            def outcomes(index: Tensor) -> Tensor:
+                return accuracy.clean_outcomes(network, data, index, plan.device, warn)
+
+            batches = accuracy.batch_indices(plan.examples, plan.run.eval_batch_size)
+            self._clean[digest] = torch.cat(list(collectives.map_across_ranks(batches, outcomes)))
+        return self._clean[digest]
+
+    def findings(self, model: PlannedModel) -> list[FindingRecord]:
+        """Return the quick checks of a model on the first test images; made once, by rank 0."""
+        digest, network = self.context.weights_digest(model), self.context.load_model(model)
+        plan, data = self.context.plan, self.context.dataset.test
+
+        def check() -> list[FindingRecord]:
+            index = torch.arange(min(CHECKED_IMAGES, plan.run.eval_batch_size, plan.examples))
+            found = quick_model_checks(network, data.images(index), data.labels[index].to(plan.device))
+            return [{"flag": f.check.name, "raised": f.raised, "measured": f.measured} for f in found]
+
+        if digest not in self._findings:
+            try:
+                self._findings[digest] = collectives.on_rank_zero(check)
+            except Exception as err:  # no memory for a gradient of so many images, for instance
+                self._findings[digest] = []
+                why = " ".join(str(err).split())
+                self.context.reporter.warning(f"skipped gradient-masking checks for {model.name}: {why}")
+        return self._findings[digest]
+
+    def _compiled_model(self, cell: Cell) -> PreprocessedModel | None:
+        """Compile the model for a white-box attack if that is worth it; None if not, or if it fails."""
+        plan, attack = self.context.plan, cell.spec.attack
+        network = self.context.load_model(cell.model)
+        if (
+            cell.protocol != "white-box"
+            or plan.device != "cpu"  # a gain was measured there only
+            or not any(part.supports_compile for part in (attack, *attack.components))
+            or uses_bf16_search(attack, cell.protocol, plan.precision)  # would need other graphs
+            or (attack.cost or 0) * plan.examples < COMPILE_MIN_PASSES
+            or sum(p.numel() for p in network.parameters()) > COMPILE_MAX_PARAMS
+            or not device.has_compiler()
+        ):
+            return None
+        available = min(2 * MIN_COMPILED_BATCH, plan.run.eval_batch_size, plan.examples)
+        images = self.context.dataset.test.images(torch.arange(available))
+        # The compiler would treat a batch size that equals another dimension as the same variable.
+        sizes = range(MIN_COMPILED_BATCH + 1, 2 * MIN_COMPILED_BATCH)
+        count = next(n for n in sizes if n not in images.shape[1:])
+        if len(images) < count:
+            return None
+        if self._compiled is None or self._compiled[0] is not network:
+            compiled, reporter, name = None, self.context.reporter, cell.model.name
+            reporter.info(f"compiling {name} for long attacks, which can take a minute")
+            try:
+                with attack_mode(network):
+                    compiled = compile_for_search(network, images[:count])
+            except Exception as err:  # compiling saves time only
+                reporter.warning(f"{name} is attacked uncompiled: {' '.join(str(err).split())[:300]}")
+            self._compiled = (network, compiled)
+        return self._compiled[1]
+
+    def _oom_warning(self, model: PlannedModel) -> Any:
+        return lambda text: self.context.reporter.warning(f"{model.name}: {text}")
+
+
+def load_partial(saves: PartialResults) -> tuple[list[str], Traces, float]:
+    """Return finished batches of an evaluation (as bit strings), their traces, and the seconds they took."""
+    folder = saves.newest()
+    if folder is None:
+        return [], {}, 0.0
+    saved = json.loads((folder / "outcomes.json").read_text())
+    return saved["bits"], saved["traces"], saved["seconds"]
+
+
+def save_partial(saves: PartialResults, bits: list[str], traces: Traces, seconds: float) -> None:
+    """Save finished batches of an evaluation."""
+    with saves.saving(len(bits)) as work:
+        (work / "outcomes.json").write_text(json.dumps({"bits": bits, "traces": traces, "seconds": seconds}))

@@ -1,0 +1,74 @@
+"""The record of a cell before it is evaluated: everything but its outcomes."""
+
+from __future__ import annotations
+
+import torch
+
+from robobench.attack_engine.base import Attack
+from robobench.core import provenance
+from robobench.execution.context import RunContext
+from robobench.planning.plan import Cell
+from robobench.results.records import EvaluationRecord, Protocol
+
+
+def uses_bf16_search(attack: Attack, protocol: Protocol, precision: str) -> bool:
+    """Return whether an attack's gradient steps run in bfloat16."""
+    if protocol != "white-box" or precision != "bf16":
+        return False
+    return attack.supports_bf16_search or any(part.supports_bf16_search for part in attack.components)
+
+
+def blank_record(context: RunContext, cell: Cell, key: str) -> EvaluationRecord:
+    """Return a cell's record with status "failed" and no outcomes."""
+    plan, model, attack, protocol = context.plan, cell.model, cell.spec.attack, cell.protocol
+    source = plan.transfer_source if protocol == "transfer" else None
+    available = [m for m in (model, source) if m is not None and m.key not in context.failures]
+    digests = {m.key: context.weights_digest(m) for m in available}
+    budget = attack.budget
+    bf16_search = uses_bf16_search(attack, protocol, plan.precision)
+    return {
+        "key": key,
+        "training": model.folder,
+        "dataset": model.dataset,
+        "data_digest": plan.dataset.test_digest,
+        "model": model.spec.name,
+        "image_size": model.spec.image_size,
+        "stem": model.spec.stem,
+        "interpolation": model.spec.interpolation,
+        "preset": plan.preset,
+        "config_digest": model.config_digest,
+        "defense": model.name,
+        "defense_version": model.version,
+        "train_norm": model.threat.norm if model.threat else None,
+        "train_eps": model.threat.eps if model.threat else None,
+        "attack": attack.name,
+        "attack_version": attack.version,
+        "threat_norm": cell.spec.threat.norm,
+        "threat_eps": cell.spec.threat.eps,
+        "relative_step": attack.relative_step,
+        "steps": attack.steps,
+        "gradient_free": attack.gradient_free,
+        "early_stop": protocol == "white-box" and attack.early_stop,
+        "attack_budget": budget.text,
+        "budget_reduced": budget.reduced,
+        "budget_standard": budget.standard,
+        "search_precision": "bf16" if bf16_search else "fp32",
+        "protocol": protocol,
+        "source_digest": digests.get(source.key) if source else None,
+        "weights_digest": digests.get(model.key),
+        "seed": model.seed,
+        "selection": model.selection,
+        "examples": plan.examples,
+        "precision": plan.precision,
+        "compiled": model.compiled,
+        "threads": plan.threads,
+        "hardware": provenance.hardware(plan.device, plan.devices),
+        "torch_version": torch.__version__,
+        "commit": provenance.commit(),
+        "is_control": plan.is_control(model),
+        "status": "failed",
+        "reason": "",
+        "clean_bits": None,
+        "robust_bits": None,
+        "seconds": None,
+    }

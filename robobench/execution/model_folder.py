@@ -1,0 +1,106 @@
+"""The folder of a trained model: weights, config.json, timing.json, metrics.csv, run.log."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from robobench.core import provenance
+from robobench.execution.context import RunContext
+from robobench.planning.plan import PlannedModel, TrainingJob
+from robobench.results.records import StageTiming, TeacherTiming, TrainingTiming
+from robobench.store.artifacts import WEIGHT_FILES
+from robobench.store.tensors import save_tensors
+from robobench.training.context import StageRecord
+from robobench.training.selection import EpochSelection
+
+Metrics = list[tuple[str, int, str, float]]  # stage, epoch, name, value
+
+
+@dataclass
+class TrainingResult:
+    """What a training leaves beside its weights; empty for an external model."""
+
+    stages: list[StageRecord] = field(default_factory=list)
+    metrics: Metrics = field(default_factory=list)
+    teachers: dict[str, TeacherTiming] = field(default_factory=dict)
+    selection: EpochSelection | None = None
+
+
+def save_model(context: RunContext, planned: PlannedModel, network: nn.Module, result: TrainingResult) -> None:
+    """Write a model's folder."""
+    with context.store.create("model", planned.folder, planned.recipe) as work:
+        save_tensors(network.state_dict(), work / WEIGHT_FILES["last"])
+        if result.selection:
+            save_tensors(result.selection.weights, work / WEIGHT_FILES["best"])
+        (work / "config.json").write_text(json.dumps(_config(context, planned), indent=1))
+        (work / "timing.json").write_text(json.dumps(_timing(context, planned, result), indent=1))
+        table = io.StringIO()
+        csv.writer(table).writerows([("stage", "epoch", "metric", "value"), *result.metrics])
+        (work / "metrics.csv").write_text(table.getvalue())
+        if context.reporter.log_file is not None:
+            shutil.move(context.reporter.log_file, work / "run.log")
+            context.reporter.log_file = None
+
+
+def stage_timing(record: StageRecord) -> StageTiming:
+    """Return a stage's record as plain values."""
+    rates = {"seconds_per_epoch": record.seconds_per_epoch, "images_per_second": record.images_per_second}
+    return cast(StageTiming, {**asdict(record), **rates})
+
+
+def _timing(context: RunContext, planned: PlannedModel, result: TrainingResult) -> TrainingTiming:
+    stages: Sequence[StageRecord] = result.stages
+    seconds = sum(s.seconds for s in stages) if stages else None  # unknown for an external model
+    others = [other for key, other in planned.with_dependencies().items() if key != planned.key]
+    required: Mapping[str, float | None] = {other.folder: context.timing(other)["train_seconds"] for other in others}
+    known = [value for value in (seconds, *required.values()) if value is not None]
+    return {
+        "stages": [stage_timing(s) for s in stages],
+        "train_seconds": seconds,
+        "total_train_seconds": sum(known) if len(known) == 1 + len(required) else None,
+        "warmup_seconds": sum(s.warmup_seconds for s in stages) if stages else None,
+        "peak_memory_bytes": max((s.peak_memory_bytes for s in stages), default=None),
+        "required": dict(required),
+        "teachers": result.teachers,
+        "selection": result.selection.record() if result.selection else None,
+        "flags": [flag for s in stages for flag in s.flags],
+        "hardware": provenance.hardware(context.plan.device, context.plan.devices),
+        "devices": context.plan.devices,
+        "commit": provenance.commit(),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _config(context: RunContext, planned: PlannedModel) -> dict[str, Any]:
+    plan = context.plan
+    return {
+        "defense": planned.name,
+        "defense_version": planned.version,
+        "preset": plan.preset,
+        "dataset": planned.dataset,
+        "data_digest": plan.dataset.test_digest,
+        "train_images": planned.recipe["train_images"],
+        "held_out": planned.recipe.get("held_out", 0),
+        "resolution": plan.run.attack_resolution,
+        "spec": asdict(planned.spec),
+        "config": asdict(planned.config) if isinstance(planned, TrainingJob) else {},
+        "threat": asdict(planned.threat) if planned.threat else None,
+        "seed": planned.seed,
+        "precision": plan.precision,
+        "compiled": planned.compiled,
+        "threads": plan.threads,
+        "devices": plan.devices,
+        "sync_batchnorm": plan.run.sync_batchnorm,
+        "torch": torch.__version__,
+        "key": planned.key,
+    }

@@ -1,0 +1,92 @@
+"""Executes a request: plans it, runs it here, on several devices or on a cluster, and rewrites rows.csv."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
+
+from robobench.core.console import Reporter, SilentReporter
+from robobench.core.device import resolve_device
+from robobench.distributed import collectives, launch
+from robobench.errors import Interrupted, RequestError
+from robobench.execution.runner import Runner
+from robobench.planning.plan import Plan
+from robobench.planning.planner import prepare
+from robobench.planning.request import ExperimentConfig
+from robobench.results.records import EvaluationRecord
+from robobench.results.rows import read_records, rewrite_rows
+
+CheckPlan = Callable[[Plan], None]
+
+
+def execute_request(
+    request: ExperimentConfig, reporter: Reporter, check_plan: CheckPlan | None = None
+) -> list[EvaluationRecord]:
+    """Carry out a request, rewrite rows.csv, and return the records of the cells it asked for.
+
+    With several devices, this process starts one process for each and waits. Under torchrun it is one of them, and
+    only rank 0 returns records.
+
+    Args:
+        check_plan: may raise to refuse the plan before anything is written.
+
+    Raises:
+        RequestError: the request is wrong; nothing was created.
+        StorageError: the store cannot be written. Finished work is kept, and the same request resumes from it.
+        ProcessError: one of several processes died.
+        ExecutorError: a cluster cannot continue. Finished work is kept.
+    """
+    alone = collectives.world_size() == 1
+    if alone and launch.torchrun_world_size() > 1:
+        device = resolve_device(request.device)
+        launch.resolve_device_count(request.devices, device)
+        work = partial(_execute_on_rank, request, reporter.verbosity, check_plan)
+        return launch.run_under_torchrun(device, work)  # type: ignore[no-any-return]
+    plan, dataset = prepare(request)
+    if check_plan is not None:
+        check_plan(plan)
+    with _executor(request, plan, reporter) as execute:
+        try:
+            plan.out.mkdir(parents=True, exist_ok=True)
+        except OSError as err:
+            raise RequestError(
+                f"--out '{plan.out}' cannot be written ({err.strerror}); choose another folder"
+            ) from None
+        runner = Runner(plan, dataset, reporter)
+        store = runner.context.store
+        if alone and plan.devices > 1:
+            request = replace(request, threads=plan.threads)
+            work = partial(_execute_on_rank, request, reporter.verbosity, None)
+            launch.spawn_processes(plan.device, plan.devices, work)
+            keys = {runner.evaluator.key(cell) for cell in plan.cells()}
+            return [r for r in read_records(plan.out, repair=store) if r["key"] in keys]
+        runner.announce()
+        try:
+            keys = execute(runner)
+        except (KeyboardInterrupt, Interrupted):
+            collectives.on_rank_zero(partial(rewrite_rows, store))
+            raise
+        if not collectives.is_rank_zero():
+            return []
+        return [record for record in rewrite_rows(store) if record["key"] in keys]
+
+
+def _executor(
+    request: ExperimentConfig, plan: Plan, reporter: Reporter
+) -> AbstractContextManager[Callable[[Runner], set[str]]]:
+    """Return a context that yields the function which carries out a runner's plan and returns the records' keys."""
+    if request.executor == "serial":
+        return nullcontext(Runner.run)
+    from robobench.execution.ray_executor import connect
+
+    return connect(request, plan, reporter)
+
+
+def _execute_on_rank(
+    request: ExperimentConfig, verbosity: int, check_plan: CheckPlan | None, device: str
+) -> list[EvaluationRecord]:
+    """Carry out a request as one of several processes, on its own device."""
+    reporter = Reporter(verbosity) if collectives.is_rank_zero() else SilentReporter()
+    return execute_request(replace(request, device=device), reporter, check_plan)

@@ -1,0 +1,69 @@
+"""Loads trained models from a store."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robobench.errors import RequestError
+from robobench.store.artifacts import WEIGHT_FILES, Store
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def load(store: str | Path, name: str, *, device: str = "cpu", factory: str | None = None) -> nn.Module:
+    """Load a trained model in eval mode: images (B, 3, H, W) in [0, 1] -> logits (B, K).
+
+    Args:
+        name: a defense, if the store has one model of it, or the name of a model's folder.
+        factory: FILE.py:FUNCTION, for a model that a function of yours made. The store never decides which code runs.
+
+    Raises:
+        RequestError: no such model, or several.
+        ArtifactError: its files do not match their digests.
+    """
+    return load_trained(store, name, factory)[0].to(device)
+
+
+def load_trained(
+    store: str | Path, name: str, factory: str | None = None, selection: str = "last"
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Load a trained model as `load` does, with its config.json.
+
+    Args:
+        selection: which epoch's weights, last or best.
+    """
+    from safetensors.torch import load_file
+
+    from robobench.models.build import build_model
+    from robobench.models.spec import ModelSpec, is_factory
+
+    place = Store(Path(store))
+    configs = {}
+    for folder in place.iter_artifacts("model"):
+        place.verify(folder, "config.json")
+        configs[folder.name] = json.loads((folder / "config.json").read_text())
+    fitting = [n for n, config in configs.items() if name in (n, config["defense"])]
+    if len(fitting) != 1:
+        what = f"{len(fitting)} models" if fitting else "no model"
+        options = ", ".join(fitting or configs) or "nothing yet"
+        raise RequestError(f"'{store}' holds {what} called '{name}'; name one of: {options}")
+    folder = place.folder("model", fitting[0])
+    place.verify(folder)
+    spec = ModelSpec.from_config(configs[fitting[0]]["spec"])
+    if is_factory(spec.name):
+        if factory is None:
+            raise RequestError(
+                f"the model '{fitting[0]}' was made by your function '{spec.name}'; to let it run, "
+                "name it: load(..., factory='FILE.py:FUNCTION')"
+            )
+        spec = replace(spec, name=factory)
+    model = build_model(spec)
+    file = folder / WEIGHT_FILES[selection]
+    if not file.is_file():
+        raise RequestError(f"the weights of '{fitting[0]}' are not in '{store}'; train the model again")
+    model.load_state_dict(load_file(file))
+    return model.eval(), configs[fitting[0]]

@@ -1,0 +1,128 @@
+"""A plan as a graph of tasks: one task per artifact, what it depends on, and how much work it is.
+
+A task is named by the key of its artifact, so that every process that plans the same request has the same tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from robobench.execution.runner import Runner
+from robobench.planning import cost
+from robobench.planning.plan import AttackSpec, Cell, Plan, PlannedModel, TrainingJob
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One artifact to make, or to find in the store."""
+
+    kind: str  # of the artifact: model, transfer, evaluations
+    key: str  # under which the store holds and locks it
+    group: str  # row of the progress table
+    label: str  # what is done
+    depends_on: tuple[str, ...]  # names of tasks
+    model: PlannedModel
+    transfer: AttackSpec | None = None  # make the transfer examples of this attack
+    cell: Cell | None = None  # evaluate this cell; with neither, train the model
+
+    @property
+    def name(self) -> str:
+        """Unique name of the task."""
+        return f"{self.kind}/{self.key}"
+
+    @property
+    def is_training(self) -> bool:
+        """Whether the task trains a model."""
+        return self.kind == "model"
+
+
+def build_task_graph(runner: Runner) -> dict[str, Task]:
+    """Return the tasks of a plan by name, each after those it depends on."""
+    plan, tasks = runner.plan, dict[str, Task]()
+    cells = plan.cells()
+    trained, examples = dict[str, str](), dict[int, str]()  # key of a model, number of an attack -> name of its task
+
+    def add(task: Task) -> str:
+        tasks[task.name] = task
+        return task.name
+
+    for model in plan.training_order():
+        task = Task(
+            kind="model",
+            key=model.folder,
+            group=_label(model),
+            label="training",
+            depends_on=tuple(dict.fromkeys(trained[other.key] for other in model.requires.values())),
+            model=model,
+        )
+        trained[model.key] = add(task)
+    for number, spec in enumerate(plan.attacks):
+        if plan.transfer_source is not None and any(c.spec is spec and c.protocol == "transfer" for c in cells):
+            task = Task(
+                kind="transfer",
+                key=runner.evaluator.transfer.key(spec),
+                group="transfer examples",
+                label=f"{spec.attack.name} {spec.threat}",
+                depends_on=(trained[plan.transfer_source.key],),
+                model=plan.transfer_source,
+                transfer=spec,
+            )
+            examples[number] = add(task)
+    for cell in cells:
+        needed = [trained[cell.model.key]]
+        if cell.protocol == "transfer":
+            needed.append(examples[plan.attacks.index(cell.spec)])
+        task = Task(
+            kind="evaluations",
+            key=runner.evaluator.key(cell),
+            group=_label(cell.model),
+            label=f"{cell.spec.attack.name} {cell.spec.threat} {cell.protocol}",
+            depends_on=tuple(needed),
+            model=cell.model,
+            cell=cell,
+        )
+        add(task)
+    return tasks
+
+
+def _label(model: PlannedModel) -> str:
+    return f"{model.name} (seed {model.seed})"
+
+
+def run_task(runner: Runner, task: Task) -> bool:
+    """Run a task; return whether it succeeded. Earlier failures are in `runner.context.failures`."""
+    if task.cell is not None:
+        return runner.evaluator.evaluate(task.cell)["status"] == "ok"
+    if task.transfer is not None:
+        runner.evaluator.prepare_transfer(task.transfer)
+    else:
+        runner.trainer.attempt(task.model)
+    return task.model.key not in runner.context.failures
+
+
+def task_forwards(plan: Plan, task: Task) -> float:
+    """Estimate a task in forward passes of its model. An attack of unknown cost counts one per image."""
+    if task.is_training:
+        try:
+            return cost.forward_equivalents(plan, task.model) if isinstance(task.model, TrainingJob) else 0.0
+        except Exception:  # the training itself reports why it cannot begin
+            return 0.0
+    if task.cell is not None and task.cell.protocol == "transfer":
+        return float(plan.examples)
+    spec = task.transfer or (task.cell.spec if task.cell else None)
+    assert spec is not None
+    return plan.examples * (spec.attack.cost or 1.0)
+
+
+def critical_path_first(tasks: dict[str, Task], work: Callable[[Task], float]) -> list[Task]:
+    """Sort tasks by the work of the longest chain each begins, so that long chains start early.
+
+    A task comes after those it depends on.
+    """
+    chain = dict.fromkeys(tasks, 0.0)
+    for name, task in reversed(tasks.items()):
+        chain[name] += work(task)
+        for needed in task.depends_on:
+            chain[needed] = max(chain[needed], chain[name])
+    return sorted(tasks.values(), key=lambda task: -chain[task.name])

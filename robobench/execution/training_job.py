@@ -1,0 +1,199 @@
+"""Trains the models of a plan, prerequisites first, unless the store has them.
+
+A training that fails leaves its reason; only what needs that model stops.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping
+from contextlib import nullcontext
+
+from torch import nn
+
+from robobench.core.formatting import format_duration
+from robobench.distributed import collectives
+from robobench.errors import ArtifactError, StorageError
+from robobench.execution.context import RunContext
+from robobench.execution.model_folder import TrainingResult, save_model
+from robobench.execution.stage_job import StageRunner
+from robobench.models.build import build_model
+from robobench.models.weights import load_weights, state_digest
+from robobench.planning.plan import NO_THREAT, ExternalModel, PlannedModel, TrainingJob
+from robobench.plugins.discovery import load_defense
+from robobench.results.records import TeacherTiming
+from robobench.store.artifacts import file_digest, hash_recipe, wrap_write_errors
+from robobench.training.base import DefenseSetup, FrozenModel, Stage, Train
+from robobench.training.context import ImageSource, StageRecord, TrainRuntime
+from robobench.training.selection import EpochSelection, quick_accuracy
+
+TEACHER_IMAGES = 128  # training images on which a teacher is measured before it is used
+COMPILER_MODULES = ("torch._dynamo", "torch._inductor")  # whose errors mean that a model cannot be compiled
+
+
+class Trainer:
+    """Carries out the trainings of a plan."""
+
+    def __init__(self, context: RunContext) -> None:
+        self.context = context
+
+    def train_all(self) -> None:
+        """Train every model that is missing, prerequisites first."""
+        for model in self.context.plan.training_order():
+            self.attempt(model)
+
+    def attempt(self, model: PlannedModel) -> None:
+        """Train a model, or record why it failed; models it requires were attempted before."""
+        failures, reporter = self.context.failures, self.context.reporter
+        failed = [other for other in model.requires.values() if other.key in failures]
+        if failed:
+            why = failures[failed[0].key]
+            failures[model.key] = f"required defense '{failed[0].name}' could not be trained: {why}"
+            return
+        refusal = None
+        if isinstance(model, TrainingJob) and model.threat:
+            refusal = model.defense.why_unsupported(model.threat)
+        if refusal:
+            failures[model.key] = f"refused: {refusal}"
+            reporter.warning(f"{model.name}: {refusal}")
+            return
+        try:
+            self.train(model)
+        except StorageError:  # no other result could be stored either
+            raise
+        except Exception as err:  # becomes the reason of the model's rows
+            why = " ".join(str(err).split())
+            if type(err).__module__.startswith(COMPILER_MODULES):
+                why = f"it cannot be compiled ({why[:300]}); --compile off trains it"
+            failures[model.key] = why
+            reporter.warning(f"training '{model.name}' failed: {why}")
+            reporter.log(traceback.format_exc())
+        finally:
+            reporter.log_file = None
+
+    def train(self, model: PlannedModel) -> None:
+        """Train a model and store it, unless the store has it; one process at a time."""
+        store, reporter = self.context.store, self.context.reporter
+        with store.lock("model", model.folder):
+            if self.context.find("model", model.folder):
+                reporter.info(f"{model.name} (seed {model.seed}): reused from {self.context.plan.out / model.folder}")
+            else:
+                logs = store.root / "artifacts" / "logs"
+                with wrap_write_errors(logs):
+                    logs.mkdir(parents=True, exist_ok=True)
+                reporter.log_file = logs / f"{model.folder}.log"
+                reporter.log(f"{model.name} (seed {model.seed}) as '{model.folder}'")
+                if isinstance(model, ExternalModel):
+                    self._import(model)
+                elif isinstance(model, TrainingJob):
+                    self._train(model)
+            store.discard(f"checkpoints/{model.folder}")
+
+    def _import(self, model: ExternalModel) -> None:
+        """Store a model that was trained elsewhere, as it is."""
+        network = build_model(model.spec).to(self.context.plan.device)
+        if model.weights is not None:
+            load_weights(network, model.weights)
+        now = file_digest(model.weights) if model.weights else state_digest(network)
+        if now != model.recipe["external"]:
+            what = f"'{model.weights}'" if model.weights else f"what '{model.spec.name}' loads"
+            raise ArtifactError(f"{what} has changed since this run began; start it again")
+        collectives.on_rank_zero(lambda: save_model(self.context, model, network, TrainingResult()))
+
+    def _train(self, job: TrainingJob) -> None:
+        plan, reporter = self.context.plan, self.context.reporter
+        reporter.info(f"{job.name} (seed {job.seed}): training {job.spec.name} on {job.dataset}")
+        assert self.context.dataset.train is not None
+        data = self.context.dataset.train.first(plan.train_images)
+        runtime = TrainRuntime(plan.device, plan.precision, job.seed, reporter, job.compiled)
+        setup = self._setup(job, len(data), data.is_uint8_exact)
+        for teacher in setup.required_models.values():
+            runtime.compile(teacher.module)
+        result = TrainingResult(teachers=self._measure_teachers(job, runtime, setup.required_models, data))
+        digests = {role: state_digest(teacher.module) for role, teacher in setup.required_models.items()}
+        stages = job.defense(job.config).stages(setup)
+        result.selection = self._epoch_selection(job, runtime, setup.model, stages[-1])
+        runner = StageRunner(self.context, job, runtime, setup, data)
+        for number, stage in enumerate(stages):
+            last = number == len(stages) - 1
+            # Trainings share stages: another process may run this one for its own training.
+            lock = nullcontext() if last else self.context.store.lock("stages", hash_recipe(job.stage_recipe(stage)))
+            with lock:
+                record, metrics = runner.run(stage, last=last, selection=result.selection if last else None)
+            for role, teacher in setup.required_models.items():
+                if state_digest(teacher.module) != digests[role]:
+                    raise ArtifactError(f"stage '{stage.name}' of '{job.name}' changed its teacher '{role}'")
+            result.stages.append(record)
+            result.metrics += metrics
+            self._report_stage(job, record)
+        self.context.forget_model()
+        collectives.on_rank_zero(lambda: save_model(self.context, job, setup.model, result))
+
+    def _setup(self, job: TrainingJob, train_size: int, is_uint8_exact: bool) -> DefenseSetup:
+        """Build the untrained model, load those it requires, and return what the defense is given."""
+        run = self.context.plan.run
+        network: nn.Module = build_model(job.spec).to(self.context.plan.device)
+        if run.sync_batchnorm and collectives.world_size() > 1:
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+        return DefenseSetup(
+            model=network,
+            threat=job.threat or NO_THREAT,
+            num_classes=job.spec.num_classes,
+            image_shape=(3, run.attack_resolution, run.attack_resolution),
+            train_size=train_size,
+            seed=job.seed,
+            is_uint8_exact=is_uint8_exact,
+            required_models={role: FrozenModel(self.context.load_model(other)) for role, other in job.requires.items()},
+        )
+
+    def _measure_teachers(
+        self, job: TrainingJob, runtime: TrainRuntime, teachers: Mapping[str, FrozenModel], data: ImageSource
+    ) -> dict[str, TeacherTiming]:
+        """Measure every teacher as training will use it, not timed; warn if it guesses or lacks robustness."""
+        reporter, measured = self.context.reporter, dict[str, TeacherTiming]()
+        declared = job.defense(job.config).requires
+        for role, teacher in teachers.items():
+            accuracy = quick_accuracy(runtime, teacher.module, data, job.threat or NO_THREAT, TEACHER_IMAGES)
+            name = job.requires[role].name
+            measured[role] = {
+                "network": name,
+                "key": job.requires[role].key,
+                "pgd": accuracy.pgd,
+                "clean": accuracy.clean,
+                "images": accuracy.images,
+            }
+            reporter.info(f"  teacher '{role}' ({name}): {accuracy} for training")
+            classes = job.spec.num_classes
+            if accuracy.near_chance(classes):
+                reporter.warning(
+                    f"teacher '{role}' ({name}) is not clearly better than guessing one of {classes} classes: "
+                    f"{accuracy}; check its normalization (a factory brings its own mean and std: "
+                    f"--teacher {role}=FILE.py:FUNCTION=WEIGHTS) and the order of its classes, or train it longer"
+                )
+            if accuracy.not_robust and load_defense(declared[role]).adversarial:
+                reporter.warning(
+                    f"teacher '{role}' ({name}) is not robust at {job.threat}: {accuracy}; "
+                    f"'{job.name}' can learn no robustness from it"
+                )
+        return measured
+
+    def _epoch_selection(
+        self, job: TrainingJob, runtime: TrainRuntime, model: nn.Module, last: Stage
+    ) -> EpochSelection | None:
+        """Return the selection of the last stage's best epoch, if images are held out for it."""
+        count = self.context.plan.run.held_out
+        if not count or not isinstance(last, Train) or not last.epochs:
+            return None
+        assert self.context.dataset.train is not None
+        held_out = self.context.dataset.train.last(count)
+        return EpochSelection(runtime, model, held_out, job.threat or NO_THREAT, last.epochs)
+
+    def _report_stage(self, job: TrainingJob, record: StageRecord) -> None:
+        parts = [format_duration(record.seconds)]
+        if record.epochs > 1:
+            parts.append(f"{record.epochs} epochs, {record.seconds_per_epoch:.2f} s each")
+        parts.append(f"{record.images_per_second:.0f} images/s")
+        parts += [f"{name} {value:.3f}" for name, value in record.metrics.items()]
+        self.context.reporter.info(f"  {record.name}: {', '.join(parts)}")
+        for flag in record.flags:
+            self.context.reporter.warning(f"{job.name} (seed {job.seed}): stage '{record.name}': flag '{flag}' set")

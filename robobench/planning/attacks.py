@@ -1,0 +1,110 @@
+"""Attacks of a run: which ones, at which radii, under which protocols."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from robobench.attack_engine.base import Attack
+from robobench.core.registry import unknown_name
+from robobench.core.threat import ThreatModel, canonical_norm, parse_eps
+from robobench.errors import PluginError, RequestError
+from robobench.planning.plan import AttackSpec
+from robobench.planning.settings import Settings
+from robobench.planning.validate import PROTOCOLS
+from robobench.plugins.discovery import discover, load_attack, parse_attack_spec
+
+
+def plan_attacks(settings: Settings) -> list[AttackSpec]:
+    """Return the attacks of a run.
+
+    Raises:
+        RequestError: an unknown attack, one that does not work on the norm, or a wrong radius.
+    """
+    request = settings.request
+    given = _parse_eps_flags(settings)
+    names = request.attacks if request.attacks is not None else settings.run.attacks
+    norms_used, specs = set(), []
+    for name in dict.fromkeys(names):
+        cls, values = parse_attack_spec(name)
+        norm = cls.fixed_norm or settings.norm
+        reason = cls.why_unsupported(ThreatModel(norm, 0.1))
+        if reason:
+            if request.attacks is not None:
+                raise RequestError(f"{reason}; leave '{name}' out or choose another --norm")
+            settings.note(f"{reason}; left out of the default attacks")
+            continue
+        norms_used.add(norm)
+        config = settings.plugin_config(cls, cls.name, values)
+        for eps in _radii(settings, norm, given):
+            attack = cls(config, ThreatModel(norm, eps))
+            specs.append(AttackSpec(attack, PROTOCOLS[request.protocol]))
+    for norm in given:
+        if norm not in norms_used and norms_used:
+            raise RequestError(f"--eps gives radii for {norm}, and no attack of this run is on {norm}")
+    return specs
+
+
+def gradient_free_attacks(settings: Settings, specs: list[AttackSpec]) -> list[Attack]:
+    """Return every other registered gradient-free attack that can be imported, at the threats of `specs`."""
+    taken = {(spec.attack.name, spec.threat) for spec in specs}
+    out: list[Attack] = []
+    for name in sorted(discover("attack")):
+        try:
+            cls = load_attack(name)
+        except PluginError:
+            continue
+        if not cls.gradient_free or cls.spec_field is not None:
+            continue
+        for threat in dict.fromkeys(spec.threat for spec in specs):
+            fits = cls.why_unsupported(threat) is None and cls.fixed_norm in (None, threat.norm)
+            if fits and (name, threat) not in taken:
+                out.append(cls(settings.plugin_config(cls, name, {}), threat))
+    return out
+
+
+def radii_of(settings: Settings, norm: str) -> tuple[tuple[float, ...], float]:
+    """Return the data set's radii for attacks and for training in a norm; raises RequestError."""
+    if norm not in settings.info.eps:
+        raise unknown_name("norm", norm, settings.info.eps)
+    return settings.info.eps[norm], settings.info.train_eps[norm]
+
+
+def train_threat(settings: Settings) -> ThreatModel:
+    """Return the threat model to train against; raises RequestError for a wrong radius."""
+    norm = canonical_norm(settings.request.train_norm or settings.norm)
+    _, radius = radii_of(settings, norm)
+    eps = parse_eps(settings.request.train_eps or radius, norm)
+    if eps == 0:
+        raise RequestError("--train-eps 0 trains against nothing; use --defense standard for that")
+    return ThreatModel(norm, eps)
+
+
+def _parse_eps_flags(settings: Settings) -> dict[str, tuple[str, ...]]:
+    """Parse --eps: plain radii belong to --norm, 'L2:0.5,1.0' to the norm named."""
+    out: dict[str, tuple[str, ...]] = {}
+    for text in settings.request.eps:
+        head, colon, rest = text.partition(":")
+        norm = canonical_norm(head) if colon else settings.norm
+        parts = tuple(part.strip() for part in (rest if colon else text).split(",") if part.strip())
+        if not parts:
+            raise RequestError(f"--eps '{text}' names no radius; write 8/255,16/255 or L2:0.5,1.0")
+        out[norm] = out.get(norm, ()) + parts
+    return out
+
+
+def _radii(settings: Settings, norm: str, given: dict[str, tuple[str, ...]]) -> list[float]:
+    """Return the radii of an attack: those of --eps, else the preset's, else the data set's."""
+    if norm in given:
+        texts: tuple[Any, ...] = given[norm]
+    elif norm == "L2" and settings.run.l2_eps:
+        texts = settings.run.l2_eps
+        settings.note(
+            "the paper preset gives attacks on L2 the paper's own 8/255 and 16/255; in L2 these are almost "
+            "nothing (a full Linf 8/255 step is 12.2 long at 224 px), so do not compare them with other tables"
+        )
+    else:
+        texts = radii_of(settings, norm)[0]
+    radii = [parse_eps(text, norm) for text in texts]
+    if 0 in radii:
+        raise RequestError("eps 0 leaves nothing to attack; clean accuracy is always reported: leave it out")
+    return list(dict.fromkeys(radii))

@@ -1,0 +1,209 @@
+"""From a request to a plan. Bad input is refused here, before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from robobench.core.paths import check_writable
+from robobench.data import load_dataset, placeholder_dataset
+from robobench.data.info import dataset_info
+from robobench.data.split import Dataset, require_classes
+from robobench.errors import RequestError
+from robobench.models.pretrained import pretrained_is_cached
+from robobench.models.spec import brings_own_normalization, check_model_name
+from robobench.planning.attacks import plan_attacks
+from robobench.planning.plan import DatasetIdentity, Plan, PlannedModel, TrainingJob
+from robobench.planning.request import ExperimentConfig
+from robobench.planning.settings import resolve_settings
+from robobench.planning.trainings import ModelPlanner
+from robobench.planning.validate import check_flags
+from robobench.plugins.discovery import add_plugin_file, load_defense
+
+
+class Planner:
+    """Resolves one request.
+
+    Args:
+        dry: missing data become a line of the plan instead of an error.
+
+    Raises:
+        RequestError: anything that cannot be done.
+    """
+
+    def __init__(self, request: ExperimentConfig, *, dry: bool = False) -> None:
+        self.request, self.dry = request, dry
+        self.unavailable_data: list[str] = []
+        for file in request.plugins:
+            add_plugin_file(file)
+        dataset_info(request.dataset)
+        check_flags(request)
+        self.settings = resolve_settings(request, dry=dry)
+        self.attacks = plan_attacks(self.settings)
+        check_model_name(request.model)
+        for name in request.defenses:
+            load_defense(name)
+        check_writable(request.out)
+        self.dataset = self._load_dataset()
+        for spec in self.attacks:
+            spec.attack.num_classes = self.dataset.num_classes
+            for warning in spec.attack.warnings():
+                self.settings.note(warning)
+        self.train_images = self._count_train_images()
+        self.models = ModelPlanner(self.settings, self.dataset, self.train_images)
+
+    def _load_dataset(self) -> Dataset:
+        resolution = self.settings.run.attack_resolution
+        try:
+            return load_dataset(
+                self.request.dataset,
+                data_dir=self.request.data_dir,
+                resolution=resolution,
+                need_train=bool(self.request.defenses),
+                device=self.settings.device,
+                download=not self.dry,
+            )
+        except RequestError as err:
+            placeholder = placeholder_dataset(self.request.dataset, resolution) if self.dry else None
+            if placeholder is None:
+                raise
+            self.unavailable_data.append(str(err))
+            return placeholder
+
+    def _count_train_images(self) -> int:
+        """Return how many training images are used, from the first on; raises RequestError if there are too few."""
+        train, run = self.dataset.train, self.settings.run
+        if train is None:
+            return 0
+        have = len(train) - run.held_out
+        count = min(run.train_images or have, have)
+        if self.request.defenses and not self.unavailable_data:
+            if count < 1:
+                raise RequestError(
+                    f"run.held_out={run.held_out} leaves nothing to train on: the training split has "
+                    f"{len(train)} images; hold out fewer, or none with --set run.held_out=0"
+                )
+            require_classes(train.first(count), 2)
+        return count
+
+    def plan(self) -> Plan:
+        """Return the plan."""
+        request, settings, run = self.request, self.settings, self.settings.run
+        models = self._models()
+        transfer = request.protocol != "white-box" and bool(self.attacks) and bool(models)
+        source = self._transfer_source() if transfer else None
+        controls = self._controls(models) if transfer and not request.external else []
+        settings.check_sets_used()
+        if self.dry and run.pretrained and not request.external and not pretrained_is_cached(self.models.spec(0)):
+            self.unavailable_data.append(
+                f"pretrained weights of '{request.model}' are not in the Hugging Face cache; a run downloads them, "
+                "--set run.pretrained=false starts from random weights instead"
+            )
+        return Plan(
+            preset=settings.preset,
+            run=run,
+            dataset=DatasetIdentity.of(self.dataset),
+            models=models,
+            controls=controls,
+            transfer_source=source,
+            attacks=self.attacks,
+            train_images=self.train_images,
+            examples=self._count_examples(),
+            device=settings.device,
+            precision=settings.precision,
+            threads=settings.threads,
+            devices=settings.devices,
+            out=request.out,
+            checkpoint_minutes=request.checkpoint_minutes,
+            overwrite=request.overwrite,
+            notes=settings.notes,
+            unavailable_data=self.unavailable_data,
+        )
+
+    def _models(self) -> list[PlannedModel]:
+        """Return the models the table shows, one entry per selected epoch."""
+        request, selection = self.request, self.settings.run.selection
+        jobs = [self.models.training(name, seed) for name in request.defenses for seed in request.seeds]
+        self.models.teachers.check_used({role for job in jobs for role in job.requires})
+        if selection != "last" and any(job.config.epochs == 0 for job in jobs):
+            raise RequestError("run.selection=best has nothing to choose from in 0 epochs; give --epochs 1 or more")
+        if request.external:
+            return [self.models.external(request.model, request.weights)]
+        selections = ("last", "best") if selection == "both" else (selection,)
+        return [replace(job, selection=chosen) for job in jobs for chosen in selections]
+
+    def _transfer_source(self) -> PlannedModel:
+        """Return the model that transfer examples are made on."""
+        if self.request.transfer_source:
+            name, _, file = self.request.transfer_source.partition("=")
+            return self.models.external(name, Path(file) if file else None, role="source")
+        return self.models.training(self.settings.run.transfer_source, 0)
+
+    def _controls(self, models: list[PlannedModel]) -> list[PlannedModel]:
+        """Return the undefended baseline of another seed, unless the run has one or leaves it out."""
+        source = self.settings.run.transfer_source
+        if not self.settings.run.baseline_control:
+            self.settings.note(
+                f"the undefended baseline ('{source}' of another seed) is left out for its cost; "
+                "--set run.baseline_control=true adds it"
+            )
+            return []
+        seeds = {model.seed for model in models if model.name == source} | {0}
+        return [self.models.training(source, 1)] if len(seeds) == 1 else []
+
+    def _count_examples(self) -> int:
+        """Return how many test images are used; note what the user should know about them."""
+        request, test = self.request, self.dataset.test
+        preset_examples = 0 if request.external else self.settings.run.examples  # `evaluate` takes all
+        examples = request.examples or preset_examples or len(test)
+        if examples > len(test):
+            self.settings.note(f"--examples {examples}: the test split has {len(test)} images; all are used")
+        shown, every = len(set(test.labels[:examples].tolist())), len(set(test.labels.tolist()))
+        sorted_by_class = every == 1 + int(test.labels.diff().count_nonzero())
+        if shown < every and sorted_by_class:
+            self.settings.note(
+                f"the test images of '{request.dataset}' are sorted by class: the first {examples} show {shown} "
+                f"of {every} classes; shuffle them in the file, or take all with --examples {len(test)}"
+            )
+        return min(examples, len(test))
+
+
+def prepare(request: ExperimentConfig, *, dry: bool = False) -> tuple[Plan, Dataset]:
+    """Resolve a request into a plan, and load its data set.
+
+    Args:
+        dry: data that cannot be loaded become a line of `unavailable_data`.
+
+    Raises:
+        RequestError: the request is wrong.
+    """
+    planner = Planner(request, dry=dry)
+    plan = planner.plan()
+    for model in plan.training_order():
+        if isinstance(model, TrainingJob):
+            check_stages_on_meta(plan, model)
+    return plan, planner.dataset
+
+
+def make_plan(request: ExperimentConfig, *, dry: bool = False) -> Plan:
+    """Resolve a request into a plan, as `prepare` does."""
+    return prepare(request, dry=dry)[0]
+
+
+def check_stages_on_meta(plan: Plan, job: TrainingJob) -> None:
+    """Build the stages of a training once, without tensor values; raises RequestError if its settings are impossible.
+
+    Models of a user's factory are left out, since they may not build without values.
+    """
+    from robobench.planning.cost import forward_equivalents
+
+    if any(brings_own_normalization(model.spec.name) for model in (job, *job.requires.values())):
+        return
+    try:
+        forward_equivalents(plan, job)
+    except RequestError:  # timm cannot build this model without values
+        return
+    except ValueError as err:
+        raise RequestError(f"defense '{job.name}': {err}") from None
+    except Exception:  # a plug-in may need values; its error becomes a row's reason
+        return

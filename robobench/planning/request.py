@@ -1,0 +1,85 @@
+"""What the user asked for: the command line's flags, and the run settings of a preset. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+MIN_HELD_OUT = 1000  # with fewer images, differences between epochs are chance
+SELECTIONS = ("last", "best", "both")
+EVAL_BATCH_SIZE = 256  # images evaluated together by default; also the unit of resume and of sharing work
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The "run" section of a preset; `--set run.FIELD=VALUE` changes one value."""
+
+    image_size: int = 32  # side of the images the network sees, px
+    attack_resolution: int = 32  # side of the images that are attacked; the model resizes them if it differs
+    stem: str = "cifar"  # of timm's ResNets: cifar (3x3, stride 1), imagenet (7x7, pooling), native
+    interpolation: str = "bilinear"  # bilinear | bicubic | nearest: how the model resizes images
+    pretrained: bool = False  # start from timm's ImageNet weights
+    train_images: int = 0  # first N training images; 0: all that are not held out
+    held_out: int = 0  # last N training images, not trained on: PGD accuracy on them selects the best epoch
+    selection: str = "last"  # last | best | both: which epoch's weights are attacked
+    examples: int = 0  # first N test images; 0: all
+    attacks: tuple[str, ...] = ("pgd", "fgsm")
+    l2_eps: tuple[str, ...] = ()  # radii of L2 attacks, where the preset has its own
+    transfer_source: str = "standard"  # defense whose seed-0 model the transfer examples are made on
+    baseline_control: bool = True  # evaluate an undefended model of another seed too
+    eval_batch_size: int = EVAL_BATCH_SIZE  # images evaluated together
+    sync_batchnorm: bool = False  # BatchNorm over the images of all GPUs
+
+    def __post_init__(self) -> None:
+        for name, least in (("eval_batch_size", 1), ("examples", 0), ("train_images", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.held_out and self.held_out < MIN_HELD_OUT:
+            raise ValueError(f"held_out must be 0 or at least {MIN_HELD_OUT}, got {self.held_out}")
+        if self.selection not in SELECTIONS:
+            raise ValueError(f"selection must be one of {', '.join(SELECTIONS)}, got '{self.selection}'")
+        if self.selection != "last" and not self.held_out:
+            raise ValueError(
+                f"selection '{self.selection}' needs images to select on; set run.held_out={MIN_HELD_OUT} or more"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """The flags of the command line, as typed."""
+
+    defenses: tuple[str, ...] = ()
+    dataset: str = "digits"
+    model: str = "cnn"
+    preset: str | None = None
+    seeds: tuple[int, ...] = (0,)
+    device: str = "auto"
+    precision: str = "auto"
+    compile: str = "auto"  # auto | on | off
+    threads: int | None = None
+    devices: int = 1
+    attacks: tuple[str, ...] | None = None
+    norm: str = "Linf"
+    eps: tuple[str, ...] = ()
+    train_norm: str | None = None
+    train_eps: str | None = None
+    protocol: str = "both"
+    examples: int | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    sets: tuple[str, ...] = ()
+    teachers: tuple[str, ...] = ()  # ROLE=FILE, ROLE=MODEL=FILE or ROLE=FOLDER of a trained model
+    plugins: tuple[str, ...] = ()
+    data_dir: Path | None = None
+    out: Path = Path("runs")
+    checkpoint_minutes: float = 5.0
+    overwrite: bool = False  # quarantine earlier results of this run instead of reusing them
+    executor: str = "serial"  # serial | ray: one task per artifact, over cores, GPUs and machines
+    address: str | None = None  # of a running Ray, auto or HOST:PORT; None starts a local one
+    gpus_per_task: float | None = None  # None: 1 if the device is a GPU
+    # of `evaluate`, for a model that was trained elsewhere:
+    external: bool = False
+    weights: Path | None = None
+    transfer_source: str | None = None  # MODEL or MODEL=WEIGHTS
+    mean: str | None = None
+    std: str | None = None

@@ -1,0 +1,103 @@
+"""The settings of a run: preset values, `--set` values, device, precision and threads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from robobench.core.device import resolve_device, resolve_precision
+from robobench.core.registry import unknown_name
+from robobench.core.threat import canonical_norm
+from robobench.data.info import DatasetInfo, dataset_info
+from robobench.distributed import launch
+from robobench.errors import RequestError
+from robobench.planning.parsing import build_config, parse_fields, parse_sets
+from robobench.planning.presets import preset_layers, preset_values
+from robobench.planning.request import ExperimentConfig, RunConfig
+from robobench.planning.validate import check_executor
+from robobench.training.base import Defense
+
+
+@dataclass
+class Settings:
+    """Settings of one run, and the notes about them that the user should read."""
+
+    request: ExperimentConfig
+    info: DatasetInfo
+    preset: str
+    run: RunConfig
+    sets: dict[str, dict[str, str]]  # of --set, without the section "run"
+    norm: str
+    device: str
+    precision: str
+    devices: int
+    threads: int
+    notes: list[str] = field(default_factory=list)
+    used_names: set[str] = field(default_factory=set)  # plug-ins of this run, which --set may name
+
+    def note(self, text: str) -> None:
+        """Add a note, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def plugin_config(self, cls: Any, name: str, base: Mapping[str, Any]) -> Any:
+        """Build a plug-in's config: base values, then its preset values, flags and `--set` values.
+
+        Args:
+            cls: the class of a defense or an attack.
+            name: as `--set` names it.
+        """
+        values = dict(base)
+        for layer in preset_layers(self.preset, self.request.model):
+            values.update(cls.presets.get(layer, {}))
+        if issubclass(cls, Defense):
+            flags = {"epochs": self.request.epochs, "batch_size": self.request.batch_size}
+            values.update({k: v for k, v in flags.items() if v is not None})
+        values.update(parse_fields(cls.Config, self.sets.get(name, {}), name))
+        self.used_names.add(name)
+        return build_config(cls.Config, values, name)
+
+    def check_sets_used(self) -> None:
+        """Raise RequestError if `--set` names a plug-in that this run does not use."""
+        for name in self.sets:
+            if name not in self.used_names:
+                raise unknown_name("name in --set", name, self.used_names | {"run"})
+
+
+def resolve_settings(request: ExperimentConfig, *, dry: bool = False) -> Settings:
+    """Resolve preset, `--set`, device, precision and threads; raises RequestError for a wrong value."""
+    info = dataset_info(request.dataset)
+    preset = request.preset or info.preset
+    if preset is None:
+        raise RequestError(
+            f"no default preset for data set '{request.dataset}'; name one with --preset quick, cifar, fast or paper"
+        )
+    preset_layers(preset, request.model)
+    sets = parse_sets(request.sets)
+    values = preset_values(preset, request.model, "run")
+    values.update(parse_fields(RunConfig, sets.pop("run", {}), "run"))
+    run: RunConfig = build_config(RunConfig, values, "run")
+    device = resolve_device(request.device)
+    check_executor(request, device)
+    if run.sync_batchnorm and device == "cpu":
+        raise RequestError("run.sync_batchnorm=true works on GPUs only; leave it out, or choose --device cuda")
+    devices = launch.resolve_device_count(request.devices, device)
+    share = 1 if launch.torchrun_world_size() else devices
+    settings = Settings(
+        request=request,
+        info=info,
+        preset=preset,
+        run=run,
+        sets=sets,
+        norm=canonical_norm(request.norm),
+        device=device,
+        precision=resolve_precision(request.precision, device),
+        devices=devices,
+        threads=request.threads or max(1, torch.get_num_threads() // share),
+    )
+    if devices > 1 and dry:
+        settings.note(f"times and memory are estimated for one device; {devices} share every batch")
+    return settings

@@ -1,0 +1,188 @@
+"""Models of a run: trainings with what they require, teachers from files, and external models."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robobench.core.device import should_compile, tf32_setting
+from robobench.data.info import IMAGENET_MEAN, IMAGENET_STD
+from robobench.data.split import Dataset
+from robobench.errors import RequestError
+from robobench.models.build import build_model
+from robobench.models.checks import check_features_and_head, missing_attributes
+from robobench.models.pretrained import check_pretrained
+from robobench.models.spec import MODELS, ModelSpec, brings_own_normalization
+from robobench.planning.attacks import train_threat
+from robobench.planning.external import plan_external_model
+from robobench.planning.plan import STORE_VERSION, ExternalModel, PlannedModel, TrainingJob
+from robobench.planning.presets import preset_values
+from robobench.planning.settings import Settings
+from robobench.planning.teachers import Teachers
+from robobench.plugins.digest import code_digest
+from robobench.plugins.discovery import load_defense
+from robobench.store.artifacts import Store
+
+
+class ModelPlanner:
+    """Plans the models of one run; each training is planned once."""
+
+    def __init__(self, settings: Settings, dataset: Dataset, train_images: int) -> None:
+        self.settings, self.dataset, self.train_images = settings, dataset, train_images
+        self.teachers = Teachers(settings.request.teachers)
+        self.threat = train_threat(settings)
+        self._planned: dict[tuple[str, int], TrainingJob] = {}
+        self._user_model: Any = None  # a model that is not ours, built to inspect it
+        self._has_batchnorm: bool | None = None  # None: not looked up yet
+
+    def spec(self, seed: int, name: str | None = None) -> ModelSpec:
+        """Return the run's model, or another one by name, initialized from a seed."""
+        run, name = self.settings.run, name or self.settings.request.model
+        mean, std = self.settings.info.mean, self.settings.info.std
+        if run.pretrained:
+            mean, std = IMAGENET_MEAN, IMAGENET_STD
+        if brings_own_normalization(name):
+            mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        return ModelSpec(
+            name=name,
+            num_classes=self.dataset.num_classes,
+            image_size=run.image_size,
+            stem=run.stem,
+            interpolation=run.interpolation,
+            mean=mean,
+            std=std,
+            pretrained=run.pretrained,
+            seed=seed,
+        )
+
+    def training(self, name: str, seed: int, below: tuple[str, ...] = ()) -> TrainingJob:
+        """Return the training of a defense, with all it requires.
+
+        Args:
+            below: defenses that require this one.
+
+        Raises:
+            RequestError: a defense requires itself, or the model lacks something it needs.
+        """
+        if name in below:
+            raise RequestError(f"defense '{name}' requires itself through {' -> '.join((*below, name))}")
+        if (name, seed) in self._planned:
+            return self._planned[name, seed]
+        settings, request = self.settings, self.settings.request
+        cls = load_defense(name)
+        config = settings.plugin_config(cls, name, preset_values(settings.preset, request.model, "training"))
+        spec = self.spec(seed)
+        check_pretrained(spec)
+        missing = self._missing_attributes(spec, cls.model_attributes)
+        if missing:
+            raise RequestError(
+                f"defense '{name}' needs {' and '.join(missing)} of the model, and '{spec.name}' has none; "
+                "add them (features(images) -> (B, D), and the last nn.Linear as head) or choose another model"
+            )
+        requires: dict[str, PlannedModel] = {
+            role: self._teacher(role, name) if role in self.teachers else self.training(other, seed, (*below, name))
+            for role, other in cls(config).requires.items()
+        }
+        threat = self.threat if cls.adversarial else None
+        images_seen = config.epochs * self.train_images
+        recipe = {
+            "defense": name,
+            "version": cls.version,
+            "code": code_digest(cls),
+            "config": asdict(config),
+            "model": spec.recipe(),
+            "data": self.dataset.digest,
+            "train_images": self.train_images,
+            "held_out": settings.run.held_out,
+            "resolution": settings.run.attack_resolution,
+            "threat": asdict(threat) if threat else None,
+            "seed": seed,
+            "precision": settings.precision,
+            "device": torch.device(settings.device).type,
+            "threads": settings.threads,
+            "torch": torch.__version__,
+            "store": STORE_VERSION,
+            **tf32_setting(settings.device),
+            "requires": {role: other.key for role, other in requires.items()},
+            **({"compiled": True} if should_compile(request.compile, settings.device, images_seen) else {}),
+            **self._device_count_key(spec),
+        }
+        job = TrainingJob(
+            defense=cls,
+            config=config,
+            seed=seed,
+            spec=spec,
+            threat=threat,
+            requires=requires,
+            recipe=recipe,
+            dataset=request.dataset,
+        )
+        self._planned[name, seed] = job
+        return job
+
+    def external(
+        self, name: str, weights: Path | None, spec: ModelSpec | None = None, *, role: str = "evaluated"
+    ) -> ExternalModel:
+        """Return a model that was trained elsewhere; see `plan_external_model`.
+
+        Args:
+            spec: default: that of the run's model.
+            role: "evaluated"; "source" and "teacher" ignore --mean and --std, a teacher must have the data's classes.
+        """
+        request, settings = self.settings.request, self.settings
+        mean, std = (request.mean, request.std) if role == "evaluated" else (None, None)
+        return plan_external_model(
+            replace(spec or self.spec(0, name), name=name),
+            weights,
+            self.dataset,
+            mean=mean,
+            std=std,
+            device=settings.device,
+            resolution=settings.run.attack_resolution,
+            outputs=self.dataset.num_classes if role == "teacher" else None,
+            note=settings.note,
+        )
+
+    def _teacher(self, role: str, student: str) -> ExternalModel:
+        """Return the model that --teacher names for a role; raises RequestError."""
+        given = self.teachers.use(role)
+        if given.spec is None:
+            model = self.external(given.model or self.settings.request.model, given.weights, role="teacher")
+        else:
+            given.refuse_other_images(self.dataset.num_classes, self.settings.run.attack_resolution)
+            model = self.external(given.spec.name, given.weights, given.spec, role="teacher")
+        own = Store(self.settings.request.out).find_trained(student, model.recipe["external"])
+        if own is not None:
+            raise RequestError(
+                f"--teacher {role}: '{given.weights}' is a model that '{student}' itself trained ({own.name}); "
+                f"give weights of another defense, or leave the flag out to train the teacher"
+            )
+        return model
+
+    def _missing_attributes(self, spec: ModelSpec, wanted: tuple[str, ...]) -> list[str]:
+        """Return which attributes a defense needs and a model lacks; robobench's own models have all.
+
+        A user's model is built once here, so that one that fails, or whose head(features(images)) does not give its
+        logits, is refused before anything is written.
+        """
+        if spec.name in MODELS and ":" not in spec.name:
+            return []
+        if self._user_model is None:
+            self._user_model = build_model(replace(spec, pretrained=False)).to(self.settings.device)
+        missing = missing_attributes(self._user_model, wanted)
+        if brings_own_normalization(spec.name) and {"features", "head"} <= {*wanted} and not missing:
+            images = self.dataset.test.images(torch.arange(min(2, len(self.dataset.test))))
+            check_features_and_head(self._user_model, spec.name, images.to(self.settings.device))
+        return missing
+
+    def _device_count_key(self, spec: ModelSpec) -> dict[str, int]:
+        """Return the number of devices if weights depend on it beyond rounding: BatchNorm sees one share of a batch."""
+        if self.settings.devices == 1 or self.settings.run.sync_batchnorm:
+            return {}
+        if self._has_batchnorm is None:
+            modules = build_model(replace(spec, pretrained=False)).modules()
+            self._has_batchnorm = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in modules)
+        return {"devices": self.settings.devices} if self._has_batchnorm else {}

@@ -1,0 +1,202 @@
+"""Find and import defenses and attacks.
+
+They come from three places: robobench's own folders, entry points of installed packages (groups `robobench.defenses`
+and `robobench.attacks`), and files named by the user. Discovery reads source text and metadata and imports nothing, so
+`robobench list` needs no torch, and a broken plug-in affects only runs that use it.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoints, entry_points
+from pathlib import Path
+from typing import Any
+
+from robobench.core.imports import import_file
+from robobench.core.registry import ATTACKS, DEFENSES, unknown_name
+from robobench.errors import PluginError, RequestError
+
+KINDS = {"defense": "defenses", "attack": "attacks"}  # kind -> folder, entry-point group, registry
+
+_plugin_files: dict[str, Path] = {}  # module name -> file the user named with --plugin
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A plug-in that was found but not imported."""
+
+    kind: str  # "defense" or "attack"
+    name: str
+    summary: str
+    module: str
+    origin: str  # "robobench", the distribution's name, or the file's path
+
+
+def builtin_folder(kind: str) -> Path:
+    """Return the folder of robobench's own defenses or attacks."""
+    spec = importlib.util.find_spec(f"robobench.{KINDS[kind]}")
+    assert spec is not None and spec.submodule_search_locations
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+@cache
+def _registered(source: str) -> list[tuple[str, str, str]]:
+    """Return (kind, name, summary) of every class decorated with `@DEFENSES.register` or `@ATTACKS.register`."""
+    found = []
+    for node in ast.parse(source).body:
+        for mark in getattr(node, "decorator_list", []):
+            match mark:
+                case ast.Call(
+                    func=ast.Attribute(value=ast.Name(id=registry) | ast.Attribute(attr=registry), attr="register"),
+                    args=[ast.Constant(value=str(name))],
+                ) if registry in ("DEFENSES", "ATTACKS"):
+                    kind = "defense" if registry == "DEFENSES" else "attack"
+                    summary = (ast.get_docstring(node) or "").split("\n")[0]  # type: ignore[arg-type]
+                    found.append((kind, name, summary))
+    return found
+
+
+def add_plugin_file(path: str | Path) -> None:
+    """Make the plug-ins of a file known (`--plugin FILE`). The file is parsed, not run.
+
+    Raises:
+        RequestError: no such file, or no class in it registers with DEFENSES or ATTACKS.
+        PluginError: the file is not Python.
+    """
+    if not os.path.isfile(path):  # Path.is_file raises where a name holds a null character
+        raise RequestError(f"no plug-in file '{path}'; give the path of a .py file")
+    file = Path(path).resolve()
+    try:
+        names = _registered(file.read_text())
+    except (SyntaxError, UnicodeDecodeError) as err:
+        raise PluginError(f"plug-in '{path}' is not valid Python: {err}") from None
+    if not names:
+        raise RequestError(
+            f"plug-in '{path}' registers nothing; decorate a class with @DEFENSES.register(\"name\") "
+            'or @ATTACKS.register("name")'
+        )
+    tag = hashlib.sha256(str(file).encode()).hexdigest()[:8]
+    _plugin_files[f"robobench_plugin_{file.stem}_{tag}"] = file
+
+
+@cache
+def _entry_points(group: str, path: tuple[str, ...]) -> EntryPoints:
+    """Return the entry points of installed packages. Cached, because it is slow with many packages."""
+    return entry_points(group=group)
+
+
+def discover(kind: str) -> dict[str, Plugin]:
+    """Return every plug-in of a kind ("defense" or "attack") by name, without importing any."""
+    plugins: dict[str, Plugin] = {}
+
+    def see(plugin: Plugin) -> None:
+        other = plugins.get(plugin.name)
+        if other is not None and other.module != plugin.module:
+            raise RequestError(
+                f"{kind} '{plugin.name}' is already registered by {other.module}; rename the one in {plugin.module}"
+            )
+        plugins[plugin.name] = plugin
+
+    for path in sorted(builtin_folder(kind).iterdir()):
+        source = path / "__init__.py" if path.is_dir() else path
+        if source.suffix == ".py" and source.is_file():
+            module = f"robobench.{KINDS[kind]}.{path.stem}"
+            try:
+                registered = _registered(source.read_text())
+            except SyntaxError as err:  # one broken file must not hide the others; the error appears when it is loaded
+                registered = [(kind, path.stem, f"not valid Python: {err.msg}, line {err.lineno}")]
+            for k, name, summary in registered:
+                if k == kind:
+                    see(Plugin(kind, name, summary, module, "robobench"))
+    for entry in _entry_points(f"robobench.{KINDS[kind]}", tuple(sys.path)):
+        origin = entry.dist.name if entry.dist else "an installed package"
+        summary = str(entry.dist.metadata["Summary"] or "") if entry.dist else ""
+        see(Plugin(kind, entry.name, summary, entry.module, origin))
+    for module, file in _plugin_files.items():
+        for k, name, summary in _registered(file.read_text()):
+            if k == kind:
+                see(Plugin(kind, name, summary, module, str(file)))
+    return plugins
+
+
+def _import(module: str) -> Any:
+    """Import a plug-in's module; raises PluginError with a one-line reason."""
+    if module in sys.modules:
+        return sys.modules[module]
+    try:
+        return (
+            import_file(module, _plugin_files[module]) if module in _plugin_files else importlib.import_module(module)
+        )
+    except Exception as err:
+        reason = " ".join(str(err).split()) or type(err).__name__
+        raise PluginError(
+            f"plug-in module '{module}' fails to import: {type(err).__name__}: {reason}; "
+            "fix it or leave its names out of the run"
+        ) from err
+
+
+def load_plugin(kind: str, name: str) -> Any:
+    """Import the module behind a name and return its registered class.
+
+    Raises:
+        RequestError: no plug-in has that name (with a suggestion).
+        PluginError: its module fails to import, or registers another name.
+    """
+    plugins = discover(kind)
+    if name not in plugins:
+        raise unknown_name(kind, name, plugins)
+    _import(plugins[name].module)
+    registry = DEFENSES if kind == "defense" else ATTACKS
+    if name not in registry:
+        raise PluginError(f"module '{plugins[name].module}' did not register {kind} '{name}'")
+    return registry.get(name)
+
+
+def load_defense(name: str) -> Any:
+    """Import and return a defense by name."""
+    return load_plugin("defense", name)
+
+
+def load_attack(name: str) -> Any:
+    """Import and return an attack by name."""
+    return load_plugin("attack", name)
+
+
+def parse_attack_spec(text: str) -> tuple[Any, dict[str, str]]:
+    """Parse 'NAME' or 'NAME:VALUE'; return the class and the config values that the text sets.
+
+    Raises:
+        RequestError: no such attack, or a value that is missing or not wanted.
+    """
+    name, colon, argument = text.partition(":")
+    cls = load_attack(name)
+    if bool(colon and argument) != (cls.spec_field is not None):
+        form = f"write {name}:{cls.spec_field.upper()}" if cls.spec_field else f"write '{name}' alone"
+        raise RequestError(f"attack '{text}': {form}")
+    return cls, {cls.spec_field: argument} if cls.spec_field else {}
+
+
+def load_plugin_module(module: str) -> list[tuple[str, str]]:
+    """Import a module by dotted name or path; return the (kind, name) pairs it registers."""
+    if module.endswith(".py"):
+        add_plugin_file(module)
+        path = Path(module).resolve()
+        dotted = next(name for name, file in _plugin_files.items() if file == path)
+    else:
+        dotted = module
+    loaded = _import(dotted)
+    tables = {"defense": DEFENSES, "attack": ATTACKS}
+    prefix = loaded.__name__
+    return [
+        (kind, name)
+        for kind, table in tables.items()
+        for name in table
+        if table.get(name).__module__ == prefix or table.get(name).__module__.startswith(prefix + ".")
+    ]

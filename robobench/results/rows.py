@@ -1,0 +1,271 @@
+"""Rows of tables, made from the records of a store. rows.csv is rewritten from the records and never edited.
+
+A row is one model under one attack at one radius and protocol. Accuracies are fractions over all test images.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from filelock import FileLock
+
+from robobench.errors import ArtifactError, RequestError
+from robobench.results.checks import check_records, raised_by_examination
+from robobench.results.records import EvaluationRecord, TrainingTiming
+from robobench.results.statistics import PerImageOutcomes, clean_outcomes_of, combine_worst_case, outcomes_of
+from robobench.store.artifacts import Store, wrap_write_errors, write_atomic
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = [
+    *("dataset", "data_digest", "model", "image_size", "preset", "config_digest"),
+    *("defense", "defense_version", "train_norm", "train_eps", "attack", "attack_version"),
+    *("threat_norm", "threat_eps", "relative_step", "early_stop", "attack_budget", "protocol", "source_digest"),
+    *("seed", "selection", "examples", "clean_accuracy", "robust_accuracy", "ci_low", "ci_high"),
+    *("train_seconds", "total_train_seconds", "warmup_seconds", "peak_memory_bytes", "precision", "threads"),
+    *("hardware", "torch_version", "commit", "flags", "status", "reason"),
+    *("stem", "interpolation", "weights_digest", "is_control"),
+    # over all attacks on this model at this (norm, eps) and protocol, image by image:
+    *("worst_case_accuracy", "worst_case_ci_low", "worst_case_ci_high", "worst_case_attacks"),
+    *("train_forwards", "total_train_forwards", "passes"),  # training cost in forward passes, where declared
+    *("train_cpu_seconds", "total_train_cpu_seconds"),
+    *("compiled", "stage_memory", "budget_reduced", "budget_standard", "search_precision"),
+]
+OPTIONAL_COLUMNS = ["stage_memory"]  # missing in older tables
+COST_COLUMNS = [
+    *("train_seconds", "total_train_seconds", "warmup_seconds", "peak_memory_bytes"),
+    *("train_forwards", "total_train_forwards", "train_cpu_seconds", "total_train_cpu_seconds"),
+]
+DIGESTS = ["data_digest", "config_digest", "source_digest", "weights_digest", "commit"]  # text, even "1234"
+TRANSFER_ONLY_IMAGES = 200
+MODEL_KEYS = ("training", "selection", "weights_digest", "precision", "data_digest", "examples")
+FORWARDS_OF = {"weight_grad": 2.0}  # forward passes that a pass costs, 1 for any other
+PASS_SIGNS = {
+    "forward": "F",
+    "input_grad": "Gx",
+    "weight_grad": "Gw",
+    "teacher_forward": "TF",
+    "teacher_input_grad": "TGx",
+}
+
+
+def read_records(root: Path, repair: Store | None = None) -> list[EvaluationRecord]:
+    """Read every evaluation record of a store, with its training's timing, in a stable order.
+
+    Args:
+        repair: quarantine damaged records in this store and leave them out, as during a run.
+
+    Raises:
+        ArtifactError: a record is damaged. Leaving it out would make a worst case look better than it is.
+    """
+    store, out = Store(root), list[EvaluationRecord]()
+
+    def read(kind: str, name: str, file: str) -> Any:
+        folder = store.folder(kind, name)
+        if not folder.exists():
+            return None
+        try:
+            store.verify(folder, file)
+            return json.loads((folder / file).read_text())
+        except ArtifactError as err:
+            if repair is None:
+                raise ArtifactError(f"{err}; rerun its command, which recomputes it") from None
+            store.log = repair.log
+            store.find(kind, name, file)
+            return None
+
+    @functools.cache
+    def timing(name: str) -> TrainingTiming:
+        found: dict[str, Any] = read("model", name, "timing.json") or {}
+        for what, sum_of in (("forwards", count_forwards), ("cpu_seconds", sum_cpu_seconds)):
+            parts = [sum_of(found), *(sum_of(timing(other)) for other in found.get("required", {}))]
+            found[f"train_{what}"] = parts[0]
+            found[f"total_train_{what}"] = None if None in parts else sum(part for part in parts if part is not None)
+        return cast(TrainingTiming, found)
+
+    for folder in store.iter_artifacts("evaluations"):
+        record = read("evaluations", folder.name, "record.json")
+        if record is not None:
+            out.append(cast(EvaluationRecord, {**record, "timing": timing(record["training"])}))
+    asked = {r["training"] for r in out if not r["is_control"]}  # a baseline of one run may be asked for in another
+    for r in out:
+        r["is_control"] = r["is_control"] and r["training"] not in asked
+    out.sort(key=_order)
+    return out
+
+
+def _order(r: EvaluationRecord) -> tuple[str | int, ...]:
+    texts = (r["dataset"], r["model"], r["defense"], r["seed"], r["protocol"], r["attack"], r["threat_norm"])
+    own = (r["training"], r["selection"], r["examples"], r["attack_budget"], r["search_precision"])
+    return (*map(str, texts), str(r["threat_eps"]), *own)
+
+
+def count_forwards(timing: Any) -> float | None:
+    """Sum the passes that the stages of a training declare, in forward passes; None if a stage declares none.
+
+    A backward pass to the input counts one forward, to the parameters two. Passes of a teacher count as forwards of
+    the teacher, whatever its size.
+    """
+    stages = timing.get("stages") or []
+    if not stages or any(stage.get("passes") is None for stage in stages):
+        return None
+    return float(sum(s["images"] * sum(FORWARDS_OF.get(k, 1.0) * v for k, v in s["passes"].items()) for s in stages))
+
+
+def sum_cpu_seconds(timing: Any) -> float | None:
+    """Sum the CPU time of a training's stages; None if there are none (an external model)."""
+    stages = timing.get("stages") or []
+    return float(sum(stage["cpu_seconds"] for stage in stages)) if stages else None
+
+
+def matching_records(group: list[EvaluationRecord], record: EvaluationRecord, protocol: str) -> list[EvaluationRecord]:
+    """Return the records of a model at a record's (norm, eps) under a protocol.
+
+    They share one transfer source: the record's own, else that of the first record.
+    """
+    at = (record["threat_norm"], record["threat_eps"])
+    same = [r for r in group if (r["threat_norm"], r["threat_eps"]) == at and r["protocol"] == protocol]
+    source = (record if record["protocol"] == protocol else same[0])["source_digest"] if same else None
+    return [r for r in same if r["source_digest"] == source]
+
+
+def worst_case(group: list[EvaluationRecord], record: EvaluationRecord, protocol: str) -> PerImageOutcomes | None:
+    """Combine the attacks on one model at a record's (norm, eps): an image counts if it survives all of them."""
+    return combine_worst_case(r for r in matching_records(group, record, protocol) if r["status"] == "ok")
+
+
+def transfer_only(
+    clean: PerImageOutcomes, white_box: PerImageOutcomes | None, transfer: PerImageOutcomes | None
+) -> bool:
+    """Return whether a model is robust under transfer only.
+
+    On 200 images or more: the white-box worst case is at most a tenth of clean accuracy, and transfer accuracy is at
+    least half of it.
+    """
+    if white_box is None or transfer is None or len(white_box.values) < TRANSFER_ONLY_IMAGES:
+        return False
+    return white_box.accuracy <= 0.1 * clean.accuracy and transfer.accuracy >= 0.5 * clean.accuracy
+
+
+def make_rows(group: list[EvaluationRecord]) -> list[dict[str, Any]]:
+    """Make rows of the records of one model on one set of images."""
+    rows = []
+    for record in group:
+        timing: dict[str, Any] = dict(record.get("timing", {}))
+        values: dict[str, Any] = dict(record)
+        row = {name: values.get(name) for name in COLUMNS}
+        row |= {name: timing.get(name) for name in COST_COLUMNS}
+        row["passes"], row["stage_memory"] = format_passes(timing), format_stage_memory(timing)
+        flags = [*timing.get("flags", []), *raised_by_examination(group)]
+        if record["status"] == "ok":
+            clean, outcomes = clean_outcomes_of(record), outcomes_of(record)
+            worst = worst_case(group, record, record["protocol"])
+            assert worst is not None
+            row["clean_accuracy"], row["robust_accuracy"] = clean.accuracy, outcomes.accuracy
+            row["ci_low"], row["ci_high"] = outcomes.interval
+            row["worst_case_accuracy"] = worst.accuracy
+            row["worst_case_ci_low"], row["worst_case_ci_high"] = worst.interval
+            if transfer_only(clean, *(worst_case(group, record, p) for p in ("white-box", "transfer"))):
+                flags.append("transfer-only")
+            flags += [
+                f.check.name for f in check_records(group, record["threat_norm"], record["threat_eps"]) if f.raised
+            ]
+        same = matching_records(group, record, record["protocol"])
+        row["worst_case_attacks"] = ",".join(sorted({r["attack"] for r in same if r["status"] == "ok"}))
+        row["flags"] = ",".join(dict.fromkeys(flags))
+        rows.append(row)
+    return rows
+
+
+def format_passes(timing: dict[str, Any]) -> str:
+    """Write the declared passes per image and epoch, stage by stage: F forward, Gx input gradient, Gw weight gradient.
+
+    T marks passes of teachers.
+    """
+    out = []
+    for stage in timing.get("stages", []):
+        passes = stage["passes"]
+        if passes:
+            terms = " + ".join(f"{passes[k]:.4g} {sign}" for k, sign in PASS_SIGNS.items() if passes[k])
+            out.append(f"{stage['name']} {stage['epochs']} x ({terms})")
+    return "; ".join(out)
+
+
+def format_stage_memory(timing: dict[str, Any]) -> str:
+    """Write the peak memory of a training, stage by stage."""
+    return "; ".join(f"{s['name']} {s['peak_memory_bytes'] / 2**20:.0f} MiB" for s in timing.get("stages", []))
+
+
+def group_by_model(records: list[EvaluationRecord]) -> dict[tuple[Any, ...], list[EvaluationRecord]]:
+    """Group records by trained model, selected epoch and test images, in their order.
+
+    A model trained again under the same name, as with `--overwrite`, is another model if its weights differ.
+    """
+    groups: dict[tuple[Any, ...], list[EvaluationRecord]] = {}
+    for record in records:
+        values: dict[str, Any] = dict(record)
+        groups.setdefault(tuple(values.get(name) for name in MODEL_KEYS), []).append(record)
+    return groups
+
+
+def make_frame(records: list[EvaluationRecord]) -> pd.DataFrame:
+    """Return the rows of records as a DataFrame."""
+    import pandas as pd
+
+    rows = [row for group in group_by_model(records).values() for row in make_rows(group)]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def rewrite_rows(store: Store) -> list[EvaluationRecord]:
+    """Rewrite rows.csv from the records, atomically and one process at a time; return the records.
+
+    Raises:
+        StorageError: it cannot be written; the old one is unchanged.
+    """
+    root = store.root
+    with wrap_write_errors(root / "rows.csv"), FileLock(root / ".rows.lock"):
+        for left in root.glob(".rows.csv.*"):  # of a process that died while writing
+            left.unlink(missing_ok=True)
+        found = read_records(root, repair=store)
+        write_atomic(root / "rows.csv", make_frame(found).to_csv(index=False))
+    return found
+
+
+def read_rows(place: Path) -> pd.DataFrame:
+    """Read the rows of a store from its records, or the rows.csv of a folder without records.
+
+    Raises:
+        RequestError: no rows there, or no table of rows.
+        ArtifactError: a record of the store is damaged.
+    """
+    import pandas as pd
+
+    file, found = place / "rows.csv", read_records(place)
+    if not found and not file.is_file():
+        raise RequestError(
+            f"no rows in '{place}' (no rows.csv); run 'robobench run' or 'robobench compare' first, "
+            "or name another store with --out"
+        )
+    try:
+        text: Any = io.StringIO(make_frame(found).to_csv(index=False)) if found else file
+        rows = pd.read_csv(text, dtype=dict.fromkeys(DIGESTS, str), keep_default_na=True)
+    except (ValueError, UnicodeDecodeError) as err:
+        raise RequestError(f"'{file}' is not a table of rows: {' '.join(str(err).split())}") from None
+    missing = [name for name in COLUMNS if name not in [*rows.columns, *OPTIONAL_COLUMNS]]
+    if missing:
+        raise RequestError(f"'{file}' is not a table of rows: it lacks {', '.join(missing[:3])}")
+    return rows
+
+
+def bundled_boards() -> list[Path]:
+    """Return the folders of the boards that robobench measured and ships."""
+    found = importlib.util.find_spec("robobench.leaderboards")
+    assert found is not None and found.submodule_search_locations
+    place = Path(next(iter(found.submodule_search_locations)))
+    return sorted(file.parent for file in place.glob("[!.]*/rows.csv"))  # without what an aborted `publish` left

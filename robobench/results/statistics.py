@@ -1,0 +1,285 @@
+"""Statistics of per-image outcomes: intervals, paired tests between trained models, spread over seeds.
+
+A paired test is about two trained models on one set of images. It says nothing about two *methods*: that takes several
+seeds of each.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
+
+from robobench.results.records import EvaluationRecord
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Name = TypeVar("Name", bound=Hashable)
+Column = tuple[str, str, float]  # attack (or WORST_CASE), norm, eps
+Budget = tuple[str, str, str]  # attack, its budget, precision of its search
+WORST_CASE = "worst"  # column of the worst case over the attacks of one (norm, eps)
+CLEAN: Column = ("clean", "", 0.0)  # column of clean images
+
+
+@dataclass(frozen=True)
+class PerImageOutcomes:
+    """Which images are classified correctly."""
+
+    values: tuple[bool, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> PerImageOutcomes:
+        """Read a string of '0' and '1'."""
+        return cls(tuple(c == "1" for c in text))
+
+    def __and__(self, other: PerImageOutcomes) -> PerImageOutcomes:
+        """Worst case of two attacks on the same images."""
+        return PerImageOutcomes(tuple(a and b for a, b in zip(self.values, other.values, strict=True)))
+
+    @property
+    def count(self) -> int:
+        """Number of correct images."""
+        return sum(self.values)
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction of correct images."""
+        return self.count / len(self.values)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % Wilson interval of the accuracy."""
+        return wilson(self.count, len(self.values))
+
+    def count_lost_in(self, other: PerImageOutcomes) -> int:
+        """Count the images that are correct here and wrong in `other`."""
+        return sum(a and not b for a, b in zip(self.values, other.values, strict=True))
+
+
+ColumnOutcomes = dict[Column, PerImageOutcomes]
+
+
+def to_bitstring(outcomes: Tensor) -> str:
+    """Write outcomes (B,) bool as a string of '0' and '1'."""
+    return "".join("1" if correct else "0" for correct in outcomes.tolist())
+
+
+def wilson(successes: int, count: int) -> tuple[float, float]:
+    """Return the 95 % interval of a fraction. Source: Wilson, JASA 22, 1927.
+
+    Written out, since scipy's takes 1.7 ms, and a table may have 10,000 rows; a test compares the two.
+    """
+    if count == 0:
+        return math.nan, math.nan
+    z = 1.959964
+    p, z2 = successes / count, z * z
+    middle = (p + z2 / (2 * count)) / (1 + z2 / count)
+    half = z / (1 + z2 / count) * math.sqrt(p * (1 - p) / count + z2 / (4 * count * count))
+    low = 0.0 if successes == 0 else max(0.0, middle - half)
+    high = 1.0 if successes == count else min(1.0, middle + half)
+    return low, high
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Return the exact two-sided p-value that two models err equally often on the same images.
+
+    Args:
+        only_first: number of images that only the first model classifies correctly.
+        only_second: number of images that only the second classifies correctly.
+
+    Source: McNemar, Psychometrika 12, 1947; exact form.
+    """
+    if only_first + only_second == 0:
+        return 1.0
+    from scipy.stats import binomtest
+
+    return float(binomtest(only_first, only_first + only_second, 0.5).pvalue)
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for testing all of them, in the order given.
+
+    Source: Holm, Scandinavian Journal of Statistics 6, 1979: the i-th smallest of m is multiplied by m - i + 1, never
+    below the one before.
+    """
+    out, highest = [0.0] * len(values), 0.0
+    for rank, at in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+        highest = max(highest, min(1.0, (len(values) - rank) * values[at]))
+        out[at] = highest
+    return out
+
+
+def compact_letter_display(models: Mapping[Name, PerImageOutcomes], level: float = 0.05) -> dict[Name, str]:
+    """Return letters for models on the same images: models that share no letter differ significantly.
+
+    Every pair is tested (exact McNemar), Holm-corrected over all pairs. The most robust model has an "a".
+
+    Source: Piepho, Journal of Computational and Graphical Statistics 13, 2004 (insert and absorb).
+    """
+    order = sorted(models, key=lambda name: -models[name].count)
+    tested = list(itertools.combinations(order, 2))
+    raw = [mcnemar(models[a].count_lost_in(models[b]), models[b].count_lost_in(models[a])) for a, b in tested]
+    groups = [frozenset(order)]  # sets of models of which no two differ
+    for pair, p in zip(tested, holm(raw), strict=True):
+        if p < level:
+            split = [group - {removed} for group in groups if group.issuperset(pair) for removed in pair]
+            groups = list(dict.fromkeys([group for group in groups if not group.issuperset(pair)] + split))
+            groups = [group for group in groups if not any(group < other for other in groups)]
+    groups.sort(key=lambda group: sorted(map(order.index, group)))
+    return {name: "".join(chr(ord("a") + n) for n, group in enumerate(groups) if name in group) for name in models}
+
+
+def outcomes_of(record: EvaluationRecord) -> PerImageOutcomes:
+    """Return the outcomes under attack of a record with status "ok"."""
+    assert record["robust_bits"] is not None
+    return PerImageOutcomes.parse(record["robust_bits"])
+
+
+def clean_outcomes_of(record: EvaluationRecord) -> PerImageOutcomes:
+    """Return the clean outcomes of a record with status "ok"."""
+    assert record["clean_bits"] is not None
+    return PerImageOutcomes.parse(record["clean_bits"])
+
+
+def combine_worst_case(records: Iterable[EvaluationRecord]) -> PerImageOutcomes | None:
+    """Combine attacks on the same images: an image counts as robust only if it survives all. None without records."""
+    out: PerImageOutcomes | None = None
+    for record in records:
+        outcomes = outcomes_of(record)
+        out = outcomes if out is None else out & outcomes
+    return out
+
+
+def _columns(records: Iterable[EvaluationRecord]) -> Iterator[tuple[Column, EvaluationRecord]]:
+    """Iterate over finished white-box records, each in its attack's column and in that of the worst case."""
+    for r in records:
+        if r["protocol"] == "white-box" and r["status"] == "ok":
+            for name in (r["attack"], WORST_CASE):
+                yield (name, r["threat_norm"], r["threat_eps"]), r
+
+
+def column_outcomes(records: Iterable[EvaluationRecord]) -> ColumnOutcomes:
+    """Return one model's white-box outcomes, and their worst case per (norm, eps)."""
+    out: ColumnOutcomes = {}
+    for column, r in _columns(records):
+        outcomes = outcomes_of(r)
+        out[column] = out[column] & outcomes if column in out else outcomes
+    return out
+
+
+def attack_budgets(records: Iterable[EvaluationRecord]) -> dict[Column, frozenset[Budget]]:
+    """Return the attacks and budgets behind each column of `column_outcomes`."""
+    out: dict[Column, frozenset[Budget]] = {}
+    for column, r in _columns(records):
+        out[column] = out.get(column, frozenset()) | {(r["attack"], r["attack_budget"], r["search_precision"])}
+    return out
+
+
+def _group_by_name(records: Iterable[EvaluationRecord]) -> dict[tuple[str, int], list[EvaluationRecord]]:
+    """Group the white-box records by model name and seed, without undefended baselines of another seed.
+
+    A model is named by its defense. If both epochs were attacked, the best one is "NAME, best epoch". "NAME'" is a
+    training with other settings (the same ones for every seed), or a second one with the same settings.
+    """
+    shown = [r for r in records if r["status"] == "ok" and not r["is_control"] and r["protocol"] == "white-box"]
+    both = len({r["selection"] for r in shown}) > 1
+    settings: dict[str, list[str]] = {}
+    found: dict[tuple[str, int, str, str, str | None], list[EvaluationRecord]] = {}
+    for r in shown:
+        name = f"{r['defense']}, best epoch" if both and r["selection"] == "best" else r["defense"]
+        if r["config_digest"] not in settings.setdefault(name, []):
+            settings[name].append(r["config_digest"])
+        key = (name, r["seed"], r["config_digest"], r["training"], r["weights_digest"])
+        found.setdefault(key, []).append(r)
+    out: dict[tuple[str, int], list[EvaluationRecord]] = {}
+    for (name, seed, setting, *_), group in found.items():
+        label = name + "'" * settings[name].index(setting)
+        while (label, seed) in out:
+            label += "'"
+        out[label, seed] = group
+    return out
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """One trained model against the baseline under one attack, image by image."""
+
+    column: Column
+    model: str
+    baseline: str
+    only_model: int  # number of images that only this model classifies correctly
+    only_baseline: int
+    examples: int
+    p: float  # Holm-corrected over the models of its column
+
+    @property
+    def difference(self) -> float:
+        """Robust accuracy of the model minus that of the baseline, a fraction."""
+        return (self.only_model - self.only_baseline) / self.examples
+
+
+def paired_differences(records: Iterable[EvaluationRecord], baseline: str) -> list[PairedDifference]:
+    """Compare trained models with a baseline on the same images under the same attacks.
+
+    Args:
+        records: of models on the same images.
+        baseline: a defense, or a model's name as it comes back; its model of each seed is compared with the others of
+            that seed.
+
+    Returns:
+        Differences, column by column. Only results of the same attacks with the same budgets are compared.
+    """
+    groups = _group_by_name(records)
+    found = {model: column_outcomes(group) for model, group in groups.items()}
+    budgets = {model: attack_budgets(group) for model, group in groups.items()}
+    compared = [(n, (baseline, n[1])) for n in found if n[0] != baseline and (baseline, n[1]) in found]
+    several = len({seed for _, seed in found}) > 1
+
+    def label(model: tuple[str, int]) -> str:
+        return f"{model[0]} (seed {model[1]})" if several else model[0]
+
+    out: list[PairedDifference] = []
+    columns = {column for model in found.values() for column in model}
+    for column in sorted(columns, key=lambda c: (c[1] != "Linf", *c[1:], c[0] == WORST_CASE, c[0])):
+        raw = []
+        for one, other in compared:
+            if column in budgets[one] and budgets[one][column] == budgets[other].get(column):
+                mine, theirs = found[one][column], found[other][column]
+                only = mine.count_lost_in(theirs), theirs.count_lost_in(mine)
+                names, count = (label(one), label(other)), len(mine.values)
+                raw.append(PairedDifference(column, *names, *only, count, mcnemar(*only)))
+        out += [replace(pair, p=p) for pair, p in zip(raw, holm([pair.p for pair in raw]), strict=True)]
+    return out
+
+
+@dataclass(frozen=True)
+class SeedStats:
+    """Accuracies (fractions) of a method over several seeds."""
+
+    column: Column
+    defense: str
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds."""
+        return math.fsum(self.values) / len(self.values)
+
+    @property
+    def deviation(self) -> float:
+        """Sample standard deviation over the seeds (n - 1)."""
+        return math.sqrt(math.fsum((v - self.mean) ** 2 for v in self.values) / (len(self.values) - 1))
+
+
+def seed_stats(records: Iterable[EvaluationRecord]) -> list[SeedStats]:
+    """Return what was measured on two seeds or more: clean accuracy, and each column with the same budgets."""
+    found: dict[tuple[str, Column, frozenset[Budget]], list[float]] = {}
+    for (defense, _), group in _group_by_name(records).items():
+        found.setdefault((defense, CLEAN, frozenset()), []).append(clean_outcomes_of(group[0]).accuracy)
+        budgets = attack_budgets(group)
+        for column, outcomes in column_outcomes(group).items():
+            found.setdefault((defense, column, budgets[column]), []).append(outcomes.accuracy)
+    return [SeedStats(column, defense, tuple(v)) for (defense, column, _), v in found.items() if len(v) > 1]

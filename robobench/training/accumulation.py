@@ -1,0 +1,94 @@
+"""One optimizer step, with gradient accumulation over micro-batches when memory runs out."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from robobench.core.memory import is_out_of_memory
+from robobench.distributed import collectives
+from robobench.errors import OutOfMemoryError
+from robobench.training.base import Batch, Loss, Train
+from robobench.training.context import TrainRuntime
+
+
+def one_step(
+    runtime: TrainRuntime,
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    accumulation_steps: int = 1,
+    weight: float = 1.0,
+) -> Loss:
+    """Run forward and backward passes and an optimizer step; return the loss of the batch.
+
+    Args:
+        accumulation_steps: number of micro-batches whose gradients are added up.
+        weight: factor on the gradient, for one process's share of a larger batch.
+    """
+    pieces, whole = micro_batches(batch, accumulation_steps), len(batch.index)
+    total, metrics = torch.zeros(()), dict[str, Tensor]()
+    for piece in pieces:
+        with runtime.autocast():
+            loss: Loss = objective(piece)
+        share = len(piece.index) / whole
+        has_gradient = loss.total.requires_grad
+        if has_gradient:
+            scale = weight * share
+            torch.autograd.backward(loss.total if scale == 1 else loss.total * scale)
+        if len(pieces) > 1:
+            total = total.to(loss.total.device) + share * loss.total.detach()
+            metrics |= {name: metrics.get(name, 0) + share * value.detach() for name, value in loss.metrics.items()}
+    if has_gradient:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return loss if len(pieces) == 1 else Loss(total, metrics)
+
+
+def micro_batches(batch: Batch, count: int) -> list[Batch]:
+    """Split a batch into micro-batches of nearly equal size, in order."""
+    if count == 1:
+        return [batch]
+    begin, pieces = 0, []
+    for size in batch_sizes(len(batch.index), math.ceil(len(batch.index) / count)):
+        rows = torch.arange(begin, begin + size, device=batch.index.device)
+        picked = (batch.images[rows], batch.labels[rows], batch.index[rows])
+        pieces.append(Batch(*picked, batch.epoch, batch.rng[rows]))
+        begin += size
+    return pieces
+
+
+def batch_sizes(count: int, batch_size: int) -> list[int]:
+    """Split an epoch into batches of nearly equal size, since a small last batch would disturb BatchNorm."""
+    batches = max(1, math.ceil(count / batch_size))
+    return [count // batches + (i < count % batches) for i in range(batches)]
+
+
+def increase_accumulation(stage: Train, accumulation_steps: int, batch_size: int, err: Exception) -> int:
+    """Return twice the number of micro-batches, after memory ran out.
+
+    Raises:
+        OutOfMemoryError: the batch cannot be split further, or the stage's loss depends on the whole batch.
+        PeerLost: memory ran out in one of several processes, which cannot split a batch alone.
+        Exception: `err` itself, if it has another cause.
+    """
+    if not is_out_of_memory(err):
+        raise err
+    if collectives.world_size() > 1:
+        why = f"stage '{stage.name}' ran out of memory; use more devices or lower --batch-size"
+        raise collectives.PeerLost(why, own=True) from err
+    if stage.whole_batch:
+        raise OutOfMemoryError(
+            f"stage '{stage.name}' ran out of memory with batches of {batch_size}; its loss depends on the whole "
+            "batch, which is therefore never split: lower --batch-size or choose a smaller model"
+        )
+    if batch_size < 4 * accumulation_steps:  # BatchNorm needs two images
+        raise OutOfMemoryError(
+            f"stage '{stage.name}' ran out of memory with {math.ceil(batch_size / accumulation_steps)} images at once; "
+            "choose a smaller model or another device"
+        )
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return 2 * accumulation_steps

@@ -1,0 +1,235 @@
+"""Checkpoints of a stage: a killed run resumes with exactly the same result.
+
+Random numbers are stateless, so the state of a stage is its tensors (objective, optimizer, sums of the metrics), its
+position and its account. Tensors are safetensors, everything else is JSON; nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from robobench.core.timing import Account
+from robobench.distributed import collectives, signals
+from robobench.store.partial import PartialResults
+from robobench.store.tensors import Array, save_array, save_tensors
+
+MAX_SAVE_FRACTION = 0.02  # of wall time that saving may cost
+
+
+class BestEpoch(Protocol):
+    """What a checkpoint saves of epoch selection; see `EpochSelection`."""
+
+    weights: dict[str, Tensor]
+
+    def restore(self, epoch_metrics: list[dict[str, float]], weights: dict[str, Tensor]) -> None: ...
+
+
+@dataclass
+class StageProgress:
+    """Position of a training stage between two steps."""
+
+    epoch: int = 0
+    step: int = 0  # steps taken of this epoch
+    accumulation_steps: int = 1  # micro-batches per batch; above 1 after memory ran out
+    warmup_seconds: float = 0.0
+    epoch_metrics: list[dict[str, float]] = field(default_factory=list)  # mean metrics of finished epochs
+    sums: dict[str, Tensor] = field(default_factory=dict)  # of this epoch's metrics over its images so far
+
+    def end_epoch(self, metrics: dict[str, float]) -> None:
+        """Move on to the next epoch."""
+        self.epoch, self.step, self.sums = self.epoch + 1, 0, {}
+        self.epoch_metrics.append(metrics)
+
+
+class Checkpoint:
+    """Saves a stage at intervals, and restores it.
+
+    Saving takes at most MAX_SAVE_FRACTION of wall time: if it is slow, the interval grows.
+
+    Args:
+        every: seconds between two saves.
+        selection: keeps the best epoch so far, which is saved with the stage.
+    """
+
+    def __init__(
+        self,
+        states: PartialResults,
+        every: float,
+        clock: Callable[[], float] = time.monotonic,
+        selection: BestEpoch | None = None,
+    ) -> None:
+        self.states, self.every, self.clock, self.selection = states, every, clock, selection
+        self.saved, self.cost = clock(), 0.0
+
+    def due(self) -> bool:
+        """Return whether to save now: rank 0's interval is over, or a signal asks to stop."""
+        wait = max(self.every, self.cost / MAX_SAVE_FRACTION)
+        over = collectives.is_rank_zero() and self.clock() - self.saved >= wait
+        return bool(collectives.all_reduce_max(signals.stop_requested() or over))
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        begun = self.clock()
+        yield
+        self.saved = self.clock()
+        self.cost = self.saved - begun
+        signals.raise_if_stop_requested()
+
+    # --- a training stage ---------------------------------------------------------------------
+
+    def save(
+        self, objective: nn.Module, optimizer: torch.optim.Optimizer, position: StageProgress, account: Account
+    ) -> None:
+        """Save everything the rest of the stage depends on.
+
+        Of several processes rank 0 writes its state; the others wait.
+
+        Raises:
+            StorageError: it cannot be written; the earlier save is unchanged.
+            Interrupted: a signal came; the stage was saved before.
+        """
+        with self._timed():
+            collectives.on_rank_zero(lambda: self._write(objective, optimizer, position, account))
+
+    def _write(
+        self, objective: nn.Module, optimizer: torch.optim.Optimizer, position: StageProgress, account: Account
+    ) -> None:
+        tensors = {f"objective/{k}": v for k, v in objective.state_dict().items()}
+        tensors |= {f"sums/{name}": value for name, value in position.sums.items()}
+        if self.selection:
+            tensors |= {f"best/{name}": value for name, value in self.selection.weights.items()}
+        plain: dict[str, dict[str, Any]] = {}
+        for index, state in optimizer.state_dict()["state"].items():
+            for name, value in state.items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer/{index}/{name}"] = value
+                else:
+                    plain.setdefault(str(index), {})[name] = value
+        place = {**vars(position), "sums": list(position.sums)}
+        try:
+            text = json.dumps({"position": place, "account": asdict(account), "optimizer": plain})
+            save = {name: value.detach() for name, value in tensors.items()}
+        except (TypeError, AttributeError) as err:  # an optimizer or extra state of a plug-in
+            self.every = math.inf
+            self.states.store.log(
+                f"this stage cannot be saved before its end: its state is neither tensor nor JSON ({err})"
+            )
+            return
+        with self.states.saving(self.states.last + 1) as work:
+            save_tensors(save, work / "state.safetensors")
+            (work / "state.json").write_text(text)
+
+    def restore(self, objective: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[StageProgress, Account] | None:
+        """Restore the newest undamaged save that fits; None if there is none.
+
+        Any number of processes can resume, however many saved it: rank 0 reads for all.
+        """
+        restored, state = collectives.on_rank_zero(lambda: (self._read(objective, optimizer), optimizer.state_dict()))
+        if restored and not collectives.is_rank_zero():
+            optimizer.load_state_dict(state)
+            position, account = restored
+            position.sums = {name: value.to(_device(objective)) for name, value in position.sums.items()}
+            account.cpu_seconds = 0.0  # rank 0's account counts them
+        return restored
+
+    def _read(self, objective: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[StageProgress, Account] | None:
+        folder = self.states.newest()
+        if folder is None:
+            return None
+        try:
+            saved = json.loads((folder / "state.json").read_text())
+            tensors = load_file(folder / "state.safetensors", device=str(_device(objective)))
+            own = objective.state_dict()
+            found = _under("objective/", tensors)
+            if found.keys() != own.keys() or any(found[k].shape != v.shape for k, v in own.items()):
+                raise ValueError("another objective")
+            account = Account(**saved["account"])
+            sums = _under("sums/", tensors)
+            position = StageProgress(
+                **{**saved["position"], "sums": {name: sums[name] for name in saved["position"]["sums"]}}
+            )
+            kept = _optimizer_state(optimizer, _under("optimizer/", tensors), saved["optimizer"])
+        except (OSError, ValueError, KeyError, IndexError, TypeError, SafetensorError):
+            self.states.quarantine(folder)
+            return None
+        if self.selection:
+            self.selection.restore(position.epoch_metrics, {k: v.cpu() for k, v in _under("best/", tensors).items()})
+        objective.load_state_dict(found)
+        optimizer.load_state_dict(kept)
+        return position, account
+
+    # --- a stage that produces an array ---------------------------------------------------------
+
+    def save_part(self, begin: int, pieces: Sequence[Array], account: Account) -> Array:
+        """Save the entries from image `begin` on, beside those saved before; return them memory-mapped.
+
+        Raises as `save` does.
+        """
+
+        def write() -> None:
+            with self.states.saving(begin, keep=True) as work:
+                save_array(pieces, work / "array.npy")
+                (work / "state.json").write_text(json.dumps(asdict(account)))
+
+        with self._timed():
+            collectives.on_rank_zero(write)
+        return self._part(begin)
+
+    def _part(self, begin: int) -> Array:
+        """Memory-map a part."""
+        folder = self.states.store.folder(self.states.kind, f"{begin:08d}")
+        part: Array = np.load(folder / "array.npy", mmap_mode="r", allow_pickle=False)
+        return part
+
+    def restore_parts(self) -> tuple[list[Array], Account | None]:
+        """Return the consecutive parts from image 0 on, and the account at the time of the last one."""
+        begins, account = collectives.on_rank_zero(self._whole_parts)
+        if account and not collectives.is_rank_zero():
+            account.cpu_seconds = 0.0
+        return [self._part(begin) for begin in begins], account
+
+    def _whole_parts(self) -> tuple[list[int], Account | None]:
+        begins, account, begin = list[int](), None, 0
+        while (folder := self.states.find(begin)) is not None:
+            begins.append(begin)
+            account = Account(**json.loads((folder / "state.json").read_text()))
+            begin += len(self._part(begin))
+        return begins, account
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _optimizer_state(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], plain: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """Return a fresh optimizer's state dict with stored values, in the memory layout of each parameter.
+
+    Fused kernels read parameter and state in memory order, so another layout would pair the wrong values.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in plain.items()}
+    for where, value in tensors.items():
+        index, name = where.split("/", 1)
+        like = parameters[int(index)]
+        if value.shape == like.shape and value.dim() > 0:
+            value = torch.empty_like(like, dtype=value.dtype, requires_grad=False).copy_(value)
+        state.setdefault(int(index), {})[name] = value
+    return {**optimizer.state_dict(), "state": state}

@@ -1,0 +1,115 @@
+"""What the training loop works with: images, device and precision, and the record of a stage."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from robobench.core.console import Reporter
+from robobench.core.rng import KeyedRng
+from robobench.core.timing import Account
+from robobench.data.augment import augment
+from robobench.distributed import collectives
+from robobench.models.wrapper import PreprocessedModel
+from robobench.training.base import Batch, Stage, Train
+
+
+class ImageSource(Protocol):
+    """Training images, wherever they are kept."""
+
+    labels: Tensor  # (N,) int64
+
+    def __len__(self) -> int: ...
+
+    def images(self, index: Tensor) -> Tensor:
+        """Return images (B, C, H, W) float in [0, 1] for an index (B,) int64."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainRuntime:
+    """Where and how stages run: device, precision, seed, compilation."""
+
+    device: str
+    precision: str
+    seed: int
+    reporter: Reporter = field(default_factory=lambda: Reporter(-1))
+    compiled: bool = False
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context of the run's precision: bf16 autocast or none."""
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def compile(self, module: nn.Module) -> None:
+        """Compile the networks inside a module in place, if the run asks for it. The first passes are then slow."""
+        if self.compiled:
+            for part in module.modules():
+                if isinstance(part, PreprocessedModel):
+                    part.net.compile(dynamic=True)
+
+    def batch(self, data: ImageSource, index: Tensor, stage: str, epoch: int, augmentation: str = "none") -> Batch:
+        """Return the images of an index (B,) as an augmented batch. Draws are keyed by seed, stage, epoch and image."""
+        rng = KeyedRng.of(index.to(self.device), self.seed, stage, epoch)
+        images = augment(data.images(index), rng.child("augment"), augmentation)
+        labels = data.labels[index].to(self.device)
+        return Batch(images, labels, rng.index, epoch, rng)
+
+
+@dataclass
+class StageRecord:
+    """What a stage cost and what it reported."""
+
+    name: str
+    seconds: float
+    cpu_seconds: float
+    peak_memory_bytes: int
+    warmup_seconds: float
+    epochs: int
+    images: int  # images seen, over all epochs
+    passes: dict[str, float] | None
+    metrics: dict[str, float] = field(default_factory=dict)
+    flags: list[str] = field(default_factory=list)
+
+    @property
+    def seconds_per_epoch(self) -> float:
+        """Mean seconds per epoch."""
+        return self.seconds / max(self.epochs, 1)
+
+    @property
+    def images_per_second(self) -> float:
+        """Training images per second."""
+        return self.images / self.seconds if self.seconds else math.nan
+
+
+def make_stage_record(
+    stage: Stage, account: Account, *, warmup_seconds: float, epochs: int, images: int
+) -> StageRecord:
+    """Make a stage's record from its account."""
+    return StageRecord(
+        name=stage.name,
+        seconds=account.seconds,
+        cpu_seconds=account.cpu_seconds,
+        peak_memory_bytes=account.peak_memory_bytes,
+        warmup_seconds=warmup_seconds,
+        epochs=epochs,
+        images=images,
+        passes=asdict(stage.passes) if stage.passes else None,
+    )
+
+
+def build_objective(stage: Train, device: str) -> nn.Module:
+    """Return a stage's objective on the device; built now if the stage gave a function."""
+    made = stage.objective if isinstance(stage.objective, nn.Module) else stage.objective()
+    return made.to(device)
+
+
+def reduce_account(account: Account) -> None:
+    """Put the CPU seconds of all processes into rank 0's account, and the highest memory peak into every one."""
+    cpu_seconds = collectives.all_reduce_sum(account.cpu_seconds)
+    account.cpu_seconds = cpu_seconds if collectives.is_rank_zero() else 0.0
+    account.peak_memory_bytes = int(collectives.all_reduce_max(account.peak_memory_bytes))

@@ -1,0 +1,61 @@
+"""Inner maximization: the attack inside adversarial training, and its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from robobench.attack_engine.gradient import input_gradient
+from robobench.core.module_state import attack_mode, no_parameter_gradients
+from robobench.core.threat import ThreatModel
+from robobench.training.config import TrainConfig
+
+
+def pgd_ascent(
+    objective: Callable[[Tensor], Tensor],
+    start: Tensor,
+    images: Tensor,
+    threat: ThreatModel,
+    steps: int,
+    step_size: float,
+) -> Tensor:
+    """Take projected gradient steps that increase an objective; return the last iterate, detached.
+
+    Args:
+        objective: maps adversarial images (B, C, H, W) to (B,). Parameters get no gradient here.
+        start: first iterate (B, C, H, W); may lie outside the ball, since every step projects.
+        images: clean images (B, C, H, W) in [0, 1].
+        step_size: length of a step on the [0, 1] image scale.
+    """
+    adv = start.detach()
+    for _ in range(steps):
+        adv = threat.step(adv, input_gradient(objective, adv), step_size, images)
+    return adv
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdvTrainConfig(TrainConfig):
+    """Settings of a defense that attacks every batch during training."""
+
+    inner_steps: int = 10
+    relative_step: float = 0.25  # of eps: 2/255 at 8/255
+    attack_bn_mode: str = "eval"  # BatchNorm's mode while the model is attacked: eval | train
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require("inner_steps", self.inner_steps >= 1, ">= 1")
+        self.require("relative_step", self.relative_step > 0, "> 0")
+        self.one_of("attack_bn_mode", "eval", "train")
+
+    def inner_attack_mode(self, *modules: nn.Module) -> AbstractContextManager[None]:
+        """Return a context in which the models are attacked: without parameter gradients, in `attack_bn_mode`."""
+        return attack_mode(*modules) if self.attack_bn_mode == "eval" else no_parameter_gradients(*modules)
+
+    def pgd_ascent(
+        self, objective: Callable[[Tensor], Tensor], start: Tensor, images: Tensor, threat: ThreatModel
+    ) -> Tensor:
+        """Run `pgd_ascent` with the config's number and size of steps."""
+        return pgd_ascent(objective, start, images, threat, self.inner_steps, self.relative_step * threat.eps)

@@ -1,0 +1,273 @@
+"""Runs a Train stage: epochs, steps, checkpoints. Only the `stopwatch.account` blocks are timed."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from robobench.core.memory import is_out_of_memory
+from robobench.core.module_state import eval_mode
+from robobench.core.rng import permutation, seed_from
+from robobench.core.timing import Account, Stopwatch
+from robobench.distributed import collectives, signals
+from robobench.errors import NonFiniteLossError
+from robobench.training.accumulation import batch_sizes, increase_accumulation, one_step
+from robobench.training.base import Batch, Train
+from robobench.training.checkpoint import Checkpoint, StageProgress
+from robobench.training.context import (
+    ImageSource,
+    StageRecord,
+    TrainRuntime,
+    build_objective,
+    make_stage_record,
+    reduce_account,
+)
+
+FINAL_METRIC_IMAGES = 256  # training images given to a stage's `final_metrics`
+LOSS_CHECK_STEPS = 20  # steps between two checks of the loss on a GPU, since each check waits for the device
+
+EpochLog = Callable[[str, int, dict[str, float]], None]
+
+
+def run_train(
+    runtime: TrainRuntime,
+    stage: Train,
+    data: ImageSource,
+    stopwatch: Stopwatch,
+    log: EpochLog = lambda stage, epoch, metrics: None,
+    checkpoint: Checkpoint | None = None,
+    validate: Callable[[int, bool], dict[str, float]] | None = None,
+) -> tuple[StageRecord, nn.Module]:
+    """Optimize a stage's objective over its epochs, or over the epochs a checkpoint has not finished.
+
+    When memory runs out, batches are split into micro-batches whose gradients are added up; the record then has the
+    flag "grad-accumulation-N". The first step that fails so may have updated BatchNorm's statistics twice.
+
+    Several processes take their shares of the same batches in the same order. Gradients and metrics are averaged over
+    the images of the whole batch; buffers, such as BatchNorm's statistics, are those of rank 0.
+
+    Args:
+        log: called after each epoch with stage, epoch and mean metrics, not timed. A resumed stage repeats the calls
+            of finished epochs.
+        checkpoint: saves and restores the stage; None starts from the beginning each time.
+        validate: called after each epoch with the epoch and whether it is the last, not timed. Its metrics are logged.
+
+    Returns:
+        The stage's record, and the objective with its final state.
+
+    Raises:
+        NonFiniteLossError: the loss became NaN or infinite.
+        OutOfMemoryError: memory ran out and the batch cannot be split.
+        Interrupted: a signal came; the step was finished and saved.
+        ValueError: there are more processes than images in a batch.
+    """
+    return _TrainRun(runtime, stage, data, stopwatch, log, checkpoint, validate).run()
+
+
+class _TrainRun:
+    """One run of a stage."""
+
+    def __init__(
+        self,
+        runtime: TrainRuntime,
+        stage: Train,
+        data: ImageSource,
+        stopwatch: Stopwatch,
+        log: EpochLog,
+        checkpoint: Checkpoint | None,
+        validate: Callable[[int, bool], dict[str, float]] | None,
+    ) -> None:
+        self.runtime, self.stage, self.data, self.stopwatch = runtime, stage, data, stopwatch
+        self.log, self.checkpoint, self.validate = log, checkpoint, validate
+        self.objective = build_objective(stage, runtime.device)
+        runtime.compile(self.objective)
+        self.optimizer = stage.optimizer(self.objective)
+        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.sizes = batch_sizes(len(data), stage.batch_size)
+        if self.sizes[-1] < collectives.world_size():
+            raise ValueError(
+                f"stage '{stage.name}' has batches of {self.sizes[-1]} images for {collectives.world_size()} processes"
+            )
+        self.progress = StageProgress()
+
+    @property
+    def account(self) -> Account:
+        return self.stopwatch.accounts[self.stage.name]
+
+    def run(self) -> tuple[StageRecord, nn.Module]:
+        """Run all remaining epochs; return record and objective."""
+        restored = self._restore()
+        for epoch, metrics in enumerate(self.progress.epoch_metrics):
+            self.log(self.stage.name, epoch, metrics)
+        self._warm_up(restored)
+        self.objective.train()
+        self.stepped = collectives.wrap_ddp(self.objective)
+        left = (self.stage.epochs - self.progress.epoch) * len(self.sizes) - self.progress.step
+        with (
+            self.runtime.reporter.progress_bar(self.stage.name, left) as advance,
+            torch.random.fork_rng(),
+            signals.defer_signals() if self.checkpoint else nullcontext(),
+        ):
+            for epoch in range(self.progress.epoch, self.stage.epochs):
+                first_index = self._train_epoch(epoch, advance)
+                if self._finish_epoch(epoch, first_index):
+                    break
+        collectives.broadcast_module(self.objective)
+        return self._record(), self.objective
+
+    def _restore(self) -> bool:
+        """Continue from a checkpoint if there is one; return whether there was."""
+        restored = self.checkpoint.restore(self.objective, self.optimizer) if self.checkpoint else None
+        collectives.broadcast_module(self.objective)
+        self.progress, self.stopwatch.accounts[self.stage.name] = restored or (StageProgress(), Account())
+        if restored:
+            where = f"epoch {self.progress.epoch + 1}, step {self.progress.step + 1}"
+            self.runtime.reporter.info(f"  {self.stage.name}: resuming at {where}")
+        return restored is not None
+
+    def _warm_up(self, restored: bool) -> None:
+        """Warm up the hardware before the clock starts, with smaller micro-batches if memory runs out."""
+        progress = self.progress
+        while progress.epoch < self.stage.epochs:
+            try:
+                seconds = warm_up(self.runtime, self.stage, self.objective, self.data, progress.accumulation_steps)
+                if not restored:
+                    progress.warmup_seconds = seconds
+                break
+            except (MemoryError, RuntimeError) as err:
+                progress.accumulation_steps = increase_accumulation(
+                    self.stage, progress.accumulation_steps, self.sizes[0], err
+                )
+
+    def _train_epoch(self, epoch: int, advance: Callable[[int], None]) -> Tensor:
+        """Take the remaining steps of an epoch; return the image index of its first batch."""
+        shuffled = permutation(len(self.data), self.runtime.seed, self.stage.name, epoch)
+        order = torch.split(shuffled.to(self.data.labels.device), self.sizes)  # one copy; copies in steps would wait
+        while self.progress.step < len(order):
+            with self.stopwatch.account(self.stage.name):
+                save_now = self._take_steps(epoch, order, advance)
+            reduce_account(self.account)
+            if self.checkpoint and save_now and self.progress.step < len(order):
+                self.checkpoint.save(self.objective, self.optimizer, self.progress, self.account)
+        return order[0]
+
+    def _take_steps(self, epoch: int, order: tuple[Tensor, ...], advance: Callable[[int], None]) -> bool:
+        """Take steps until the epoch ends or a checkpoint is due; return whether one is due."""
+        progress = self.progress
+        for step in range(progress.step, len(order)):
+            for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+                group["lr"] = rate * self.stage.schedule(epoch + step / len(self.sizes))
+            self._step(order[step], epoch, step)
+            progress.step = step + 1
+            check = self.runtime.device == "cpu" or step % LOSS_CHECK_STEPS == 0 or progress.step == len(self.sizes)
+            # Several processes ask each other whether to save, which waits for the device.
+            may_ask = check or collectives.world_size() == 1
+            save_now = self.checkpoint is not None and may_ask and self.checkpoint.due()
+            if check or save_now:
+                self._check_loss(epoch, step)
+            advance(1)
+            if save_now:
+                return True
+        return False
+
+    def _check_loss(self, epoch: int, step: int) -> None:
+        loss = self.progress.sums["loss"].item()
+        if not math.isfinite(loss):
+            raise NonFiniteLossError(
+                f"the loss of stage '{self.stage.name}' became {loss} in epoch {epoch + 1}, step {step + 1}; "
+                f"lower the learning rate (now {self.optimizer.param_groups[0]['lr']:.3g})"
+            )
+
+    def _step(self, index: Tensor, epoch: int, step: int) -> None:
+        """Take one step on this process's share of a batch, in more micro-batches if memory runs out."""
+        runtime, stage, progress = self.runtime, self.stage, self.progress
+        shard = collectives.local_shard(index)
+        rank = (collectives.rank(),) if collectives.rank() else ()  # dropout and the like differ between processes
+        while True:
+            torch.manual_seed(seed_from(runtime.seed, stage.name, epoch, step, *rank))
+            try:
+                batch = runtime.batch(self.data, shard, stage.name, epoch, stage.augment)
+                weight = collectives.shard_weight(len(shard), len(index))
+                loss = one_step(runtime, self.stepped, self.optimizer, batch, progress.accumulation_steps, weight)
+                break
+            except Exception as err:
+                if collectives.world_size() > 1:  # the others are in the middle of this step
+                    own = not isinstance(err, RuntimeError) or is_out_of_memory(err)
+                    raise collectives.PeerLost(err, own=own) from err
+                self.optimizer.zero_grad(set_to_none=True)
+                progress.accumulation_steps = increase_accumulation(stage, progress.accumulation_steps, len(index), err)
+                runtime.reporter.warning(
+                    f"stage '{stage.name}': out of memory; "
+                    f"accumulating gradients over {progress.accumulation_steps} micro-batches"
+                )
+        values = {"loss": loss.total, **loss.metrics}
+        weighed = [value.detach() * len(shard) for value in values.values()]
+        for name, value in zip(values, collectives.all_reduce_sums(weighed), strict=True):
+            progress.sums[name] = progress.sums.get(name, 0) + value
+
+    def _finish_epoch(self, epoch: int, first_index: Tensor) -> bool:
+        """Log an epoch's metrics and save it; return whether training ends here."""
+        metrics = {name: value.item() / len(self.data) for name, value in self.progress.sums.items()}
+        hook_metrics, ends = self._run_epoch_hook(epoch, first_index)
+        metrics |= hook_metrics
+        if self.validate:
+            last = ends or epoch + 1 == self.stage.epochs
+            metrics |= collectives.on_rank_zero(partial(self.validate, epoch, last))
+        self.log(self.stage.name, epoch, metrics)
+        self.progress.end_epoch(metrics)
+        # The end itself is not saved: a run that is killed now finds the same end again.
+        if not ends and self.checkpoint and self.checkpoint.due():
+            self.checkpoint.save(self.objective, self.optimizer, self.progress, self.account)
+        return ends
+
+    def _run_epoch_hook(self, epoch: int, first_index: Tensor) -> tuple[dict[str, float], bool]:
+        """Call the stage's `on_epoch_end` with the epoch's first batch, timed."""
+        runtime, stage = self.runtime, self.stage
+        if stage.on_epoch_end is None:
+            return {}, False
+        with self.stopwatch.account(stage.name), runtime.autocast():
+            collectives.broadcast_module(self.objective)
+            result = stage.on_epoch_end(runtime.batch(self.data, first_index, stage.name, epoch, stage.augment))
+            collectives.broadcast_module(self.objective)
+        reduce_account(self.account)
+        return collectives.on_rank_zero(lambda: result)
+
+    def _record(self) -> StageRecord:
+        """Make the record, with the stage's final metrics and flags (not timed)."""
+        progress, epochs = self.progress, self.progress.epoch
+        record = make_stage_record(
+            self.stage,
+            self.account,
+            warmup_seconds=progress.warmup_seconds,
+            epochs=epochs,
+            images=epochs * len(self.data),
+        )
+        if self.stage.final_metrics is not None:
+            with torch.no_grad(), eval_mode(self.objective):
+                images = self.data.images(torch.arange(min(len(self.data), FINAL_METRIC_IMAGES)))
+                record.metrics, record.flags = self.stage.final_metrics(images)
+        if progress.accumulation_steps > 1:
+            record.flags = [*record.flags, f"grad-accumulation-{progress.accumulation_steps}"]
+        return record
+
+
+def warm_up(
+    runtime: TrainRuntime, stage: Train, objective: nn.Module, data: ImageSource, accumulation_steps: int = 1
+) -> float:
+    """Take one step on a copy of the objective and random images, to pay one-off costs; return the seconds."""
+    stopwatch = Stopwatch(runtime.device)
+    with stopwatch.account("warm-up") as account, torch.random.fork_rng():
+        spare = copy.deepcopy(objective).train()
+        runtime.compile(spare)
+        index = collectives.local_shard(torch.arange(min(len(data), stage.batch_size)))
+        real = runtime.batch(data, index, "warm-up", 0)
+        batch = Batch(real.rng.uniform_like(real.images), real.labels, real.index, stage.epochs, real.rng)
+        stateless = torch.optim.SGD(spare.parameters(), lr=0.0)  # needs no memory beside the copy's
+        one_step(runtime, spare, stateless, batch, accumulation_steps)
+    return account.seconds

@@ -1,0 +1,117 @@
+"""Quick PGD accuracy on training images: checks teachers before use, and selects the best epoch.
+
+This is no evaluation: one short attack, and never a test image.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robobench.core.losses import is_misclassified
+from robobench.core.module_state import attack_mode
+from robobench.core.threat import ThreatModel
+from robobench.training.context import ImageSource, TrainRuntime
+from robobench.training.inner_maximization import pgd_ascent
+
+STEPS, RELATIVE_STEP = 10, 0.25  # PGD-10 with a random start, as in Rice et al., ICML 2020
+
+
+@dataclass(frozen=True, order=True)
+class QuickAccuracy:
+    """Fractions of `images` that are classified correctly under PGD and when clean. Ordered by PGD first."""
+
+    pgd: float
+    clean: float
+    images: int
+
+    def __str__(self) -> str:
+        return f"clean {100 * self.clean:.1f} %, PGD-{STEPS} {100 * self.pgd:.1f} % of {self.images} images"
+
+    @property
+    def not_robust(self) -> bool:
+        """Whether PGD accuracy is less than a quarter of clean accuracy."""
+        return self.pgd < self.clean / 4
+
+    def near_chance(self, num_classes: int) -> bool:
+        """Whether clean accuracy is at most three standard deviations above guessing one of `num_classes`."""
+        chance = 1 / num_classes
+        return self.clean <= chance + 3 * math.sqrt(chance * (1 - chance) / self.images)
+
+
+def quick_accuracy(
+    runtime: TrainRuntime,
+    model: nn.Module,
+    data: ImageSource,
+    threat: ThreatModel,
+    count: int,
+    batch_size: int = 128,
+) -> QuickAccuracy:
+    """Measure a model on the first `count` images of `data`, in the batches and precision of training."""
+    clean, robust = 0, 0
+    index = torch.arange(min(count, len(data)))
+    for part in torch.split(index, batch_size):
+        batch = runtime.batch(data, part, "probe", 0)
+        with attack_mode(model), runtime.autocast():
+            correct = _is_correct(model, batch.images, batch.labels)
+            images, labels = batch.images[correct], batch.labels[correct]
+            clean += len(labels)
+            if threat.eps and len(labels):
+
+                def objective(adv: Tensor, labels: Tensor = labels) -> Tensor:
+                    return F.cross_entropy(model(adv).float(), labels, reduction="none")
+
+                start = threat.random_start(images, batch.rng[correct])
+                images = pgd_ascent(objective, start, images, threat, STEPS, RELATIVE_STEP * threat.eps)
+            robust += int(_is_correct(model, images, labels).sum())
+    return QuickAccuracy(robust / len(index), clean / len(index), len(index))
+
+
+def _is_correct(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    with torch.no_grad():
+        return ~is_misclassified(model(images), labels)
+
+
+class EpochSelection:
+    """Keeps the weights of the epoch with the best PGD accuracy on held-out training images.
+
+    It measures, not timed, after each epoch of the second half of training, since no published run peaks before. On a
+    tie the earlier epoch is kept.
+    """
+
+    def __init__(
+        self, runtime: TrainRuntime, model: nn.Module, held_out: ImageSource, threat: ThreatModel, epochs: int
+    ) -> None:
+        self.runtime, self.model, self.held_out, self.threat = runtime, model, held_out, threat
+        self.epochs = epochs
+        self.results: dict[int, QuickAccuracy] = {}
+        self.weights: dict[str, Tensor] = {}
+
+    def validate(self, epoch: int, last: bool = False) -> dict[str, float]:
+        """Measure the model after an epoch (counted from 0), always after the last; return metrics for the log."""
+        if epoch < self.epochs // 2 and not last:
+            return {}
+        now = quick_accuracy(self.runtime, self.model, self.held_out, self.threat, len(self.held_out))
+        if not self.results or now > max(self.results.values()):
+            self.weights = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+        self.results[epoch] = now
+        return {"held_out_clean": now.clean, "held_out_pgd": now.pgd}
+
+    def restore(self, epoch_metrics: list[dict[str, float]], weights: dict[str, Tensor]) -> None:
+        """Resume from a checkpoint: metrics of finished epochs, and the best weights so far."""
+        self.weights = weights
+        measured = {e: metrics for e, metrics in enumerate(epoch_metrics) if "held_out_pgd" in metrics}
+        self.results = {
+            e: QuickAccuracy(m["held_out_pgd"], m["held_out_clean"], len(self.held_out)) for e, m in measured.items()
+        }
+
+    def record(self) -> dict[str, float]:
+        """Return what was selected: the best epoch (from 1), its PGD accuracy and that of the last epoch."""
+        best = max(self.results.values())
+        epoch = min(e for e, value in self.results.items() if value == best)
+        last = self.results[max(self.results)]
+        return {"epoch": epoch + 1, "best_pgd": best.pgd, "last_pgd": last.pgd, "images": best.images}
