@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from robobench.core.registry import ATTACKS, DEFENSES
 from robobench.plugins.discovery import _plugin_files
-from tests.toys import FACTORY
+from tests.helpers.toys import FACTORY
 
 torch.set_num_threads(1)  # on networks this small, more threads only wait for each other
 

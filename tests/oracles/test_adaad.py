@@ -14,7 +14,7 @@ from robobench.defenses.adaad import AdaADConfig, AdaADObjective
 from robobench.inner import input_gradient
 from robobench.training.base import Batch, FrozenModel, lr_schedule
 from robobench.training.inner_maximization import AdvTrainConfig
-from tests.toys import TinyBatchNormNet, color_blobs
+from tests.helpers.toys import TinyBatchNormNet, color_blobs
 
 THREAT = ThreatModel("Linf", 0.1)
 CLEAN, ADV = [[0.7, 0.2, 0.1], [0.2, 0.3, 0.5]], [[0.3, 0.3, 0.4], [0.6, 0.3, 0.1]]

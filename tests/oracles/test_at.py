@@ -12,7 +12,7 @@ from robobench.defenses.at import AT, ATConfig, ATObjective
 from robobench.defenses.fast_at import FastATConfig, FastATObjective
 from robobench.training.base import Batch, DefenseSetup, lr_schedule
 from robobench.training.inner_maximization import AdvTrainConfig
-from tests.toys import LinearTwoClass, TinyBatchNormNet, color_blobs
+from tests.helpers.toys import LinearTwoClass, TinyBatchNormNet, color_blobs
 
 THREAT = ThreatModel("Linf", 0.1)
 

@@ -16,7 +16,7 @@ from robobench.attacks.square import Square, SquareConfig, bump, mask, window_in
 from robobench.core.rng import KeyedRng
 from robobench.core.threat import ThreatModel
 from robobench.plugins.discovery import load_attack
-from tests.toys import LinearTwoClass
+from tests.helpers.toys import LinearTwoClass
 
 SHAPE, EPS = (3, 6, 6), 0.05
 DUAL = {"Linf": 1, "L2": 2}

@@ -9,7 +9,7 @@ from robobench.core.rng import KeyedRng
 from robobench.core.threat import ThreatModel
 from robobench.defenses.fast_at import FastAT, FastATConfig, FastATObjective
 from robobench.training.base import Batch, DefenseSetup
-from tests.toys import LinearTwoClass, TinyBatchNormNet, color_blobs
+from tests.helpers.toys import LinearTwoClass, TinyBatchNormNet, color_blobs
 
 THREAT = ThreatModel("Linf", 0.1)
 

@@ -8,7 +8,7 @@ from robobench.attacks.pgd import PGD, PGDConfig
 from robobench.core.rng import KeyedRng
 from robobench.core.threat import ThreatModel
 from robobench.plugins.discovery import load_attack
-from tests.toys import LinearTwoClass
+from tests.helpers.toys import LinearTwoClass
 
 SHAPE, EPS = (3, 6, 6), 0.05
 DUAL = {"Linf": 1, "L2": 2}

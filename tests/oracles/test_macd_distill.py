@@ -14,7 +14,7 @@ from robobench.core.rng import KeyedRng
 from robobench.defenses.macd import distill
 from robobench.defenses.macd.mae import MAE, keep_tokens, patchify, unpatchify
 from robobench.training.base import PrecomputedArray
-from tests.macd import IMAGES, SHAPE, TINY, batch_of, objective_of, setup_of, teacher_of
+from tests.helpers.macd import IMAGES, SHAPE, TINY, batch_of, objective_of, setup_of, teacher_of
 
 # --- masks and pairs ----------------------------------------------------------------------------
 

@@ -29,8 +29,8 @@ from robobench.defenses.macd.mae import (
     unpatchify,
 )
 from robobench.training.base import Batch, DefenseSetup, Train
-from tests import macd
-from tests.toys import TinyBatchNormNet, color_blobs
+from tests.helpers import macd
+from tests.helpers.toys import TinyBatchNormNet, color_blobs
 
 TINY = replace(macd.TINY, encoder_width=16, encoder_depth=2)
 SHAPE = (3, 8, 8)  # 16 tokens

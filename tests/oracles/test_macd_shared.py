@@ -15,7 +15,7 @@ from robobench.defenses.macd.pretrain import reconstruct
 from robobench.training.base import Batch, DefenseSetup, FrozenModel, Precompute, Stage
 from robobench.training.context import build_objective
 from tests.oracles.test_macd_mae import TINY
-from tests.toys import TinyBatchNormNet
+from tests.helpers.toys import TinyBatchNormNet
 
 IMAGES = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 # Another allowed value of every field; None where there is none, or where it leaves the stages out.

@@ -13,8 +13,8 @@ from robobench.defenses.macd.mae import MAE, Encoder
 from robobench.models.build import build_model
 from robobench.models.spec import ModelSpec
 from robobench.training.base import FrozenModel, PrecomputedArray, Train
-from tests.macd import IMAGES, SHAPE, TINY, batch_of, objective_of, run, same, setup_of, state
-from tests.toys import TinyBatchNormNet
+from tests.helpers.macd import IMAGES, SHAPE, TINY, batch_of, objective_of, run, same, setup_of, state
+from tests.helpers.toys import TinyBatchNormNet
 
 # --- stages -------------------------------------------------------------------------------------
 

@@ -10,8 +10,8 @@ from robobench.core.rng import KeyedRng
 from robobench.core.threat import ThreatModel
 from robobench.defenses.macd import MACDConfig, static
 from robobench.training.base import Batch, FrozenModel, PrecomputedArray
-from tests.macd import EPS, IMAGES, SHAPE, TINY, batch_of, same, setup_of, state
-from tests.toys import LinearTwoClass
+from tests.helpers.macd import EPS, IMAGES, SHAPE, TINY, batch_of, same, setup_of, state
+from tests.helpers.toys import LinearTwoClass
 
 
 def test_on_a_linear_model_the_static_attack_reaches_the_closed_form_worst_case():

@@ -12,7 +12,7 @@ from robobench.core.rng import KeyedRng
 from robobench.core.threat import ThreatModel
 from robobench.plugins.discovery import load_defense
 from robobench.training.base import Batch, DefenseSetup, FrozenModel, PassCounts
-from tests.toys import TinyBatchNormNet, color_blobs
+from tests.helpers.toys import TinyBatchNormNet, color_blobs
 
 COUNT, EPS = 6, 0.05
 CASES = [

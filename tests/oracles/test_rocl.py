@@ -16,7 +16,7 @@ from robobench.defenses import rocl
 from robobench.defenses.rocl import LARS, HeadObjective, RoCL, RoCLConfig, RoCLObjective, nt_xent, view
 from robobench.training.base import Batch, DefenseSetup
 from robobench.training.inner_maximization import AdvTrainConfig
-from tests.toys import TinyBatchNormNet, color_blobs
+from tests.helpers.toys import TinyBatchNormNet, color_blobs
 
 THREAT = ThreatModel("Linf", 0.1)
 SMALL = {"projection": 16, "head_batch_size": 16}

@@ -20,7 +20,7 @@ from robobench.core.rng import KeyedRng
 from robobench.core.threat import ThreatModel
 from robobench.errors import RequestError
 from robobench.plugins.discovery import load_attack
-from tests.toys import TinyBatchNormNet, color_blobs
+from tests.helpers.toys import TinyBatchNormNet, color_blobs
 
 NOISE = KeyedRng.of(torch.arange(6), "autoattack")
 SETTINGS = {

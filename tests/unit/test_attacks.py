@@ -15,7 +15,7 @@ from robobench.core.rng import KeyedRng
 from robobench.core.threat import ThreatModel
 from robobench.errors import RequestError, ThreatModelError
 from robobench.plugins.discovery import KINDS, code_digest, discover, load_attack, parse_attack_spec
-from tests.toys import LinearTwoClass
+from tests.helpers.toys import LinearTwoClass
 
 SMALL = {
     **{name: {"steps": 2} for name in ("pgd", "jitter", "cw", "mifgsm", "apgd-ce", "apgd-dlr", "apgd-t", "fab-t")},

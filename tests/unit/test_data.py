@@ -17,7 +17,7 @@ from robobench.data.split import require_classes
 from robobench.errors import RequestError
 from robobench.planning.planner import make_plan
 from robobench.planning.request import ExperimentConfig
-from tests.datasets import everything, refusal
+from tests.helpers.datasets import everything, refusal
 
 pytestmark = pytest.mark.usefixtures("cache")
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from robobench.data import load_dataset
-from tests.datasets import everything, refusal
+from tests.helpers.datasets import everything, refusal
 
 pytestmark = pytest.mark.usefixtures("cache")
 

@@ -24,7 +24,7 @@ from robobench.results.checks import CHECKS, check_records, min_count
 from robobench.results.rows import make_rows, read_records, read_rows
 from robobench.testing import Blobs, trained_net
 from robobench.training.inner_maximization import pgd_ascent
-from tests.toys import LinearTwoClass
+from tests.helpers.toys import LinearTwoClass
 from tests.unit.test_results import record
 
 COUNT, RADII = 40, (0.05, 0.1)

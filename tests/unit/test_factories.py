@@ -16,7 +16,7 @@ from robobench.models.build import build_model
 from robobench.models.checks import check_features_and_head, missing_attributes
 from robobench.models.spec import ModelSpec
 from robobench.models.user_factory import _read_once
-from tests.toys import FACTORY
+from tests.helpers.toys import FACTORY
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 

@@ -7,7 +7,7 @@ from robobench.core.module_state import attack_mode, eval_mode
 from robobench.core.threat import ThreatModel
 from robobench.inner import input_gradient
 from robobench.training.inner_maximization import pgd_ascent
-from tests.toys import TinyBatchNormNet
+from tests.helpers.toys import TinyBatchNormNet
 
 
 def modes(net):

@@ -23,7 +23,7 @@ from robobench.results.statistics import wilson
 from robobench.store.artifacts import hash_recipe
 from robobench.training.base import DefenseSetup, FrozenModel, Stage
 from tests.oracles.test_macd_mae import TINY
-from tests.toys import TinyBatchNormNet
+from tests.helpers.toys import TinyBatchNormNet
 
 FILE = Path(__file__).parents[2] / "leaderboards/published/macd-paper/tables.json"
 PAPER = json.loads(FILE.read_text())

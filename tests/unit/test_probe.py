@@ -14,7 +14,7 @@ from robobench.data import load_dataset
 from robobench.errors import RequestError
 from robobench.training.context import TrainRuntime
 from robobench.training.selection import EpochSelection, QuickAccuracy, quick_accuracy
-from tests.toys import LinearTwoClass
+from tests.helpers.toys import LinearTwoClass
 
 
 class Blobs:

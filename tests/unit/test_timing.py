@@ -4,7 +4,7 @@ import torch
 
 from robobench.core.memory import release_freed_memory
 from robobench.core.timing import Stopwatch, peak_memory, reset_peak_memory
-from tests.toys import FakeClock
+from tests.helpers.toys import FakeClock
 
 
 def test_only_what_runs_inside_an_account_is_counted():

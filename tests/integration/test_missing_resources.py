@@ -20,7 +20,7 @@ from robobench.models.build import build_model
 from robobench.models.spec import ModelSpec
 from robobench.planning.request import ExperimentConfig
 from robobench.trainer import save_tensors
-from tests.faults import harness
+from tests.fault_injection import harness
 
 TINY = (
     *("--epochs", "2", "--batch-size", "16", "--examples", "8", "--attacks", "fgsm", "--eps", "0.1"),

@@ -16,7 +16,7 @@ import pytest
 from robobench.cli import main
 from robobench.core.registry import ATTACKS, DEFENSES
 from robobench.plugins.discovery import _plugin_files
-from tests import browser
+from tests.helpers import browser
 
 NAMES = ["at", "smooth", "standard", "standard"]  # the control is the second undefended one
 PAGE = Path(__file__).parents[2] / "docs" / "newcomer.md"

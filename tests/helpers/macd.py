@@ -13,7 +13,7 @@ from robobench.defenses.macd import MACD, MACDConfig, distill
 from robobench.defenses.macd.mae import MAE
 from robobench.defenses.macd.pretrain import Teacher
 from robobench.training.base import Batch, DefenseSetup, FrozenModel, Loss, Precompute, PrecomputedArray
-from tests.toys import TinyBatchNormNet, color_blobs
+from tests.helpers.toys import TinyBatchNormNet, color_blobs
 
 TINY = MACDConfig(
     teacher_patch=2,
