@@ -1,1 +1,1 @@
-"""Attacks, one a file."""
+"""Attacks, one per file."""

@@ -1,11 +1,10 @@
-"""APGD: projected gradient ascent with momentum that halves its own steps where progress stops.
+"""APGD: projected gradient ascent with momentum and automatic step sizes.
 
-Paper:   Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse
-         parameter-free attacks", ICML 2020, arXiv:2003.01690: Algorithm 1, the DLR loss (eq. 6) and its
-         targeted form (eq. 7).
-Code:    constants and order are those of github.com/fra31/auto-attack; parity of verdicts is tested.
-Differs: an increase of the loss at the first step is counted against the start, as in the paper; the released code
-         compares it with zero. A target is never the label, also where the label is not the first class.
+Paper:   Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
+         attacks", ICML 2020, arXiv:2003.01690: Algorithm 1, the DLR loss (eq. 6) and its targeted form (eq. 7).
+Code:    github.com/fra31/auto-attack; same constants and order of operations. A test compares outcomes per image.
+Differs: the loss after the first step is compared with the loss at the start, as in the paper; the code compares it
+         with zero. Images that are misclassified when clean are attacked too, with another target than the true class.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class APGDConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetedConfig(APGDConfig):
-    targets: int = 9  # classes aimed at, the likeliest first; at most one less than the model has
+    targets: int = 9  # number of target classes, the most likely first; at most all wrong classes
 
     def __post_init__(self) -> None:
         APGDConfig.__post_init__(self)
@@ -54,29 +53,29 @@ class TargetedConfig(APGDConfig):
 
 
 class APGD(IterativeAttack):
-    """Algorithm 1 on any loss; a subclass gives the loss."""
+    """Algorithm 1; a subclass implements the loss."""
 
     Config = APGDConfig
     supports_compile = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"quick": {"steps": 10}}
     momentum = 0.75  # alpha in the paper
-    progress = 0.75  # of the steps since the last checkpoint must raise the loss; rho in the paper
-    classes = 2  # the fewest for which the loss is defined
+    min_increases = 0.75  # fraction of steps since the last checkpoint that must increase the loss; rho in the paper
+    min_classes = 2  # for which the loss is defined
 
     def prepare(self, model: nn.Module, images: Tensor) -> None:
-        """Refuse a model with too few classes for the loss."""
-        if self.classes <= 2:
+        """Raise RequestError if the model has too few classes for the loss."""
+        if self.min_classes <= 2:
             return
         with torch.no_grad():
             self.num_classes = model(images[:1]).shape[1]
-        if self.num_classes < self.classes:
+        if self.num_classes < self.min_classes:
             raise RequestError(
-                f"attack '{self.name}' needs at least {self.classes} classes, the model has {self.num_classes}; "
+                f"attack '{self.name}' needs at least {self.min_classes} classes, the model has {self.num_classes}; "
                 "use apgd-ce"
             )
 
     def start(self, images: Tensor, labels: Tensor, rng: KeyedRng) -> AttackState:
-        """Start on the ball's surface: one pixel at least at the full radius (Linf), the whole length (L2)."""
+        """Start at a random image on the surface of the ball. In Linf, at least one pixel moves by eps."""
         if self.threat.norm == "Linf":
             delta = 2 * rng.uniform_like(images) - 1
             delta /= per_image(delta.flatten(1).abs().amax(1).clamp_min(1e-12), images)
@@ -86,31 +85,31 @@ class APGD(IterativeAttack):
         return AttackState(images, labels, adv, rng)
 
     def step(self, model: nn.Module, state: AttackState) -> tuple[AttackState, Tensor]:
-        """Look at the current point, keep the best, halve steps at a checkpoint, and walk on."""
-        state = self.aimed(model, state)
+        """Evaluate the current image, update the best one, halve the step size at a checkpoint, and take a step."""
+        state = self.choose_target(model, state)
         adv = state.adv
         logits, loss, grad = loss_and_input_grad(
             self.name, model, adv, state.labels, lambda logits, _: self.loss(logits, state)
         )
         memory = self._remember(state, loss, grad)
         if state.iteration in self.checkpoints:
-            stuck = memory["rises"] <= self.progress * self.checkpoints[state.iteration]
-            stuck |= ~memory["halved"] & (memory["checked_loss"] >= memory["best_loss"])
-            memory["length"] = torch.where(stuck, memory["length"] / 2, memory["length"])
-            memory |= {"halved": stuck, "checked_loss": memory["best_loss"], "rises": torch.zeros_like(loss)}
-            back = per_image(stuck, adv)
-            adv = torch.where(back, memory["best_adv"], adv)
-            grad = torch.where(back, memory["best_grad"], grad)
-        ahead = adv + per_image(memory["length"], adv) * self.threat.direction(grad)
-        ahead = self.threat.project(ahead, state.images)
+            halve = memory["increases"] <= self.min_increases * self.checkpoints[state.iteration]
+            halve |= ~memory["halved"] & (memory["checkpoint_loss"] >= memory["best_loss"])
+            memory["step_size"] = torch.where(halve, memory["step_size"] / 2, memory["step_size"])
+            memory |= {"halved": halve, "checkpoint_loss": memory["best_loss"], "increases": torch.zeros_like(loss)}
+            reset = per_image(halve, adv)  # to the best image
+            adv = torch.where(reset, memory["best_adv"], adv)
+            grad = torch.where(reset, memory["best_grad"], grad)
+        new = adv + per_image(memory["step_size"], adv) * self.threat.direction(grad)
+        new = self.threat.project(new, state.images)
         if state.iteration > 0:
-            moved = self.momentum * (ahead - adv) + (1 - self.momentum) * (adv - memory["previous"])
-            ahead = self.threat.project(adv + moved, state.images)
-        memory["previous"] = adv
-        return state.advance(ahead, **memory), logits
+            delta = self.momentum * (new - adv) + (1 - self.momentum) * (adv - memory["previous_adv"])
+            new = self.threat.project(adv + delta, state.images)
+        memory["previous_adv"] = adv
+        return state.advance(new, **memory), logits
 
     def _remember(self, state: AttackState, loss: Tensor, grad: Tensor) -> dict[str, Tensor]:
-        """Update what is known of each image: the best point, its loss and gradient, the number of increases."""
+        """Update each image's memory: its best adversarial image with loss and gradient, and the loss increases."""
         old = state.memory
         if state.iteration == 0:
             return {
@@ -118,10 +117,10 @@ class APGD(IterativeAttack):
                 "best_grad": grad,
                 "best_loss": loss,
                 "last_loss": loss,
-                "checked_loss": loss,  # best loss at the last checkpoint
-                "rises": torch.zeros_like(loss),
-                "halved": torch.ones_like(loss, dtype=torch.bool),  # at the last checkpoint
-                "length": torch.full_like(loss, 2 * self.threat.eps),
+                "checkpoint_loss": loss,  # best loss at the last checkpoint
+                "increases": torch.zeros_like(loss),  # steps since then that increased the loss
+                "halved": torch.ones_like(loss, dtype=torch.bool),  # step size was halved at the last checkpoint
+                "step_size": torch.full_like(loss, 2 * self.threat.eps),
             }
         better = loss > old["best_loss"]
         where = per_image(better, grad)
@@ -131,80 +130,80 @@ class APGD(IterativeAttack):
             "best_grad": torch.where(where, grad, old["best_grad"]),
             "best_loss": torch.where(better, loss, old["best_loss"]),
             "last_loss": loss,
-            "rises": old["rises"] + (loss > old["last_loss"]),
+            "increases": old["increases"] + (loss > old["last_loss"]),
         }
 
     def finish(self, state: AttackState, logits: Tensor) -> Tensor:
-        """Return the point of the largest loss."""
+        """Return the image with the largest loss."""
         better = self.loss(logits, state) > state.memory["best_loss"]
         return torch.where(per_image(better, state.adv), state.adv, state.memory["best_adv"])
 
     @cached_property
     def checkpoints(self) -> dict[int, int]:
-        """Iterations at which steps may be halved, with the number of steps since the one before."""
-        window, shrink, least = (max(int(part * self.steps), 1) for part in (0.22, 0.03, 0.06))
-        at, found = window, {}
-        while at <= self.steps:
-            found[at] = window
-            window = max(window - shrink, least)
-            at += window
+        """Iterations at which the step size may be halved -> steps since the previous checkpoint."""
+        period, shrink, shortest = (max(int(part * self.steps), 1) for part in (0.22, 0.03, 0.06))
+        iteration, found = period, {}
+        while iteration <= self.steps:
+            found[iteration] = period
+            period = max(period - shrink, shortest)
+            iteration += period
         return found
 
-    def aimed(self, model: nn.Module, state: AttackState) -> AttackState:
-        """Choose targets before the first step, where the loss has them."""
+    def choose_target(self, model: nn.Module, state: AttackState) -> AttackState:
+        """Set the target class before the first step of a targeted loss."""
         return state
 
     @abstractmethod
     def loss(self, logits: Tensor, state: AttackState) -> Tensor:
-        """Return the loss to be raised: (B, K) -> (B,)."""
+        """Return the loss to maximize: logits (B, K) -> (B,)."""
 
 
 @ATTACKS.register("apgd-ce")
 class APGDCE(APGD):
-    """AutoPGD on the cross-entropy."""
+    """APGD on the cross-entropy."""
 
     def loss(self, logits: Tensor, state: AttackState) -> Tensor:
-        """Cross-entropy, in nats."""
+        """Return the cross-entropy in nats."""
         return F.cross_entropy(logits, state.labels, reduction="none")
 
 
 @ATTACKS.register("apgd-dlr")
 class APGDDLR(APGD):
-    """AutoPGD on the difference of logits ratio (3 classes or more)."""
+    """APGD on the difference of logits ratio (DLR) loss; needs 3 classes."""
 
-    classes = 3
+    min_classes = 3
 
     def loss(self, logits: Tensor, state: AttackState) -> Tensor:
-        """Margin over the spread of the three largest logits (eq. 6)."""
+        """Return the margin divided by the largest minus the third largest logit (eq. 6)."""
         top = logits.topk(3, dim=1).values
         return margin(logits, state.labels) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
 @ATTACKS.register("apgd-t")
 class APGDT(APGD):
-    """AutoPGD on the targeted DLR loss, one run for each of 9 targets (4 classes or more)."""
+    """APGD on the targeted DLR loss, one run for each of 9 target classes; needs 4 classes."""
 
     Config = TargetedConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"quick": {"steps": 10, "targets": 2}}
-    classes = 4
+    min_classes = 4
 
     @property
     def targets(self) -> int:
-        """Number of classes aimed at."""
+        """Number of target classes."""
         return min(int(self.config.targets), (self.num_classes or 1000) - 1)
 
     @property
     def restarts(self) -> int:
-        """One start for each target."""
+        """`config.restarts` runs for each target class."""
         return int(self.config.restarts) * self.targets
 
     @property
     def cost(self) -> float:
-        """Each start looks at the clean image for its target."""
+        """As in APGD, and one forward on the clean images per run, to choose the target."""
         return self.restarts * (2.0 * self.steps + 2)
 
-    def aimed(self, model: nn.Module, state: AttackState) -> AttackState:
-        """Aim at the class that comes after those of earlier starts, by the logits of the clean image."""
+    def choose_target(self, model: nn.Module, state: AttackState) -> AttackState:
+        """Set the next most likely wrong class of the clean image as target."""
         if state.iteration > 0:
             return state
         rank = state.restart // self.config.restarts
@@ -217,7 +216,7 @@ class APGDT(APGD):
         return {"target": state.memory["target"], **super()._remember(state, loss, grad)}
 
     def loss(self, logits: Tensor, state: AttackState) -> Tensor:
-        """Lead of the target over the label, over the spread of the four largest logits (eq. 7)."""
-        ends = logits.gather(1, torch.stack((state.memory["target"], state.labels), 1))
+        """Return the targeted DLR loss: target logit minus true logit, scaled by the four largest logits (eq. 7)."""
+        pair = logits.gather(1, torch.stack((state.memory["target"], state.labels), 1))
         top = logits.topk(4, dim=1).values
-        return (ends[:, 0] - ends[:, 1]) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+        return (pair[:, 0] - pair[:, 1]) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)

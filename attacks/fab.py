@@ -1,10 +1,10 @@
-"""FAB-T: walks along the linearized boundary towards a target class, and back, for the closest example.
+"""FAB-T: minimum-norm attack that projects onto the linearized decision boundary of a target class.
 
-Paper:   Croce and Hein, "Minimally distorted adversarial examples with a fast adaptive boundary attack",
-         ICML 2020, arXiv:1907.02044: Algorithm 1; the targeted form is that of arXiv:2003.01690.
-Code:    constants are those of github.com/fra31/auto-attack; parity of verdicts is tested.
-Differs: the projection on a hyperplane inside the box is found by Newton's method on its one multiplier, which ends
-         at the exact answer, not by sorting pixels. A target is never the label.
+Paper:   Croce and Hein, "Minimally distorted adversarial examples with a fast adaptive boundary attack", ICML 2020,
+         arXiv:1907.02044, Algorithm 1; the targeted form is from arXiv:2003.01690.
+Code:    github.com/fra31/auto-attack; same constants. A test compares outcomes per image.
+Differs: the box-constrained projection onto a hyperplane uses Newton's method on its multiplier, where the code sorts
+         pixels; both are exact. The target is never the true class.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from robobench.api import (
 @dataclass(frozen=True, kw_only=True)
 class FABConfig:
     steps: int = 100
-    targets: int = 9  # classes aimed at, the likeliest first; at most one less than the model has
-    alpha_max: float = 0.1  # largest weight of the step from the clean image
-    overshoot: float = 1.05  # eta in the paper
-    beta: float = 0.9  # factor on the perturbation after a success
+    targets: int = 9  # number of target classes, the most likely first; at most all wrong classes
+    alpha_max: float = 0.1  # largest weight of the clean image's projection
+    overshoot: float = 1.05  # of the boundary; eta in the paper
+    beta: float = 0.9  # scales the perturbation after a success
 
     def __post_init__(self) -> None:
         if min(self.steps, self.targets) < 1:
@@ -49,7 +49,7 @@ class FABConfig:
 
 @ATTACKS.register("fab-t")
 class FABT(IterativeAttack):
-    """Fast adaptive boundary attack, one run for each of 9 targets."""
+    """Fast adaptive boundary attack, one run for each of 9 target classes."""
 
     Config = FABConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"quick": {"steps": 10, "targets": 2}}
@@ -57,16 +57,19 @@ class FABT(IterativeAttack):
 
     @property
     def restarts(self) -> int:
-        """One start for each target."""
+        """One run for each target class."""
         return min(int(self.config.targets), (self.num_classes or 1000) - 1)
 
     @property
     def cost(self) -> float:
-        """A look and a gradient each step, twice the look where the one before was a success outside the ball."""
+        """Two forwards and one input gradient per step, and one forward after each run.
+
+        The first forward tells whether to step back, and the gradient is taken after that.
+        """
         return self.restarts * (3.0 * self.steps + 1)
 
     def prepare(self, model: nn.Module, images: Tensor) -> None:
-        """Ask the model for its number of classes."""
+        """Set the number of classes; raise RequestError if there is only one."""
         with torch.no_grad():
             self.num_classes = model(images[:1]).shape[1]
         if self.num_classes < 2:
@@ -74,11 +77,11 @@ class FABT(IterativeAttack):
 
     def start(self, images: Tensor, labels: Tensor, rng: KeyedRng) -> AttackState:
         """Start at the clean image."""
-        nowhere = torch.full((len(images),), math.inf, device=images.device, dtype=images.dtype)
-        return AttackState(images, labels, images.clone(), rng, {"closest": images, "distance": nowhere})
+        distance = torch.full((len(images),), math.inf, device=images.device, dtype=images.dtype)
+        return AttackState(images, labels, images.clone(), rng, {"closest": images, "distance": distance})
 
     def step(self, model: nn.Module, state: AttackState) -> tuple[AttackState, Tensor]:
-        """Step back from where the model errs, linearize there, and walk to the boundary."""
+        """Move misclassified images towards the clean ones, linearize the boundary there, and project onto it."""
         cfg, images, memory = self.config, state.images, dict(state.memory)
         with torch.no_grad():
             logits = model(state.adv)
@@ -88,16 +91,17 @@ class FABT(IterativeAttack):
         self._keep_closest(state, wrong, memory)
         adv = torch.where(per_image(wrong, images), torch.lerp(images, state.adv, cfg.beta), state.adv)
         gap, normal = self._linearize(model, adv, state.labels, memory["target"])
-        # On the plane gap + normal (z - adv) = 0 the target draws level with the label.
-        here = to_plane(adv, normal, gap, self.threat.norm)
-        there = to_plane(images, normal, gap + (normal * (images - adv)).flatten(1).sum(1), self.threat.norm)
-        from_here, from_there = (self._length(delta).clamp_min(1e-8) for delta in (here, there))
-        alpha = per_image((from_here / (from_here + from_there)).clamp_max(cfg.alpha_max), images)
-        moved = torch.lerp(adv + cfg.overshoot * here, images + cfg.overshoot * there, alpha).clamp_(0, 1)
-        return state.advance(moved, **memory), logits
+        # On the plane gap + normal (z - adv) = 0 the target's logit equals that of the true class.
+        delta_adv = project_to_plane(adv, normal, gap, self.threat.norm)
+        offset = gap + (normal * (images - adv)).flatten(1).sum(1)
+        delta_clean = project_to_plane(images, normal, offset, self.threat.norm)
+        adv_distance, clean_distance = (self._length(delta).clamp_min(1e-8) for delta in (delta_adv, delta_clean))
+        alpha = per_image((adv_distance / (adv_distance + clean_distance)).clamp_max(cfg.alpha_max), images)
+        new = torch.lerp(adv + cfg.overshoot * delta_adv, images + cfg.overshoot * delta_clean, alpha).clamp_(0, 1)
+        return state.advance(new, **memory), logits
 
     def finish(self, state: AttackState, logits: Tensor) -> Tensor:
-        """Return the closest example if it is inside the ball, else the clean image."""
+        """Return the closest adversarial example if it lies inside the ball, else the clean image."""
         memory = dict(state.memory)
         self._keep_closest(state, logits.argmax(1) != state.labels, memory)
         return torch.where(
@@ -112,11 +116,11 @@ class FABT(IterativeAttack):
             memory["closest"] = torch.where(per_image(closer, state.adv), state.adv, memory["closest"])
 
     def _linearize(self, model: nn.Module, adv: Tensor, labels: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the target's logit minus the label's, (B,), and its gradient (B, C, H, W)."""
+        """Return the target's logit minus the true one, (B,), and its gradient (B, C, H, W)."""
 
         def gap(logits: Tensor, _: Tensor) -> Tensor:
-            ends = logits.gather(1, torch.stack((target, labels), 1))
-            return ends[:, 0] - ends[:, 1]
+            pair = logits.gather(1, torch.stack((target, labels), 1))
+            return pair[:, 0] - pair[:, 1]
 
         return loss_and_input_grad(self.name, model, adv, labels, gap)[1:]
 
@@ -124,12 +128,13 @@ class FABT(IterativeAttack):
         return self.threat.distance(delta, torch.zeros_like(delta[:1]))
 
 
-def to_plane(points: Tensor, normal: Tensor, offset: Tensor, norm: str) -> Tensor:
-    """Find the shortest move to the plane offset + normal . delta = 0 that stays in [0, 1], in a norm.
+def project_to_plane(points: Tensor, normal: Tensor, offset: Tensor, norm: str) -> Tensor:
+    """Return the smallest delta with offset + normal . delta = 0 and points + delta in [0, 1].
 
-    Pixel i moves by min(lambda v_i, room_i) against the plane's side, v_i being 1 (Linf) or |normal_i| (L2). What is
-    gained, g(lambda), is concave, increasing and piecewise linear, so Newton's method from 0 climbs to the
-    exact lambda in as many rounds as there are breaks on its way. A plane out of reach gives the box's nearest corner.
+    Pixel i moves by min(lambda v_i, room_i), where v_i is 1 (Linf) or |normal_i| (L2). The resulting change of
+    normal . delta is concave, increasing and piecewise linear in lambda, so Newton's method from 0 reaches the exact
+    lambda in at most one iteration per breakpoint. If the plane does not intersect the box, the nearest corner is
+    returned.
 
     Args:
         points: (B, C, H, W) in [0, 1].
@@ -139,24 +144,24 @@ def to_plane(points: Tensor, normal: Tensor, offset: Tensor, norm: str) -> Tenso
     Returns:
         delta, (B, C, H, W).
 
-    Source: Croce and Hein, arXiv:1907.02044, eq. 3 (the problem; they solve it by sorting).
+    Source: the problem is eq. 3 of Croce and Hein, arXiv:1907.02044.
     """
     shape, points, normal = points.shape, points.flatten(1), normal.flatten(1)
-    # Work in the units of the largest slope: those of a confident network underflow when squared.
+    # Scale by the largest gradient entry: gradients of confident models underflow when squared.
     scale = normal.abs().amax(1).clamp_min(torch.finfo(normal.dtype).tiny)
     side = -offset.sign()[:, None] * normal.sign()
     room = torch.where(side > 0, 1 - points, points) * side.abs()
     weight = normal.abs() / scale[:, None]
     speed = torch.ones_like(weight) if norm == "Linf" else weight
     needed = offset.abs() / scale
-    reach = room / speed.clamp_min(torch.finfo(speed.dtype).tiny)  # lambda at which a pixel meets the box
+    reach = room / speed.clamp_min(torch.finfo(speed.dtype).tiny)  # lambda at which a pixel reaches 0 or 1
     gain = weight * speed
-    multiplier = torch.zeros_like(needed)
+    multiplier = torch.zeros_like(needed)  # lambda
     for _ in range(100):
         missing = needed - (weight * torch.minimum(multiplier[:, None] * speed, room)).sum(1)
-        gained = (gain * (reach > multiplier[:, None])).sum(1)  # 0: every pixel is at the box
-        going = (missing > 1e-6 * needed) & (gained > 0)
-        if not bool(going.any()):
+        gained = (gain * (reach > multiplier[:, None])).sum(1)  # 0 if every pixel is 0 or 1
+        unsolved = (missing > 1e-6 * needed) & (gained > 0)
+        if not bool(unsolved.any()):
             break
-        multiplier += torch.where(going, missing / gained.clamp_min(1e-30), 0)
+        multiplier += torch.where(unsolved, missing / gained.clamp_min(1e-30), 0)
     return (side * torch.minimum(multiplier[:, None] * speed, room)).view(shape)

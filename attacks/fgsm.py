@@ -1,8 +1,8 @@
-"""FGSM: one step of length eps along the gradient's sign (Linf) or the gradient itself (L2).
+"""FGSM: one gradient step of size eps, along the sign of the gradient (Linf) or the normalized gradient (L2).
 
 Paper:   Goodfellow et al., "Explaining and Harnessing Adversarial Examples", ICLR 2015, arXiv:1412.6572;
-         the L2 form, the gradient over its length, is that of Miyato et al., ICLR 2017, arXiv:1605.07725.
-Code:    Linf parity with torchattacks' FGSM (tests/parity).
+         the L2 form is from Miyato et al., ICLR 2017, arXiv:1605.07725.
+Code:    torchattacks; a test compares images of FGSM (Linf).
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from robobench.api import ATTACKS, AttackState, IterativeAttack, KeyedRng, loss_
 
 @ATTACKS.register("fgsm")
 class FGSM(IterativeAttack):
-    """One gradient step of length eps from the clean image."""
+    """One gradient step of size eps from the clean image."""
 
     version = 1
 
     @property
     def steps(self) -> int:
-        """One step is the method."""
+        """Always 1."""
         return 1
 
     @property
     def relative_step(self) -> float:
-        """The step reaches the ball's surface."""
+        """Always 1: the step size is eps."""
         return 1.0
 
     def start(self, images: Tensor, labels: Tensor, rng: KeyedRng) -> AttackState:
-        """Start at the clean image, without noise."""
+        """Start at the clean image."""
         return AttackState(images, labels, images.clone(), rng)
 
     def step(self, model: nn.Module, state: AttackState) -> tuple[AttackState, Tensor]:
-        """Step up the cross-entropy."""
+        """Take a step that increases the cross-entropy."""
 
         def loss(logits: Tensor, _: Tensor) -> Tensor:
             return F.cross_entropy(logits, state.labels, reduction="none")

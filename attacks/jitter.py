@@ -1,10 +1,10 @@
-"""Jitter: PGD on the distance of rescaled, noisy probabilities to the one-hot label.
+"""Jitter: PGD on the squared distance between noisy, rescaled probabilities and the one-hot label.
 
-Paper:   Schwinn et al., "Exploring Misclassifications of Robust Neural Networks to Enhance Adversarial
-         Attacks", 2021, arXiv:2105.10304.
-Code:    the loss is that of torchattacks' Jitter; the length of a step is a fraction of eps.
-Differs: the loss is summed, not averaged, over the batch, so that an image's result does not depend on the
-         others; all-zero logits give a zero gradient where torchattacks gives NaN.
+Paper:   Schwinn et al., "Exploring Misclassifications of Robust Neural Networks to Enhance Adversarial Attacks", 2021,
+         arXiv:2105.10304.
+Code:    torchattacks; same loss, but step sizes are relative to eps.
+Differs: the loss is summed over the batch, not averaged, so that an image's result does not depend on the others.
+         All-zero logits give a zero gradient; torchattacks gives NaN.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from robobench.api import ATTACKS, AttackState, IterativeAttack, KeyedRng, loss_
 @dataclass(frozen=True, kw_only=True)
 class JitterConfig:
     steps: int = 10
-    relative_step: float = 0.25  # of eps: 2/255 at 8/255
-    scale: float = 10.0  # of the logits, once their largest is 1; alpha in the paper
-    std: float = 0.1  # of the noise on the probabilities; sigma in the paper
+    relative_step: float = 0.25  # step size / eps; 2/255 at eps 8/255
+    scale: float = 10.0  # logits are rescaled to this largest absolute value; alpha in the paper
+    std: float = 0.1  # of the noise added to the probabilities; sigma in the paper
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not self.relative_step > 0:
@@ -35,30 +35,30 @@ class JitterConfig:
 
 @ATTACKS.register("jitter")
 class Jitter(IterativeAttack):
-    """PGD on noisy, rescaled probabilities."""
+    """PGD on the Jitter loss: noisy, rescaled probabilities."""
 
     Config = JitterConfig
     version = 1
     norms = ("Linf",)
 
     def start(self, images: Tensor, labels: Tensor, rng: KeyedRng) -> AttackState:
-        """Start anywhere in the ball."""
+        """Start at a random image in the ball."""
         return AttackState(images, labels, self.threat.random_start(images, rng), rng)
 
     def step(self, model: nn.Module, state: AttackState) -> tuple[AttackState, Tensor]:
-        """Step up the jittered loss; one forward serves the gradient and the caller's success check."""
+        """Take a step that increases the Jitter loss."""
         logits, _, grad = loss_and_input_grad(
             self.name, model, state.adv, state.labels, lambda logits, adv: self._loss(logits, adv, state)
         )
-        length = self.config.relative_step * self.threat.eps
-        return state.advance(self.threat.step(state.adv, grad, length, state.images)), logits
+        step_size = self.config.relative_step * self.threat.eps
+        return state.advance(self.threat.step(state.adv, grad, step_size, state.images)), logits
 
     def _loss(self, logits: Tensor, adv: Tensor, state: AttackState) -> Tensor:
-        """Measure (B,) mean squared distances to the label; once fooled, smaller perturbations score more."""
+        """Return mean squared distances to the label (B,), divided by the perturbation's size if misclassified."""
         jitter = state.rng.child("logits", state.iteration).normal_like(logits)
         largest = logits.norm(p=math.inf, dim=1, keepdim=True).clamp_min(1e-12)
         probs = (self.config.scale * logits / largest).softmax(1) + self.config.std * jitter
         loss = (probs - F.one_hot(state.labels, logits.shape[1])).square().mean(1)
-        moved = (adv - state.images).flatten(1).norm(p=math.inf, dim=1)
-        shrink = (logits.argmax(1) != state.labels) & (moved > 0)
-        return torch.where(shrink, loss / moved.clamp_min(1e-12), loss)
+        distance = (adv - state.images).flatten(1).norm(p=math.inf, dim=1)
+        shrink = (logits.argmax(1) != state.labels) & (distance > 0)
+        return torch.where(shrink, loss / distance.clamp_min(1e-12), loss)

@@ -1,4 +1,4 @@
-"""MI-FGSM: iterative FGSM along a running sum of gradients, made for transfer.
+"""MI-FGSM: iterative FGSM with momentum, designed for transfer attacks.
 
 Paper:   Dong et al., "Boosting Adversarial Attacks with Momentum", CVPR 2018, arXiv:1710.06081: Algorithm 1
          and, for L2, eq. 9.
@@ -18,7 +18,7 @@ from robobench.api import ATTACKS, AttackState, IterativeAttack, KeyedRng, loss_
 @dataclass(frozen=True, kw_only=True)
 class MIFGSMConfig:
     steps: int = 10  # T in the paper
-    relative_step: float = 0.1  # of eps: eps / T, so that the last step can reach the surface
+    relative_step: float = 0.1  # step size / eps; 1 / T, so that T steps reach the surface of the ball
     decay: float = 1.0  # mu in the paper
 
     def __post_init__(self) -> None:
@@ -37,20 +37,20 @@ class MIFGSM(IterativeAttack):
     supports_bf16_search = supports_compile = True
 
     def start(self, images: Tensor, labels: Tensor, rng: KeyedRng) -> AttackState:
-        """Start at the clean image, at rest."""
+        """Start at the clean image with zero momentum."""
         return AttackState(images, labels, images.clone(), rng, {"momentum": torch.zeros_like(images)})
 
     def step(self, model: nn.Module, state: AttackState) -> tuple[AttackState, Tensor]:
-        """Add the gradient, scaled to L1 length 1, to the momentum, and step along that."""
+        """Add the gradient, scaled to L1 norm 1, to the momentum, and step along the momentum."""
 
         def loss(logits: Tensor, _: Tensor) -> Tensor:
             return F.cross_entropy(logits, state.labels, reduction="none")
 
         logits, _, grad = loss_and_input_grad(self.name, model, state.adv, state.labels, loss)
         tiny = torch.finfo(grad.dtype).tiny
-        grad = grad / per_image(grad.flatten(1).abs().amax(1).clamp_min(tiny), grad)  # so that the sum cannot underflow
+        grad = grad / per_image(grad.flatten(1).abs().amax(1).clamp_min(tiny), grad)  # the sum must not underflow
         grad = grad / per_image(grad.flatten(1).abs().sum(1).clamp_min(tiny), grad)
         momentum = self.config.decay * state.memory["momentum"] + grad
-        length = self.config.relative_step * self.threat.eps
-        moved = self.threat.step(state.adv, momentum, length, state.images)
-        return state.advance(moved, momentum=momentum), logits
+        step_size = self.config.relative_step * self.threat.eps
+        adv = self.threat.step(state.adv, momentum, step_size, state.images)
+        return state.advance(adv, momentum=momentum), logits

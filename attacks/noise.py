@@ -1,7 +1,7 @@
-"""Random noise inside the ball: what needs no attack at all, and what no attack may do worse than.
+"""Random noise inside the ball: a baseline that every gradient attack must beat.
 
-Source:  Carlini et al., "On Evaluating Adversarial Robustness", 2019, arXiv:1902.06705, which asks for
-         random search as a check of gradient attacks.
+Paper:   Carlini et al., "On Evaluating Adversarial Robustness", 2019, arXiv:1902.06705, which recommends random search
+         as a check of gradient attacks.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class NoiseConfig:
 
 @ATTACKS.register("noise")
 class RandomNoise(IterativeAttack):
-    """Uniform and Gaussian noise in turn, 100 draws; no gradient."""
+    """Random search with 100 draws, uniform and Gaussian in turn; no gradients."""
 
     Config = NoiseConfig
     gradient_free = True
@@ -36,41 +36,40 @@ class RandomNoise(IterativeAttack):
 
     @property
     def steps(self) -> int:
-        """The last draw is looked at after the last step."""
+        """One less than the samples: the core evaluates the last sample after the last step."""
         return int(self.config.samples) - 1
 
     @property
     def cost(self) -> float:
-        """One forward a draw."""
+        """One forward per sample."""
         return float(self.config.samples)
 
     def start(self, images: Tensor, labels: Tensor, rng: KeyedRng) -> AttackState:
-        """Draw the first."""
+        """Start at the first sample."""
         adv = self._draw(images, rng, 0)
-        worst = torch.full((len(images),), -math.inf, device=images.device, dtype=images.dtype)
-        return AttackState(images, labels, adv, rng, {"best": adv, "margin": worst})
+        lowest = torch.full((len(images),), -math.inf, device=images.device, dtype=images.dtype)
+        return AttackState(images, labels, adv, rng, {"best_adv": adv, "best_margin": lowest})
 
     def step(self, model: nn.Module, state: AttackState) -> tuple[AttackState, Tensor]:
-        """Look, remember the draw of the largest margin, and draw anew."""
+        """Evaluate the current sample, update the best one, and draw the next."""
         with torch.no_grad():
             logits = model(state.adv)
-        best, reached = self._best(state, logits)
-        return state.advance(
-            self._draw(state.images, state.rng, state.iteration + 1), best=best, margin=reached
-        ), logits
+        best_adv, best_margin = self._best(state, logits)
+        adv = self._draw(state.images, state.rng, state.iteration + 1)
+        return state.advance(adv, best_adv=best_adv, best_margin=best_margin), logits
 
     def finish(self, state: AttackState, logits: Tensor) -> Tensor:
-        """Return the draw of the largest margin."""
+        """Return the sample with the largest margin."""
         return self._best(state, logits)[0]
 
     def _best(self, state: AttackState, logits: Tensor) -> tuple[Tensor, Tensor]:
-        reached = margin(logits, state.labels).to(state.images.dtype)
-        better = reached > state.memory["margin"]
-        best = torch.where(per_image(better, state.adv), state.adv, state.memory["best"])
-        return best, torch.where(better, reached, state.memory["margin"])
+        margins = margin(logits, state.labels).to(state.images.dtype)
+        better = margins > state.memory["best_margin"]
+        best_adv = torch.where(per_image(better, state.adv), state.adv, state.memory["best_adv"])
+        return best_adv, torch.where(better, margins, state.memory["best_margin"])
 
     def _draw(self, images: Tensor, rng: KeyedRng, number: int) -> Tensor:
-        """Draw uniform noise on even numbers, on odd ones normal noise whose typical length is the radius."""
+        """Draw uniform noise for even numbers, else Gaussian noise with expected norm eps (L2) or std eps (Linf)."""
         rng = rng.child("draw", number)
         if number % 2 == 0:
             return self.threat.random_start(images, rng)

@@ -1,10 +1,10 @@
-"""PGD: projected gradient ascent from a random start, on the cross-entropy; CW: on the margin.
+"""PGD: projected gradient ascent on the cross-entropy from a random start. CW: the same on the margin loss.
 
-Paper:   Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018,
-         arXiv:1706.06083; the margin is f6 of Carlini and Wagner, "Towards Evaluating the Robustness of Neural
-         Networks", IEEE S&P 2017, arXiv:1608.04644.
-Code:    the steps are those of torchattacks' PGD (Linf) and PGDL2; the length of a step is a fraction of eps.
-Differs: CW's radius is given, so there is no search over the constant c, and the margin is not clipped.
+Paper:   Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018, arXiv:1706.06083;
+         the margin loss is f6 of Carlini and Wagner, "Towards Evaluating the Robustness of Neural Networks",
+         IEEE S&P 2017, arXiv:1608.04644.
+Code:    torchattacks, PGD (Linf) and PGDL2; same steps, but step sizes are relative to eps.
+Differs: CW has a given radius, so there is no search over the constant c, and the margin is not clipped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from robobench.api import ATTACKS, AttackState, IterativeAttack, KeyedRng, loss_
 @dataclass(frozen=True, kw_only=True)
 class PGDConfig:
     steps: int = 20
-    relative_step: float = 0.25  # of eps: 2/255 at 8/255
+    relative_step: float = 0.25  # step size / eps; 2/255 at eps 8/255
     restarts: int = 1
 
     def __post_init__(self) -> None:
@@ -42,19 +42,19 @@ class PGD(IterativeAttack):
     presets: ClassVar = {"quick:large": {"steps": 10}}
 
     def start(self, images: Tensor, labels: Tensor, rng: KeyedRng) -> AttackState:
-        """Start anywhere in the ball."""
+        """Start at a random image in the ball."""
         return AttackState(images, labels, self.threat.random_start(images, rng), rng)
 
     def step(self, model: nn.Module, state: AttackState) -> tuple[AttackState, Tensor]:
-        """Step up the loss; one forward serves the gradient and the caller's success check."""
+        """Take a step that increases the loss."""
         logits, _, grad = loss_and_input_grad(
             self.name, model, state.adv, state.labels, lambda logits, _: self.loss(logits, state.labels)
         )
-        length = self.config.relative_step * self.threat.eps
-        return state.advance(self.threat.step(state.adv, grad, length, state.images)), logits
+        step_size = self.config.relative_step * self.threat.eps
+        return state.advance(self.threat.step(state.adv, grad, step_size, state.images)), logits
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return what is to be raised: logits (B, K), labels (B,) -> (B,)."""
+        """Return the loss to maximize: logits (B, K), labels (B,) -> (B,)."""
         return F.cross_entropy(logits, labels, reduction="none")
 
 
@@ -71,5 +71,5 @@ class CW(PGD):
     presets: ClassVar = {}
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return by how much the best other logit beats the label's."""
+        """Return the largest wrong logit minus the true one."""
         return margin(logits, labels)

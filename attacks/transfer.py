@@ -1,8 +1,8 @@
-"""Examples made elsewhere: `transfer:FILE` looks what they do to this network.
+"""Adversarial examples from a file: `transfer:FILE` evaluates them on this model.
 
-The file holds images aligned with the test images, row i for test image i, (N, C, H, W), float in [0, 1] or uint8:
-`.npz` (an array named adv or x_adv, or the only one), `.safetensors` (likewise) or `.pt` (a tensor, or a dictionary of
-tensors, likewise; loaded without running code). Images outside the ball are an error.
+The file holds images (N, C, H, W), float in [0, 1] or uint8; row i belongs to test image i. It is an `.npz` or
+`.safetensors` file with an array named adv or x_adv, or with a single array, or a `.pt` file with a tensor or such a
+dictionary of tensors. No code of the file is executed. Images outside the ball are an error.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from robobench.api import (
     check_unit_range,
 )
 
-NAMES = ("adv", "x_adv")
+ARRAY_NAMES = ("adv", "x_adv")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransferConfig:
     file: str
-    digest: str = field(default="", init=False)  # of the file, so that results are not reused for another
+    digest: str = field(default="", init=False)  # SHA-256 of the file; part of the result's key
 
     def __post_init__(self) -> None:
         path = Path(self.file)
         if not path.is_file() or path.suffix not in (".npz", ".safetensors", ".pt"):
-            raise ValueError(f"no examples at '{self.file}'; give an .npz, .safetensors or .pt file")
+            raise ValueError(f"no adversarial examples at '{self.file}'; give an .npz, .safetensors or .pt file")
         with path.open("rb") as file:
             object.__setattr__(self, "digest", hashlib.file_digest(file, "sha256").hexdigest()[:16])
 
 
 @ATTACKS.register("transfer")
 class Transfer(Attack):
-    """Examples made elsewhere, as transfer:FILE (.npz, .safetensors or .pt)."""
+    """Adversarial examples from a file, as transfer:FILE (.npz, .safetensors or .pt)."""
 
     Config = TransferConfig
     gradient_free = True
@@ -56,7 +56,7 @@ class Transfer(Attack):
 
     def __init__(self, config: Any, threat: ThreatModel) -> None:
         super().__init__(config, threat)
-        self.name = f"transfer:{config.file}"  # type: ignore[misc]  # two files are two columns
+        self.name = f"transfer:{config.file}"  # type: ignore[misc]  # one table column per file
         self._examples: Tensor | None = None
 
     @property
@@ -66,7 +66,7 @@ class Transfer(Attack):
 
     @property
     def cost(self) -> float:
-        """One look."""
+        """One forward."""
         return 1.0
 
     def attack_full_budget(
@@ -80,20 +80,18 @@ class Transfer(Attack):
         """Return the file's images for these test images.
 
         Raises:
-            RequestError: the file holds no such images, or too few of them.
+            RequestError: the file cannot be read, or holds too few images.
         """
         if self._examples is None:
-            self._examples = read(Path(self.config.file))
+            self._examples = read_images(Path(self.config.file))
         index, rows = rng.index.to("cpu"), len(self._examples)
         if len(index) and int(index.max()) >= rows:
-            raise RequestError(
-                f"'{self.config.file}' holds {rows} images, test image {int(index.max())} has none there"
-            )
+            raise RequestError(f"'{self.config.file}' holds {rows} images, and none for test image {int(index.max())}")
         return self._examples[index].to(images)
 
 
-def read(path: Path) -> Tensor:
-    """Read (N, C, H, W) float32 images in [0, 1]; raises RequestError."""
+def read_images(path: Path) -> Tensor:
+    """Read images (N, C, H, W) float32 in [0, 1]; raises RequestError."""
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
@@ -102,10 +100,10 @@ def read(path: Path) -> Tensor:
             held = load_file(path)
         else:
             held = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as err:  # each library has its own errors for a damaged file
+    except Exception as err:  # every library raises other errors for a damaged file
         raise RequestError(f"cannot read '{path}': {' '.join(str(err).split())[:200]}") from None
     if isinstance(held, Mapping):
-        named = [held[name] for name in NAMES if name in held] or list(held.values())
+        named = [held[name] for name in ARRAY_NAMES if name in held] or list(held.values())
         if len(named) != 1:
             raise RequestError(f"'{path}' holds {', '.join(held) or 'nothing'}; name the images 'adv'")
         held = named[0]

@@ -5,8 +5,8 @@ Two versions of robobench give the same numbers if their files are equal: run th
     python benchmarks/same_numbers.py before.json
     python benchmarks/same_numbers.py after.json --compare before.json
 
-About 15 minutes on one core. The file holds the SHA-256 of every trained network's weights, and for every
-(network, attack, norm, eps, protocol) the outcome of each image as a string of 0 and 1.
+About 15 minutes on one core. The file holds the SHA-256 of every trained model's weights, and for every
+(model, attack, norm, eps, protocol) the outcome of each image as a string of 0 and 1.
 """
 
 from __future__ import annotations
@@ -22,21 +22,25 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from robobench.data import load
+from robobench.data import load_dataset
 
 EXAMPLES = 48
-BOTH_NORMS = ("pgd,fgsm,cw,mifgsm,noise,apgd-ce,apgd-dlr,apgd-t,fab-t,square,autoattack,pyautoattack").split(",")
+BOTH_NORMS = (
+    *("pgd", "fgsm", "cw", "mifgsm", "noise", "apgd-ce", "apgd-dlr", "apgd-t"),
+    *("fab-t", "square", "autoattack", "pyautoattack"),
+)
 LINF_ONLY = ("jitter", "torchattacks-autoattack", "torchattacks-fgsm", "torchattacks-jitter", "torchattacks-pgd")
 L2_ONLY = ("autoattack-l2", "torchattacks-pgdl2")
 SETTINGS = (
-    "--dataset digits --model cnn --preset quick --epochs 8 --threads 1 --device cpu --precision fp32 --compile off "
-    "--set run.train_images=1000 --set pgd.restarts=2 --set square.queries=100"
-).split()
+    *("--dataset", "digits", "--model", "cnn", "--preset", "quick", "--epochs", "8", "--threads", "1"),
+    *("--device", "cpu", "--precision", "fp32", "--compile", "off"),
+    *("--set", "run.train_images=1000", "--set", "pgd.restarts=2", "--set", "square.queries=100"),
+)
 
 
 def transfer_file(folder: Path) -> Path:
     """Write the test images with uniform noise of 0.05 added, for `transfer:FILE`."""
-    split = load("digits", need_train=False).test
+    split = load_dataset("digits", need_train=False).test
     images = split.images(torch.arange(EXAMPLES))
     noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     path = folder / "noisy.safetensors"
@@ -49,7 +53,7 @@ def digest(file: Path) -> str:
     out = hashlib.sha256()
     for name, value in sorted(load_file(file).items()):
         out.update(f"{name} {tuple(value.shape)} {value.dtype} ".encode())
-        out.update(value.contiguous().view(-1).view(torch.uint8).numpy())
+        out.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return out.hexdigest()
 
 
@@ -70,11 +74,11 @@ def collect(store: Path) -> dict[str, dict[str, str]]:
 
 
 def main() -> int:
-    """Run, write the file, and compare it with another one where that is asked."""
+    """Run, write the file, and compare it with another one if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help="JSON file to write")
     parser.add_argument("--compare", type=Path, help="JSON file of another version")
-    parser.add_argument("--store", type=Path, help="keep trained networks here, and resume from it")
+    parser.add_argument("--store", type=Path, help="keep trained models here, and resume from it")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         store = options.store or Path(temporary) / "store"
@@ -88,7 +92,7 @@ def main() -> int:
             subprocess.run([sys.executable, "-m", "robobench", *words], stdout=subprocess.DEVNULL, check=False)
         found = collect(store)
     options.file.write_text(json.dumps(found, indent=1, sort_keys=True))
-    print(f"{len(found['weights'])} networks, {len(found['outcomes'])} outcomes: {options.file}")
+    print(f"{len(found['weights'])} models, {len(found['outcomes'])} outcomes: {options.file}")
     if not options.compare:
         return 0
     other, different = json.loads(options.compare.read_text()), 0

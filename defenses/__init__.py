@@ -1,1 +1,1 @@
-"""Defenses: one way of training a file."""
+"""Defenses: one training method per file."""

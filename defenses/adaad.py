@@ -1,15 +1,15 @@
-"""AdaAD: the attack looks for where student and teacher disagree most; the student learns the teacher there.
+"""AdaAD: distillation on the images in the ball where student and teacher disagree most.
 
 Paper:   Huang et al., "Boosting Accuracy and Robustness of Student Models via Adaptive Adversarial
          Distillation", CVPR 2023.
-Code:    github.com/boyellow/AdaAD; defaults follow the commands of its README (CIFAR-10), not its arguments'
-         defaults, which are eps 16/255 and step 4/255.
-Differs: where alpha = 1 the clean images, whose term weighs nothing, are not forwarded; the code forwards
-         them, which changes BatchNorm's running statistics. AdaIAD runs at temperature 1; the README's command
-         leaves it at 30. AdaIAD's outer loss gives the teacher no gradient; the code fills one and ignores it. A
-         teacher trained here is AT's last epoch, not its best.
-Kept:    the KL's mean over images and classes (KL / K), as the code has for CIFAR-10, and over images alone in its
-         CIFAR-100 branch: `reduction="published"` takes the former below 100 classes.
+Code:    github.com/boyellow/AdaAD; defaults follow the commands of its README (CIFAR-10). The defaults of its
+         arguments are eps 16/255 and step 4/255.
+Differs: with alpha = 1 the term of the clean images has weight 0, and no forward pass is made for it; the code makes
+         it, which changes BatchNorm's running statistics. AdaIAD runs at temperature 1; the README's command leaves
+         it at 30. AdaIAD's outer loss computes no gradient for the teacher; the code computes and ignores it.
+         A teacher trained here is AT's last epoch, not its best.
+Kept:    the KL is a mean over images and classes (KL / K), as in the code for CIFAR-10. Its CIFAR-100 branch takes the
+         mean over images only. `reduction="published"` takes the former below 100 classes.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from robobench.api import (
 
 @dataclass(frozen=True, kw_only=True)
 class AdaADConfig(AdvTrainConfig):
-    """Published values: 200 epochs, the learning rate falls tenfold at epochs 100 and 150."""
+    """Published values: 200 epochs, the learning rate is divided by 10 at epochs 100 and 150."""
 
     form: str = "adaad"  # adaad | adaiad: AdaAD's attack with IAD's introspection in the loss
-    alpha: float = 1.0  # adaad: weight of the attacked images; 1 - alpha is that of the clean ones
+    alpha: float = 1.0  # adaad: weight of the adversarial examples; clean images have 1 - alpha
     reduction: str = "published"  # adaad: mean (over images and classes) | batchmean (over images) | published
     temperature: float = 1.0  # adaiad: tau
-    beta: float = 0.1  # adaiad: trust p_T(y | x') ** beta
-    introspection_start: float = 60 / 200  # adaiad: E0 / epochs, before which the trust is 1
+    beta: float = 0.1  # adaiad: exponent of p_T(y | x') ** beta, the trust in the teacher
+    introspection_start: float = 60 / 200  # adaiad: E0 / epochs; the trust is 1 before
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,13 +59,13 @@ class AdaADConfig(AdvTrainConfig):
 
     @property
     def first_introspection(self) -> int:
-        """Epoch E0, counted from 0, from which AdaIAD doubts the teacher."""
+        """First epoch with introspection (AdaIAD), counted from 0; E0 in the paper."""
         return round(self.introspection_start * self.epochs)
 
 
 @DEFENSES.register("adaad")
 class AdaAD(Defense):
-    """Distillation where student and robust teacher disagree most."""
+    """Distillation on images where student and robust teacher disagree most."""
 
     Config = AdaADConfig
     version = 1
@@ -76,14 +76,14 @@ class AdaAD(Defense):
     }
 
     def stages(self, setup: DefenseSetup) -> list[Stage]:
-        """One stage: attack student and teacher together, then distill."""
+        """Return one stage that attacks student and teacher together, and distills."""
         cfg: AdaADConfig = self.config
-        steps, introspects, two_sided = cfg.inner_steps, cfg.form == "adaiad", cfg.alpha < 1
+        steps, introspects, clean_term = cfg.inner_steps, cfg.form == "adaiad", cfg.alpha < 1
         passes = PassCounts(
-            forward=steps + 1 + (introspects or two_sided),
+            forward=steps + 1 + (introspects or clean_term),
             input_grad=steps,
-            weight_grad=1 + (introspects or two_sided),
-            teacher_forward=steps + 1 + (two_sided and not introspects),
+            weight_grad=1 + (introspects or clean_term),
+            teacher_forward=steps + 1 + (clean_term and not introspects),
             teacher_input_grad=steps,
         )
         objective = AdaADObjective(setup.model, setup.threat, cfg, setup.required_models["robust"])
@@ -91,14 +91,18 @@ class AdaAD(Defense):
 
 
 class AdaADObjective(nn.Module):
-    """KL from teacher to student on the attacked images, and what the form adds on the clean ones."""
+    """KL(teacher || student) on adversarial examples, plus the form's term on clean images."""
 
     def __init__(self, model: nn.Module, threat: ThreatModel, config: AdaADConfig, teacher: FrozenModel) -> None:
         super().__init__()
         self.model, self.threat, self.config, self.teacher = model, threat, config, teacher
 
     def forward(self, batch: Batch) -> Loss:
-        """Attack the batch and compute the form's loss; the teacher's side carries no gradient."""
+        """Attack the batch and compute the form's loss. The teacher's targets are detached.
+
+        Returns:
+            The loss, and metrics "adv_kl" and, as the form has them, "clean_kl" or "introspective_kl" (nats).
+        """
         adv = self.inner_maximization(batch)
         with torch.no_grad():
             target = self.teacher(adv)
@@ -123,25 +127,25 @@ class AdaADObjective(nn.Module):
     def _adaiad(self, batch: Batch, adv: Tensor, target: Tensor) -> Loss:
         cfg, tau = self.config, self.config.temperature
         adv_logits, clean_logits = self.model(adv), self.model(batch.images)
-        doubt = torch.zeros(())
+        weight = torch.zeros(())  # of introspection: 1 - trust
         if batch.epoch >= cfg.first_introspection:
-            doubt = 1 - (-cfg.beta * F.cross_entropy(target, batch.labels, reduction="none")).exp()
-        adv_kl = tau**2 * kl(target / tau, adv_logits / tau)  # never weighed by the trust, as in the code
-        introspective = kl(clean_logits, adv_logits)  # the target keeps its gradient, as in IAD
-        total = (adv_kl + doubt * introspective).mean()
+            weight = 1 - (-cfg.beta * F.cross_entropy(target, batch.labels, reduction="none")).exp()
+        adv_kl = tau**2 * kl(target / tau, adv_logits / tau)  # not multiplied by the trust, as in the code
+        introspective = kl(clean_logits, adv_logits)  # the target is not detached, as in IAD
+        total = (adv_kl + weight * introspective).mean()
         metrics = {"adv_kl": adv_kl.mean().detach(), "introspective_kl": introspective.mean().detach()}
         return Loss(total, metrics)
 
     def inner_maximization(self, batch: Batch) -> Tensor:
-        """Maximize KL(p_T(x') || p_S(x')) from 0.001 N(0, 1) beside the image.
+        """Maximize KL(p_T(x') || p_S(x')). The start is x + 0.001 N(0, 1).
 
-        The teacher looks at the moving image, and the gradient flows through both networks.
+        The teacher's predictions are those on the current iterate, and the gradient flows through both models.
         """
         cfg, threat, images = self.config, self.config.threat_at_epoch(self.threat, batch.epoch), batch.images
 
         def objective(adv: Tensor) -> Tensor:
             return kl(self.teacher(adv), self.model(adv))
 
-        start = images + 0.001 * batch.rng.child("start").normal_like(images)  # not clamped, as the code
+        start = images + 0.001 * batch.rng.child("start").normal_like(images)  # not clamped, as in the code
         with cfg.inner_attack_mode(self.model):
             return cfg.pgd_ascent(objective, start, images, threat)

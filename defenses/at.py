@@ -1,12 +1,12 @@
-"""Adversarial training: cross-entropy on images that PGD attacks anew at every step.
+"""Adversarial training: cross-entropy on adversarial examples that PGD makes in every training step.
 
 Paper:   Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018,
          arXiv:1706.06083.
-Code:    github.com/MadryLab/cifar10_challenge; the defaults follow the modern recipe of
+Code:    github.com/MadryLab/cifar10_challenge; the defaults follow the modern settings of
          github.com/locuslab/robust_overfitting (200 epochs, weight decay 5e-4 on every parameter).
-Differs: the attack sees the network in eval mode (as MAIR and "Bag of Tricks for AT", ICLR 2021), so that
-         BatchNorm's running statistics come from update steps only; both codes above attack in train mode,
-         which is `attack_bn_mode="train"`. The crop pads 4 pixels where Madry's pads 2.
+Differs: the model is attacked in eval mode (as in MAIR and "Bag of Tricks for AT", ICLR 2021), so that only the
+         update steps change BatchNorm's running statistics. Both codes above attack in train mode; use
+         `attack_bn_mode="train"` for that. The crop pads 4 pixels; Madry's code pads 2.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from robobench.api import (
 
 @dataclass(frozen=True, kw_only=True)
 class ATConfig(AdvTrainConfig):
-    """Published values; the learning rate falls tenfold at epochs 100 and 150 of 200."""
+    """Published values: 200 epochs, the learning rate is divided by 10 at epochs 100 and 150."""
 
 
 @DEFENSES.register("at")
@@ -45,7 +45,7 @@ class AT(Defense):
     presets: ClassVar = {"quick": {"inner_steps": 5}, "quick:large": {"inner_steps": 3}}
 
     def stages(self, setup: DefenseSetup) -> list[Stage]:
-        """One stage: attack, then learn from the attacked images only."""
+        """Return one stage that trains on adversarial examples only."""
         steps = self.config.inner_steps
         passes = PassCounts(forward=steps + 1, input_grad=steps, weight_grad=1)
         objective = ATObjective(setup.model, setup.threat, self.config)
@@ -53,19 +53,19 @@ class AT(Defense):
 
 
 class ATObjective(nn.Module):
-    """Mean cross-entropy of the attacked batch."""
+    """Mean cross-entropy on adversarial examples."""
 
     def __init__(self, model: nn.Module, threat: ThreatModel, config: ATConfig) -> None:
         super().__init__()
         self.model, self.threat, self.config = model, threat, config
 
     def forward(self, batch: Batch) -> Loss:
-        """Attack the batch and compute the mean cross-entropy on what comes out."""
+        """Attack the batch and compute the loss."""
         adv = self.inner_maximization(batch)
         return Loss(F.cross_entropy(self.model(adv), batch.labels))
 
     def inner_maximization(self, batch: Batch) -> Tensor:
-        """Maximize the cross-entropy from a uniform start in the ball, clamped to [0, 1]."""
+        """Maximize the cross-entropy with PGD from a uniform random start in the ball, clamped to [0, 1]."""
         cfg, threat = self.config, self.config.threat_at_epoch(self.threat, batch.epoch)
 
         def objective(adv: Tensor) -> Tensor:

@@ -1,16 +1,14 @@
-"""RoCL: contrastive pre-training against attacks that confuse one image with others, without labels.
+"""RoCL: adversarial contrastive pre-training without labels, then a classifier head.
 
 Paper:   Kim, Tack and Hwang, "Adversarial Self-Supervised Contrastive Learning", NeurIPS 2020, arXiv:2006.07589.
 Code:    github.com/Kim-Minseon/RoCL (no license: read, not copied); defaults follow its commands.
-Differs: the step is 0.25 eps where the code has 0.007 / 0.0314. The view that the attack moves away from is
-         embedded once, not once a step (equal in eval mode). Views are made from float images on the device,
-         without rounding to bytes between color operations. The learning rate moves every step, not every
-         epoch. "fine-tune" is adversarial training from the pre-trained weights; the code's own form leaves
-         BatchNorm in eval mode after its first batch.
-Kept:    gradients reach the anchor of a similarity only; the third view of an image stands in the denominator;
-         the cosine has the length of the whole training although it begins after the warm-up.
-
-The published 1,000 epochs are the defaults; the presets are reduced profiles and reach less.
+Differs: the step size is 0.25 eps; the code has 0.007 / 0.0314. The attack embeds its target view once; the code
+         embeds it in every step (equal in eval mode). Views are made from float images on the device, without
+         rounding to uint8 between color operations. The learning rate changes every step, not every epoch.
+         "fine-tune" is adversarial training from the pre-trained weights; the code's version leaves BatchNorm in
+         eval mode after the first batch.
+Kept:    only the anchor of a similarity gets a gradient. The third view of an image is in the denominator. The cosine
+         schedule has the length of the whole training, although it begins after the warm-up.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -49,24 +47,24 @@ from robobench.api import (
 
 @dataclass(frozen=True, kw_only=True)
 class RoCLConfig(AdvTrainConfig):
-    """Published values; the Recipe's fields are those of the pre-training, with LARS."""
+    """Published values; TrainConfig's fields are for the pre-training. The presets are shorter and reach less."""
 
     epochs: int = 1000
     batch_size: int = 512
-    lr: float = 1.5  # peak, after the warm-up from a fifteenth of it
-    lr_warmup: float = 10 / 1000  # fraction of training
+    lr: float = 1.5  # peak; the warm-up starts at 1/15 of it
+    lr_warmup: float = 10 / 1000  # warm-up, as a fraction of training
     weight_decay: float = 1e-6
     schedule: str = "cosine"
-    augment: str = "none"  # the views below are the augmentation
-    color_jitter: float = 0.4  # of brightness, contrast, saturation; a quarter of it for hue
+    augment: str = "none"  # the views are the augmentation
+    color_jitter: float = 0.4  # strength for brightness, contrast, saturation; a quarter of it for hue
     grayscale_prob: float = 0.2
-    hflip: bool = True  # with probability 1/2
-    min_crop_area: float = 0.08  # smallest fraction of the image in a view
+    hflip: bool = True  # horizontal flip with probability 1/2
+    min_crop_area: float = 0.08  # smallest crop, as a fraction of the image area
     inner_steps: int = 7
-    temperature: float = 0.5
-    regularizer: float = 1 / 256  # lambda: weight of the contrast between attacked and target view alone
-    projection: int = 2048  # width of the projector, which ends in 128 values
-    head: str = "linear"  # how the classifier is made: linear | robust-linear | fine-tune (everything, attacked)
+    temperature: float = 0.5  # tau
+    regularizer: float = 1 / 256  # lambda: weight of the contrast of the attacked and the target view
+    projection: int = 2048  # hidden width of the projector; its output has 128 values
+    head: str = "linear"  # how the head is trained: linear | robust-linear | fine-tune (whole model, attacked)
     head_epochs: int = 150
     head_batch_size: int = 1024
     head_lr: float = 0.1
@@ -86,11 +84,11 @@ class RoCLConfig(AdvTrainConfig):
         for name in ("head_inner_steps", "projection"):
             self.require(name, getattr(self, name) >= 1, ">= 1")
         self.one_of("head", "linear", "robust-linear", "fine-tune")
-        _ = self.head_config  # the head's values are checked as a recipe
+        _ = self.head_config  # checks the head's values
 
     @property
     def head_config(self) -> TrainConfig:
-        """How the head is optimized: SGD, un-augmented images."""
+        """Training settings of the head: SGD, no augmentation."""
         return TrainConfig(
             epochs=self.head_epochs,
             batch_size=self.head_batch_size,
@@ -104,13 +102,13 @@ class RoCLConfig(AdvTrainConfig):
 
 @DEFENSES.register("rocl")
 class RoCL(Defense):
-    """Robust contrastive pre-training without labels, then a linear head."""
+    """Adversarial contrastive pre-training without labels, then a linear head."""
 
     Config = RoCLConfig
     version = 1
     model_attributes = ("features", "head")
     presets: ClassVar = {
-        # Few epochs want long steps (a hundredth of each weight), and digits neither mirror nor have colors.
+        # Few epochs need a high learning rate. Digits have no color and must not be flipped.
         "quick": {
             "lr": 10.0,
             "lr_warmup": 1 / 12,
@@ -136,12 +134,12 @@ class RoCL(Defense):
             "augment": "none",
             "lr_warmup": 10 / 200,
         },
-        # The iterations that section 4.4 of the MACD paper states for RoCL.
+        # The number of iterations that section 4.4 of the MACD paper states for RoCL.
         "paper": {"epochs": 150, "lr_warmup": 10 / 150},
     }
 
     def stages(self, setup: DefenseSetup) -> list[Stage]:
-        """Two stages: encoder and projector without labels, then the head."""
+        """Return two stages: pre-training of encoder and projector without labels, then the head."""
         cfg: RoCLConfig = self.config
         model, head, steps = setup.model, cfg.head_config, cfg.inner_steps
         projector = make_projector(setup, cfg.projection)
@@ -151,9 +149,9 @@ class RoCL(Defense):
             "pretrain",
             lambda: RoCLObjective(model, projector, setup.threat, cfg),
             optimizer=lars(cfg),
-            schedule=warmed_up(cfg),
+            schedule=warmup_schedule(cfg),
             passes=PassCounts(forward=steps + 6, input_grad=steps, weight_grad=5),
-            whole_batch=True,  # the other images of a batch are an image's negatives
+            whole_batch=True,  # the other images of a batch are the negatives
         )
         linear_eval = train_stage(
             self.config,
@@ -163,32 +161,28 @@ class RoCL(Defense):
             batch_size=head.batch_size,
             optimizer=sgd(head),
             schedule=lr_schedule(head),
-            # The gradient of the linear layer itself costs nothing next to the encoder's forward.
+            # The gradient of the linear layer itself is negligible.
             passes=PassCounts(forward=attack + 1, input_grad=attack, weight_grad=float(cfg.head == "fine-tune")),
         )
         return [pretrain, linear_eval]
 
 
-# --- pre-training -------------------------------------------------------------------------------
-
-
 class RoCLObjective(nn.Module):
-    """NT-Xent of two views and an attacked one, plus a small contrast of the attacked and its target view."""
+    """NT-Xent of two views and an attacked view, plus lambda times NT-Xent of the attacked and its target view."""
 
     def __init__(self, model: nn.Module, projector: nn.Module, threat: ThreatModel, config: RoCLConfig) -> None:
         super().__init__()
         self.model, self.projector, self.threat, self.config = model, projector, threat, config
-        head_of(model).requires_grad_(False)  # not used here
+        get_head(model).requires_grad_(False)  # not used in pre-training
 
     def embed(self, images: Tensor) -> Tensor:
-        """Project the encoder's features: (B, C, H, W) -> (B, 128)."""
-        embedding: Tensor = self.projector(self.model.features(images))  # type: ignore[operator]
-        return embedding
+        """Compute projected features: (B, C, H, W) -> (B, 128)."""
+        return cast(Tensor, self.projector(self.model.features(images)))  # type: ignore[operator]
 
     def forward(self, batch: Batch) -> Loss:
-        """Make the views, attack the first away from the second, and compute both contrasts."""
+        """Draw two views, attack the first one against the second, and compute the loss, a mean over anchors."""
         cfg = self.config
-        first, second = (view(batch.images, batch.rng.child("view", i), cfg) for i in (1, 2))
+        first, second = (draw_view(batch.images, batch.rng.child("view", i), cfg) for i in (1, 2))
         adv = self.inner_maximization(first, second, batch)
         contrast = nt_xent(self.embed(torch.cat((first, second, adv))), 3, cfg.temperature).mean()
         regularizer = nt_xent(self.embed(torch.cat((adv, second))), 2, cfg.temperature).mean()
@@ -196,7 +190,7 @@ class RoCLObjective(nn.Module):
         return Loss(total, {"contrast": contrast.detach(), "adv_contrast": regularizer.detach()})
 
     def inner_maximization(self, first: Tensor, second: Tensor, batch: Batch) -> Tensor:
-        """Maximize the instance confusion of `first`, within the ball around this view, against `second`."""
+        """Maximize the contrastive loss of view `first` with target `second`, in the ball around `first`."""
         cfg, threat = self.config, self.config.threat_at_epoch(self.threat, batch.epoch)
         start = threat.random_start(first, batch.rng.child("start"))
         with cfg.inner_attack_mode(self.model, self.projector):
@@ -204,42 +198,40 @@ class RoCLObjective(nn.Module):
                 target = self.embed(second)
 
             def objective(adv: Tensor) -> Tensor:
-                # Keys are detached, so the loss of an attacked anchor is all that depends on its image.
+                # Keys are detached, so each image affects the loss of its anchor only.
                 return nt_xent(torch.cat((self.embed(adv), target)), 2, cfg.temperature)[: len(adv)]
 
             return cfg.pgd_ascent(objective, start, first, threat)
 
 
 def nt_xent(embeddings: Tensor, views: int, temperature: float) -> Tensor:
-    """Contrast each embedding with all others: (V b, D), view by view -> (V b,).
+    """Compute the NT-Xent loss of each embedding: (V b, D), ordered by view -> (V b,).
 
-    An anchor's loss sums over its V - 1 positives (the other views of its image); its denominator runs
-    over all other V B - 1 embeddings. Only the anchor's side of a similarity carries gradient. Alone, b is B; one of
-    several processes has the anchors of its b images, against the embeddings of the whole batch.
+    The loss of an anchor is a sum over its V - 1 positives (the other views of its image). The denominator has all
+    other V B - 1 embeddings. Only the anchor's side of a similarity gets a gradient. With one process b = B. With
+    several, each has the anchors of its b images, and the embeddings of the whole batch as keys.
     """
     count = len(embeddings) // views
-    with torch.autocast(embeddings.device.type, enabled=False):  # bf16 has 3 digits; the exponent needs more
+    with torch.autocast(embeddings.device.type, enabled=False):  # bf16 is too coarse for the exponent
         unit = F.normalize(embeddings.float())
         keys, begin = gather_batch(unit.detach().view(views, count, -1).transpose(0, 1))  # (B, V, D)
         weights = (unit @ keys.transpose(0, 1).flatten(0, 1).T / temperature).exp()  # (V b, V B)
     columns = torch.arange(weights.shape[1], device=unit.device)
-    own = columns.view(views, -1)[:, begin : begin + count].flatten()  # where the anchors stand among the keys
-    weights = weights.masked_fill(own[:, None] == columns, 0.0)
+    anchors = columns.view(views, -1)[:, begin : begin + count].flatten()  # their columns
+    weights = weights.masked_fill(anchors[:, None] == columns, 0.0)
     shares = weights / (weights.sum(1, keepdim=True) + 1e-8)
     shift = len(keys) * torch.arange(1, views, device=unit.device)
-    positives = shares.gather(1, (own[:, None] + shift) % len(columns))  # (V b, V - 1)
+    positives = shares.gather(1, (anchors[:, None] + shift) % len(columns))  # (V b, V - 1)
     return -(positives + 1e-8).log().sum(1)
 
 
-def head_of(model: nn.Module) -> nn.Module:
-    """Return the network's linear head, part of the protocol this method asks for."""
-    head = model.head
-    assert isinstance(head, nn.Module)
-    return head
+def get_head(model: nn.Module) -> nn.Module:
+    """Return the model's linear head, one of `model_attributes`."""
+    return cast(nn.Module, model.head)
 
 
 def make_projector(setup: DefenseSetup, width: int) -> nn.Module:
-    """Build Linear, ReLU, Linear to 128 values, from the run's seed and on the network's device."""
+    """Build the projector (Linear, ReLU, Linear to 128 values) from the run's seed, on the model's device."""
     weight = next(setup.model.parameters())
     with eval_mode(setup.model), torch.no_grad():
         images = torch.zeros(1, *setup.image_shape, device=weight.device, dtype=weight.dtype)
@@ -250,18 +242,18 @@ def make_projector(setup: DefenseSetup, width: int) -> nn.Module:
     return projector.to(weight.device)
 
 
-def warmed_up(config: RoCLConfig) -> Callable[[float], float]:
-    """Return the factor that rises from 1/15 over the warm-up, then follows the recipe's schedule."""
-    follow, warmup = lr_schedule(config), config.lr_warmup * config.epochs
+def warmup_schedule(config: RoCLConfig) -> Callable[[float], float]:
+    """Return the learning rate's factor: linear from 1/15 to 1 over the warm-up, then the config's schedule."""
+    main, warmup = lr_schedule(config), config.lr_warmup * config.epochs
 
     def factor(epoch: float) -> float:
-        return (1 + 14 * epoch / warmup) / 15 if epoch < warmup else follow(epoch - warmup)
+        return (1 + 14 * epoch / warmup) / 15 if epoch < warmup else main(epoch - warmup)
 
     return factor
 
 
 class LARS(torch.optim.SGD):
-    """SGD whose gradient, weight decay included, is scaled to `trust` of each parameter's own norm.
+    """SGD with layer-wise adaptive rates: each gradient, weight decay included, is scaled to `trust` * parameter norm.
 
     Source: You, Gitman and Ginsburg, "Large Batch Training of Convolutional Networks", 2017, arXiv:1708.03888.
     """
@@ -280,79 +272,74 @@ class LARS(torch.optim.SGD):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Scale every gradient in place, then take SGD's step."""
+        """Scale all gradients in place, then take an SGD step."""
         for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
-            length, grad_norm = p.norm(), p.grad.norm()
-            rate = self.trust * length / (grad_norm + self.decay * length + self.eps)
-            rate = torch.where((length > 0) & (grad_norm > 0), rate, 1.0)
+            norm, grad_norm = p.norm(), p.grad.norm()
+            rate = self.trust * norm / (grad_norm + self.decay * norm + self.eps)
+            rate = torch.where((norm > 0) & (grad_norm > 0), rate, 1.0)
             p.grad.add_(p, alpha=self.decay).mul_(rate)
         return super().step(closure)
 
 
-def lars(recipe: TrainConfig) -> Callable[[nn.Module], torch.optim.Optimizer]:
-    """Return the factory of LARS with the recipe's rate, momentum and weight decay."""
+def lars(config: TrainConfig) -> Callable[[nn.Module], torch.optim.Optimizer]:
+    """Return a function that makes LARS with the config's learning rate, momentum and weight decay for a module."""
 
     def build(objective: nn.Module) -> torch.optim.Optimizer:
         parameters = [p for p in objective.parameters() if p.requires_grad]
-        return LARS(parameters, recipe.lr, recipe.momentum, recipe.weight_decay)
+        return LARS(parameters, config.lr, config.momentum, config.weight_decay)
 
     return build
 
 
-# --- the head -----------------------------------------------------------------------------------
-
-
 class RoCLHeadObjective(nn.Module):
-    """Cross-entropy of a head on the finished encoder, or of the whole network (`fine-tune`)."""
+    """Cross-entropy of the head on the frozen encoder, or of the whole model ("fine-tune")."""
 
     def __init__(self, model: nn.Module, threat: ThreatModel, config: RoCLConfig) -> None:
         super().__init__()
-        # What is registered is what is trained; the tuple keeps the encoder out.
-        self.trained = model if config.head == "fine-tune" else head_of(model)
-        self.whole, self.threat, self.config = (model,), threat, config
-        head_of(model).requires_grad_(True)
+        # Registered modules are trained; the tuple keeps the encoder unregistered.
+        self.trained = model if config.head == "fine-tune" else get_head(model)
+        self.backbone, self.threat, self.config = (model,), threat, config
+        get_head(model).requires_grad_(True)
 
     def forward(self, batch: Batch) -> Loss:
-        """Compute the mean cross-entropy; "linear" looks at clean images, the others at attacked ones."""
-        (model,), how, images = self.whole, self.config.head, batch.images
-        if how != "linear":
+        """Compute the mean cross-entropy: on clean images for "linear", else on adversarial examples."""
+        (model,), mode, images = self.backbone, self.config.head, batch.images
+        if mode != "linear":
             images = self.inner_maximization(batch)
-        if how != "fine-tune":
+        if mode != "fine-tune":
             with eval_mode(model), torch.no_grad():
                 images = model.features(images)  # type: ignore[operator]
         return Loss(F.cross_entropy(self.trained(images), batch.labels))
 
     def inner_maximization(self, batch: Batch) -> Tensor:
-        """Maximize the cross-entropy of the whole network in eval mode, from a uniform start, clamped."""
-        (model,), cfg, threat = self.whole, self.config, self.threat
+        """Maximize the model's cross-entropy in eval mode, from a uniform random start clamped to [0, 1]."""
+        (model,), cfg, threat = self.backbone, self.config, self.threat
         start = threat.random_start(batch.images, batch.rng.child("start"))
 
         def objective(adv: Tensor) -> Tensor:
             return F.cross_entropy(model(adv), batch.labels, reduction="none")
 
         with attack_mode(model):
-            step_size = cfg.relative_step * threat.eps
-            return pgd_ascent(objective, start, batch.images, threat, cfg.head_inner_steps, step_size)
+            return pgd_ascent(
+                objective, start, batch.images, threat, cfg.head_inner_steps, cfg.relative_step * threat.eps
+            )
 
 
-# --- the views ----------------------------------------------------------------------------------
-
-
-def view(images: Tensor, rng: KeyedRng, config: RoCLConfig) -> Tensor:
-    """Draw a view of each image: color jitter (p 0.8), gray, mirror, random resized crop."""
+def draw_view(images: Tensor, rng: KeyedRng, config: RoCLConfig) -> Tensor:
+    """Draw a random view of each image: color jitter (p = 0.8), grayscale, flip, resized crop."""
     if config.color_jitter:
         chosen = rng.child("jitter?").uniform() < 0.8
         jittered = jitter(images, rng.child("jitter"), config.color_jitter)
         images = torch.where(chosen.view(-1, 1, 1, 1), jittered, images)
     grayed = rng.child("gray").uniform() < config.grayscale_prob
-    images = torch.where(grayed.view(-1, 1, 1, 1), luma(images), images)
+    images = torch.where(grayed.view(-1, 1, 1, 1), grayscale(images), images)
     if config.hflip:
         images = flip(images, rng.child("flip"))
     return resized_crop(images, rng.child("crop"), config.min_crop_area)
 
 
-def luma(images: Tensor) -> Tensor:
-    """Weigh the colors as the eye does (ITU-R BT.601): (B, 3, H, W) -> (B, 1, H, W)."""
+def grayscale(images: Tensor) -> Tensor:
+    """Return the luma of ITU-R BT.601: (B, 3, H, W) -> (B, 1, H, W)."""
     red, green, blue = torch.split(images, 1, dim=1)
     return 0.299 * red + 0.587 * green + 0.114 * blue
 
@@ -364,38 +351,38 @@ def jitter(images: Tensor, rng: KeyedRng, strength: float) -> Tensor:
     for turn in range(4):
         kind = order[:, turn].view(-1, 1, 1, 1)
         amount = change.gather(1, order[:, turn : turn + 1]).view(-1, 1, 1, 1)
-        gray = luma(images)
+        gray = grayscale(images)
         mean = gray.mean((2, 3), keepdim=True)
-        against = torch.where(kind == 0, 0.0, torch.where(kind == 1, mean, gray))  # black, mean, gray
-        blended = torch.lerp(against.expand_as(images), images, 1 + amount).clamp(0, 1)
+        other = torch.where(kind == 0, 0.0, torch.where(kind == 1, mean, gray))  # brightness, contrast, saturation
+        blended = torch.lerp(other.expand_as(images), images, 1 + amount).clamp(0, 1)
         images = torch.where(kind == 3, shift_hue(images, amount / 4), blended)
     return images
 
 
 def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
-    """Rotate the hue (HSV) by `turns` (B, 1, 1, 1) of a full circle."""
+    """Shift the hue (HSV) by `turns` (B, 1, 1, 1), as fractions of the full circle."""
     red, green, blue = images.unbind(1)
     value, largest = images.max(dim=1)
     span = value - images.amin(dim=1)
-    ways = torch.stack((green - blue, blue - red, red - green), dim=1)
-    sixth = ways.gather(1, largest[:, None])[:, 0] / span.clamp_min(1e-8) + 2 * largest
+    differences = torch.stack((green - blue, blue - red, red - green), dim=1)
+    sixth = differences.gather(1, largest[:, None])[:, 0] / span.clamp_min(1e-8) + 2 * largest
     offsets = torch.arange(5.0, 0.0, -2.0, device=images.device).view(1, 3, 1, 1)
     k = (offsets + sixth[:, None] + 6 * turns) % 6
     return value[:, None] - span[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
 
 
-def resized_crop(images: Tensor, rng: KeyedRng, smallest: float) -> Tensor:
-    """Cut a box of random area and shape (3:4 to 4:3) from each image and enlarge it bilinearly to full size.
+def resized_crop(images: Tensor, rng: KeyedRng, min_area: float) -> Tensor:
+    """Crop a box of random area and aspect ratio (3:4 to 4:3) from each image and resize it bilinearly to full size.
 
-    Boxes are drawn as torchvision's RandomResizedCrop draws them: the first of ten that fits, else everything.
+    Boxes are drawn as in torchvision's RandomResizedCrop: the first of ten that fits, else the whole image.
     """
     count, _, height, width = images.shape
-    area = height * width * (smallest + (1 - smallest) * rng.child("area").uniform(10))
+    area = height * width * (min_area + (1 - min_area) * rng.child("area").uniform(10))
     ratio = ((2 * rng.child("ratio").uniform(10) - 1) * math.log(4 / 3)).exp()
     sides = torch.stack(((area / ratio).sqrt(), (area * ratio).sqrt()), dim=2).round()  # (B, 10, 2)
-    full = height + (width - height) * torch.arange(2, device=images.device)  # made there, not copied
+    full = height + (width - height) * torch.arange(2, device=images.device)  # created on the device, not copied to it
     fits = ((sides >= 1) & (sides <= full)).all(2)
-    first = fits.int().argmax(1)  # the first that fits, 0 if none does
+    first = fits.int().argmax(1)  # the first that fits; 0 if none does
     box = sides[torch.arange(count, device=images.device), first]
     box = torch.where(fits.any(1)[:, None], box, full)  # (B, 2)
     corner = (rng.child("corner").uniform(2) * (full - box + 1)).floor()
@@ -403,7 +390,7 @@ def resized_crop(images: Tensor, rng: KeyedRng, smallest: float) -> Tensor:
     for axis, size in enumerate((height, width)):
         steps = torch.arange(size, device=images.device) + 0.5
         inside = (steps * box[:, axis, None] / size - 0.5).clamp_min(0).minimum(box[:, axis, None] - 1)
-        axes.append((2 * (corner[:, axis, None] + inside) + 1) / size - 1)  # grid_sample counts from -1 to 1
+        axes.append((2 * (corner[:, axis, None] + inside) + 1) / size - 1)  # grid_sample's coordinates run from -1 to 1
     rows, columns = axes
     grid = torch.stack((columns[:, None, :].expand(-1, height, -1), rows[:, :, None].expand(-1, -1, width)), dim=3)
     cut = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)

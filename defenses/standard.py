@@ -1,4 +1,4 @@
-"""Plain training: cross-entropy on clean images. The undefended network every other one is compared with."""
+"""Standard training: cross-entropy on clean images. The undefended baseline for every defense."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ class Standard(Defense):
     version = 1
     adversarial = False
     presets: ClassVar = {
-        # Section 4.1 of the MACD paper; batch size, schedule and augmentation are not stated there.
+        # Section 4.1 of the MACD paper, which does not state batch size, schedule and augmentation.
         "paper": {"epochs": 20, "batch_size": 64, "lr": 0.003, "schedule": "constant", "augment": "none"},
     }
 
     def stages(self, setup: DefenseSetup) -> list[Stage]:
-        """One stage: cross-entropy."""
+        """Return one stage that trains on clean images."""
         passes = PassCounts(forward=1, weight_grad=1)
         return [train_stage(self.config, "train", CrossEntropy(setup.model), passes=passes)]
 
 
 class CrossEntropy(nn.Module):
-    """Mean cross-entropy of a batch."""
+    """Mean cross-entropy on the clean images."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, batch: Batch) -> Loss:
-        """Compute the mean cross-entropy on the clean images."""
+        """Compute the loss of a batch."""
         return Loss(F.cross_entropy(self.model(batch.images), batch.labels))

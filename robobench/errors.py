@@ -1,4 +1,4 @@
-"""Exceptions a caller may want to catch. Each message is one line."""
+"""Exceptions that a caller may catch. Each message is one line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class RequestError(RobobenchError, ValueError):
 
 
 class GradientError(RequestError):
-    """A model's input gradient is NaN where an attack needs it, so the attack's result would mean nothing."""
+    """A model's input gradient is NaN where an attack needs it, so the attack's result would be meaningless."""
 
 
 class ThreatModelError(RobobenchError):
@@ -34,7 +34,7 @@ class StorageError(RobobenchError):
 
 
 class ExecutorError(RobobenchError):
-    """A cluster cannot carry out the work. Finished work is unchanged."""
+    """A cluster cannot run the tasks. Finished work is unchanged."""
 
 
 class OutOfMemoryError(RobobenchError):
@@ -46,17 +46,16 @@ class PluginError(RequestError):
 
 
 class ProcessError(RobobenchError):
-    """One of several processes died; the others were ended."""
+    """One of several processes died; the others were stopped."""
 
 
 class Interrupted(BaseException):
-    """A signal asked to stop. Everything finished is in the store.
+    """A signal asked the process to stop. Finished work is in the store.
 
-    Derives from BaseException: an Exception would become a failed cell, and the command-line library would handle a
-    KeyboardInterrupt itself.
+    Derives from BaseException: an Exception would become a failed cell, and typer would handle a KeyboardInterrupt.
 
     Attributes:
-        signum: number of the signal.
+        signum: the signal's number.
     """
 
     def __init__(self, signum: int) -> None:

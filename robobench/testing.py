@@ -1,6 +1,7 @@
-"""The contract of a plug-in, checked on small networks and images: for ours and for a stranger's.
+"""Contract checks for plug-ins, run on a small model and small images.
 
-A failed check raises AssertionError with one sentence. `robobench check` prints a line for each.
+The same checks apply to robobench's own plug-ins and to third-party ones. A failed check raises AssertionError with one
+sentence. `robobench check` prints one line per check.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from robobench.training.precompute import run_precompute
 
 
 class SmallNet(nn.Module):
-    """Two convolutions with BatchNorm, `features` and `head`: the smallest network every plug-in must work with."""
+    """Two convolutions with BatchNorm, `features` and `head`. Every plug-in must work with it."""
 
     def __init__(self, num_classes: int = 3, seed: int = 0) -> None:
         super().__init__()
@@ -41,18 +42,18 @@ class SmallNet(nn.Module):
             self.head = nn.Linear(16, num_classes)
 
     def features(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, 16)."""
+        """Map images (B, 3, H, W) to features (B, 16)."""
         maps: Tensor = self.body(images)
         return maps.mean((2, 3))
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, K) logits."""
+        """Map images (B, 3, H, W) to logits (B, K)."""
         logits: Tensor = self.head(self.features(images))
         return logits
 
 
 class Blobs:
-    """Separable images: each class raises one color channel, a fourth none. 32 px, values in [0, 1]."""
+    """Separable images, 32 px, values in [0, 1]: classes 0 to 2 each raise one color channel, class 3 none."""
 
     def __init__(self, count: int = 48, size: int = 32, num_classes: int = 3) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -65,28 +66,28 @@ class Blobs:
         return len(self.labels)
 
     def images(self, index: Tensor) -> Tensor:
-        """(B,) -> (B, 3, H, W)."""
+        """Return the images (B, 3, H, W) at positions (B,)."""
         return self._images[index]
 
 
-def state_of(model: nn.Module) -> dict[str, Any]:
-    """Copy everything about a network that a caller could find changed."""
+def model_state(model: nn.Module) -> dict[str, Any]:
+    """Copy weights, buffers, modes and gradient flags, to find out later whether a plug-in changed them."""
     return {
-        "state": {name: value.clone() for name, value in model.state_dict().items()},
+        "tensors": {name: value.clone() for name, value in model.state_dict().items()},
         "modes": [m.training for m in model.modules()],
-        "grads": [p.grad is None for p in model.parameters()],
-        "wants": [p.requires_grad for p in model.parameters()],
+        "has_grad": [p.grad is not None for p in model.parameters()],
+        "requires_grad": [p.requires_grad for p in model.parameters()],
     }
 
 
-def same_state(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Compare two copies bit by bit."""
-    equal = all(torch.equal(a["state"][k], b["state"][k]) for k in a["state"])
-    return equal and all(a[k] == b[k] for k in ("modes", "grads", "wants"))
+def is_same_state(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Return whether two results of `model_state` are equal bit by bit."""
+    equal = all(torch.equal(a["tensors"][k], b["tensors"][k]) for k in a["tensors"])
+    return equal and all(a[k] == b[k] for k in ("modes", "has_grad", "requires_grad"))
 
 
 def trained_net(num_classes: int = 3) -> SmallNet:
-    """Train the small network on the blobs until it is right on all of them."""
+    """Train SmallNet on Blobs until it classifies all of them correctly."""
     net, data = SmallNet(num_classes), Blobs(num_classes=num_classes)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     for _ in range(20):
@@ -98,59 +99,66 @@ def trained_net(num_classes: int = 3) -> SmallNet:
 
 
 def check_attack(cls: type[Attack], values: Mapping[str, Any]) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Give the checks of an attack, one for each thing the contract asks, on every norm it has.
+    """Yield (name, check) for every rule of the contract and every norm of the attack.
 
     Args:
-        values: fields of its Config, laid over its quick preset.
+        values: fields of its Config; they override its quick preset.
     """
-    net, data = trained_net(4), Blobs(num_classes=4)  # four: what the targeted DLR loss needs
+    net, data = trained_net(4), Blobs(num_classes=4)  # the targeted DLR loss needs four classes
     images, labels = data.images(torch.arange(len(data))), data.labels
     rng = KeyedRng.of(torch.arange(len(data)), "check")
     config = cls.Config(**{**cls.presets.get("quick", {}), **values})
 
-    def perturb(threat: ThreatModel) -> Tensor:
+    def attack(threat: ThreatModel, inputs: Tensor | None = None) -> Tensor:
+        inputs = images.clone() if inputs is None else inputs
         with attack_mode(net):
-            return cls(config, threat).attack_full_budget(net, images.clone(), labels, rng).detach()
+            return cls(config, threat).attack_full_budget(net, inputs, labels, rng).detach()
 
-    def in_threat_model(threat: ThreatModel) -> None:
-        adv = perturb(threat)
-        assert adv.dtype == images.dtype, f"it returns {adv.dtype} for {images.dtype} images"
+    def stays_in_threat_model(threat: ThreatModel) -> None:
+        adv = attack(threat)
+        assert adv.dtype == images.dtype, f"it returned {adv.dtype} for {images.dtype} images"
         threat.check(adv, images, f"attack '{cls.name}'")
 
-    def accuracy_not_up(threat: ThreatModel) -> None:
+    def accuracy_does_not_rise(threat: ThreatModel) -> None:
         with torch.no_grad():
             clean = (net(images).argmax(1) == labels).sum()
-            after = (net(perturb(threat)).argmax(1) == labels).sum()
-        assert after <= clean, f"{after} images are right after the attack, {clean} before"
+            after = (net(attack(threat)).argmax(1) == labels).sum()
+        assert after <= clean, f"{after} images are classified correctly after the attack, {clean} before"
 
-    def same_twice(threat: ThreatModel) -> None:
-        assert torch.equal(perturb(threat), perturb(threat)), "two runs from one seed differ"
+    def deterministic(threat: ThreatModel) -> None:
+        assert torch.equal(attack(threat), attack(threat)), "two runs with the same seed differ"
 
-    def leaves_no_trace(threat: ThreatModel) -> None:
-        kept, before, rng = images.clone(), state_of(net), torch.get_rng_state()
-        perturb(threat)
-        assert same_state(before, state_of(net)), "it changed the network's weights, buffers or modes"
-        assert torch.equal(kept, images), "it changed the images it was given"
-        assert torch.equal(rng, torch.get_rng_state()), "it draws from torch's global generator, not from noise"
+    def no_side_effects(threat: ThreatModel) -> None:
+        inputs, before, global_rng = images.clone(), model_state(net), torch.get_rng_state()
+        attack(threat, inputs)
+        assert is_same_state(before, model_state(net)), "it changed the model's weights, buffers or modes"
+        assert torch.equal(inputs, images), "it changed its input images in place"
+        assert torch.equal(global_rng, torch.get_rng_state()), "it draws from torch's global generator, not from rng"
 
-    def verdicts_true(threat: ThreatModel) -> None:
+    def reports_true_success(threat: ThreatModel) -> None:
         with attack_mode(net):
-            found = cls(config, threat).attack_early_stop(net, images, labels, rng)
-            threat.check(found.adv, images, f"attack '{cls.name}'")
-            assert torch.equal(found.success, net(found.adv).argmax(1) != labels), "a verdict is not the model's"
+            result = cls(config, threat).attack_early_stop(net, images, labels, rng)
+            threat.check(result.adv, images, f"attack '{cls.name}'")
+            assert torch.equal(result.success, net(result.adv).argmax(1) != labels), (
+                "its success flags disagree with the model"
+            )
 
-    def zero_radius(threat: ThreatModel) -> None:
-        adv = perturb(replace(threat, eps=0.0))
-        assert float((adv - images).abs().max()) <= 1e-6, "at eps 0 the images still move"
+    def zero_eps_changes_nothing(threat: ThreatModel) -> None:
+        adv = attack(replace(threat, eps=0.0))
+        assert float((adv - images).abs().max()) <= 1e-6, "it changed images at eps 0"
 
+    checks = (
+        *(stays_in_threat_model, accuracy_does_not_rise, deterministic, no_side_effects),
+        *(reports_true_success, zero_eps_changes_nothing),
+    )
     for norm in cls.norms:
-        threat = ThreatModel(norm, 0.3 if norm == "Linf" else 10.0)  # wide enough that every attack ends soon
-        for check in (in_threat_model, accuracy_not_up, same_twice, leaves_no_trace, verdicts_true, zero_radius):
+        threat = ThreatModel(norm, 0.3 if norm == "Linf" else 10.0)  # wide, so that every attack ends soon
+        for check in checks:
             yield f"{check.__name__.replace('_', ' ')} ({norm})", lambda c=check, t=threat: c(t)  # type: ignore[misc]
 
 
 def quick_config(cls: type[Defense]) -> Any:
-    """Build a defense's config for the small check: its quick preset, three short epochs."""
+    """Build a defense's config for the checks: its quick preset with three short epochs."""
     base = {"epochs": 3, "batch_size": 16, "lr": 0.05, "schedule": "constant", "augment": "none"}
     names = {f.name for f in fields(cls.Config)}
     short = {name: 2 for name in names if name.endswith("_epochs") and name != "head_epochs"}
@@ -160,7 +168,11 @@ def quick_config(cls: type[Defense]) -> Any:
 def train_small(
     cls: type[Defense], config: Any, seed: int = 0, precision: str = "fp32"
 ) -> tuple[nn.Module, DefenseSetup, list[Any]]:
-    """Train a defense on the blobs through the core's own loop; returns the network, setup and histories."""
+    """Train a defense on Blobs with the core's training loop.
+
+    Returns:
+        The model, its setup, and (stage, epoch, metrics) of every epoch.
+    """
     data, net = Blobs(), SmallNet(seed=seed)
     setup = DefenseSetup(
         model=net, threat=ThreatModel("Linf", 0.05), num_classes=3, image_shape=(3, 32, 32),
@@ -168,80 +180,80 @@ def train_small(
         seed=seed,
         required_models={role: FrozenModel(trained_net()) for role in cls(config).requires},
     )  # fmt: skip
-    engine, history = TrainRuntime("cpu", precision, seed), []
+    runtime, history = TrainRuntime("cpu", precision, seed), []
 
     def log(stage: str, epoch: int, metrics: dict[str, float]) -> None:
         history.append((stage, epoch, metrics))
 
     for stage in cls(config).stages(setup):
-        watch = Stopwatch()
+        stopwatch = Stopwatch()
         if isinstance(stage, Train):
-            run_train(engine, stage, data, watch, log)
+            run_train(runtime, stage, data, stopwatch, log)
         else:
             setup.precomputed[stage.name] = PrecomputedArray(
-                np.concatenate(run_precompute(engine, stage, data, watch)[1])
+                np.concatenate(run_precompute(runtime, stage, data, stopwatch)[1])
             )
     return net, setup, history
 
 
 def check_defense(cls: type[Defense]) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Give the checks of a defense."""
+    """Yield (name, check) for every rule of the contract."""
     done: dict[str, Any] = {}
 
     def trains_on_blobs() -> None:
         config = quick_config(cls)
         done["first"] = train_small(cls, config)
         history = done["first"][2]
-        assert history, "no stage trained an epoch"
+        assert history, "no stage trained for an epoch"
 
     def metrics_finite() -> None:
         for stage, epoch, metrics in done["first"][2]:
             for name, value in metrics.items():
                 assert np.isfinite(value), f"metric '{name}' of stage '{stage}', epoch {epoch + 1} is {value}"
 
-    def loss_falls() -> None:
+    def loss_decreases() -> None:
         history = done["first"][2]
         last = [metrics["loss"] for stage, _, metrics in history if stage == history[-1][0]]
         assert len(last) < 2 or last[-1] < last[0], f"the last stage's loss went from {last[0]:.4g} to {last[-1]:.4g}"
 
     def teachers_unchanged() -> None:
-        for role, teacher in done["first"][1].required.items():
+        for role, teacher in done["first"][1].required_models.items():
             fresh, state = trained_net().state_dict(), teacher.module.state_dict()
-            assert all(torch.equal(fresh[k], state[k]) for k in fresh), f"the '{role}' network was changed"
+            assert all(torch.equal(fresh[k], state[k]) for k in fresh), f"the '{role}' model was changed"
 
-    def same_twice() -> None:
+    def deterministic() -> None:
         again = train_small(cls, quick_config(cls))[0].state_dict()
         first = done["first"][0].state_dict()
-        differs = [k for k in first if not torch.equal(first[k], again[k])]
-        assert not differs, f"two runs from one seed differ in {differs[0]}"
+        different = [k for k in first if not torch.equal(first[k], again[k])]
+        assert not different, f"two runs with the same seed differ in {different[0]}"
 
-    def trains_as_much_in_bf16() -> None:
+    def trains_same_parameters_in_bf16() -> None:
         new = SmallNet(seed=0).state_dict()
         nets = [done["first"][0], train_small(cls, quick_config(cls), precision="bf16")[0]]
         plain, mixed = ({k for k, v in net.state_dict().items() if not torch.equal(v, new[k])} for net in nets)
-        assert plain <= mixed, f"under bf16 {min(plain - mixed)} is never trained"
+        assert plain <= mixed, f"in bf16, {min(plain - mixed)} is never trained"
 
     def passes_declared() -> None:
         stages = cls(quick_config(cls)).stages(done["first"][1])
-        silent = [s.name for s in stages if s.passes is None]
-        assert not silent, f"stage '{silent[0]}' declares no passes"
+        undeclared = [s.name for s in stages if s.passes is None]
+        assert not undeclared, f"stage '{undeclared[0]}' declares no passes"
 
     checks = (
-        *(trains_on_blobs, metrics_finite, loss_falls, teachers_unchanged, same_twice),
-        *(trains_as_much_in_bf16, passes_declared),
+        *(trains_on_blobs, metrics_finite, loss_decreases, teachers_unchanged, deterministic),
+        *(trains_same_parameters_in_bf16, passes_declared),
     )
     for check in checks:
         yield check.__name__.replace("_", " "), check
 
 
 def check_plugin(what: str) -> Iterator[tuple[str, str, str, str | None]]:
-    """Check a plug-in by registered name (with its argument, as NAME:FILE), dotted module or .py file.
+    """Check a plug-in, given by registered name (NAME:FILE if it takes a file), dotted module or .py file.
 
     Yields:
-        (kind, name, check, problem): problem is None where the check holds.
+        (kind, name, check, problem): problem is None if the check passed.
 
     Raises:
-        RequestError: nothing of that name, or the module registers nothing.
+        RequestError: no plug-in of that name, or the module registers none.
     """
     values: Mapping[str, str] = {}
     if what.partition(":")[0] in discover("attack"):
@@ -264,6 +276,6 @@ def check_plugin(what: str) -> Iterator[tuple[str, str, str, str | None]]:
             problem = None
             try:
                 run()
-            except Exception as err:  # whatever a stranger's code raises is the finding
+            except Exception as err:  # any exception of the plug-in is a finding
                 problem = f"{type(err).__name__}: {err}" if not isinstance(err, AssertionError) else str(err)
             yield kind, name, check, problem

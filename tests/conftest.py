@@ -1,4 +1,4 @@
-"""One seed, one thread, and a small trained network that several files attack."""
+"""Fixtures of all tests: a fixed seed, one thread, the digits data, and a small trained model."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from robobench.core.registry import ATTACKS, DEFENSES
 from robobench.plugins.discovery import _plugin_files
 from tests.helpers.toys import FACTORY
 
-torch.set_num_threads(1)  # on networks this small, more threads only wait for each other
+torch.set_num_threads(1)  # more threads are slower for models this small
 
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """Give every test the same draws, whatever ran before it."""
+    """Give every test the same random numbers in any order."""
     torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
-def no_strangers() -> Iterator[None]:
-    """A user's plug-in that a test loaded is gone after it; our own stay."""
+def unload_plugin_files() -> Iterator[None]:
+    """Remove the plug-in files that a test loaded; built-in plug-ins stay."""
     yield
     _plugin_files.clear()
     for registry in (ATTACKS, DEFENSES):
@@ -39,7 +39,7 @@ def no_strangers() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def digits() -> tuple[Tensor, Tensor]:
-    """The 1,797 scanned digits at 8 px: images (N, 3, 8, 8) in [0, 1], labels (N,)."""
+    """Return the 1,797 digits of scikit-learn: images (N, 3, 8, 8) in [0, 1], labels (N,)."""
     from sklearn.datasets import load_digits
 
     scans = load_digits()
@@ -49,7 +49,7 @@ def digits() -> tuple[Tensor, Tensor]:
 
 @pytest.fixture(scope="session")
 def digits_net(digits: tuple[Tensor, Tensor]) -> nn.Module:
-    """A small network trained on the first 1,000 digits; eval mode, no parameter gradients."""
+    """Return a small model trained on the first 1,000 digits, in eval mode, without parameter gradients."""
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1),
@@ -71,7 +71,7 @@ def digits_net(digits: tuple[Tensor, Tensor]) -> nn.Module:
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """Put caches and data roots into a folder of the test's own."""
+    """Use a temporary folder for caches and data sets."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "cache"))
     monkeypatch.delenv("ROBOBENCH_DATA", raising=False)
@@ -80,6 +80,6 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def factory(tmp_path: Path) -> str:
-    """A file of a user's with functions that make networks, or fail to: its path, before `:FUNCTION`."""
+    """Write a file with model factories, some of which fail; return its path, to be followed by `:FUNCTION`."""
     (tmp_path / "mine.py").write_text(FACTORY)
     return f"{tmp_path / 'mine.py'}"

@@ -1,14 +1,14 @@
-"""MACD: a masked autoencoder teaches a student with attacked images that are made once, before training.
+"""MACD: distillation from a masked autoencoder, on adversarial examples that are made once before training.
 
 Paper:   "An Adversarial Contrastive Distillation Algorithm Based on Masked Auto-Encoder", Chinese Journal of
          Computers, 2024, DOI 10.11897/SP.J.1016.2024.02274.
-Code:    none is published. Where the paper contradicts itself or is silent, "G<n>" marks what was decided.
-Differs: eq. 4's target F_e comes from a frozen encoder; as printed, features equal for all images minimize
-         its first term (G9).
-Expect:  high accuracy on clean images and under transfer, next to nothing under a white-box attack: the
-         student never sees an attacked image of its own.
+Code:    none is published. "G<n>" marks a decision where the paper contradicts itself or is silent.
+Differs: eq. 4's target F_e comes from a frozen encoder. As printed, its first term is minimized by features that are
+         equal for all images (G9).
+Expect:  high accuracy on clean images and under transfer, and nearly zero under a white-box attack: the student never
+         sees an adversarial example made on itself.
 
-`config` holds the settings, `mae` the networks, `pretrain` Algorithm 1, `static` the attack and `distill`
+`config` has the settings, `mae` the encoder and decoder, `pretrain` Algorithm 1, `static` the attack and `distill`
 Algorithm 2.
 """
 
@@ -27,7 +27,7 @@ from .mae import MAE, count_kept, grid_of
 
 @DEFENSES.register("macd")
 class MACD(Defense):
-    """A masked autoencoder sees patches of images attacked once, and distills them into the student."""
+    """Distillation from a masked autoencoder that gets a few patches of static adversarial examples."""
 
     Config = MACDConfig
     version = 1
@@ -36,15 +36,15 @@ class MACD(Defense):
     model_attributes = ("features", "head")
 
     def stages(self, setup: DefenseSetup) -> list[Stage]:
-        """Autoencoder (two stages), static attack, distillation, and the optional last touches.
+        """Return the stages: autoencoder (two), static attack, distillation, and the optional last ones.
 
         Raises:
-            ValueError: the patches do not fill the image, a mask ratio leaves too few of them, or the standard network
-                is not of the student's kind.
+            ValueError: the patches do not fill the image, a mask ratio leaves too few of them, or the standard model
+                and the student have different architectures.
         """
         config: MACDConfig = self.config
         check_masks(config, setup.image_shape)
-        distill.check_start(setup)
+        distill.check_same_architecture(setup)
         mae = None if config.contrastive_only else MAE(config, setup.image_shape, setup.seed)
         if mae is not None:
             mae.to(next(setup.model.parameters()).device)
@@ -58,7 +58,7 @@ class MACD(Defense):
     def visualize(
         self, stage_state: Callable[[str], Mapping[str, Tensor] | None], images: Tensor, seed: int
     ) -> dict[str, Tensor]:
-        """Show what the autoencoder sees of test images and what it makes of that, as in the paper's figure 2."""
+        """Return test images, their masked version and the autoencoder's reconstruction, as in the paper's figure 2."""
         state = stage_state("mae-feature")
         if state is None:
             return {}
@@ -67,7 +67,7 @@ class MACD(Defense):
 
 
 def check_masks(config: MACDConfig, image_shape: tuple[int, int, int]) -> None:
-    """Raise ValueError unless every mask leaves a patch visible, and the autoencoder's one to predict."""
+    """Raise ValueError unless every mask keeps a patch, and the autoencoder's mask removes one."""
     masks = {"mae_mask_ratio": "teacher_patch", "teacher_mask_ratio": "teacher_patch"}
     for name, side in {**masks, "student_mask_ratio": "student_patch"}.items():
         rows, columns = grid_of(image_shape, getattr(config, side), side)

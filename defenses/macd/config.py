@@ -1,6 +1,6 @@
-"""MACD's settings: the paper's values by default, smaller networks as presets.
+"""MACD's settings: the paper's values by default, smaller autoencoders as presets.
 
-"G<n>" numbers a place where the paper contradicts itself or is silent; what was decided stands beside it.
+"G<n>" numbers the places where the paper contradicts itself or is silent, with the decision made here.
 """
 
 from __future__ import annotations
@@ -13,18 +13,20 @@ from robobench.api import TrainConfig
 
 @dataclass(frozen=True, kw_only=True)
 class MACDConfig(TrainConfig):
-    # The student: section 4.1; batch size, schedule and augmentation are not stated (G25, G19).
+    """The paper's values. TrainConfig's fields are for the student."""
+
+    # The student: section 4.1, which does not state batch size, schedule and augmentation (G25, G19).
     epochs: int = 10
     batch_size: int = 64
     lr: float = 0.003
     momentum: float = 0.9
     weight_decay: float = 5e-4
     schedule: str = "constant"
-    augment: str = "none"  # none | flip, the same flip for the clean and the attacked image (G19)
+    augment: str = "none"  # none | flip (the same for the clean image and its adversarial example, G19)
 
-    # The masked autoencoder: ViT-Base (G24), 12 and 8 layers, sizes in pixels of the images as they come.
-    teacher_patch: int = 16  # 16 at 224 px: 196 tokens (G2)
-    mae_mask_ratio: float = 0.85  # 3 : 17 visible to masked (G1)
+    # The masked autoencoder: ViT-Base (G24), 12 and 8 layers. Patches are in pixels of the training images.
+    teacher_patch: int = 16  # side length; 16 at 224 px: 196 tokens (G2)
+    mae_mask_ratio: float = 0.85  # 3 visible tokens to 17 masked (G1)
     encoder_width: int = 768
     encoder_depth: int = 12
     encoder_heads: int = 12
@@ -32,36 +34,36 @@ class MACDConfig(TrainConfig):
     decoder_depth: int = 8
     decoder_heads: int = 16
 
-    # Its training: epochs from section 3.1, the optimizer is MAE's (G20).
+    # Training of the autoencoder: epochs from section 3.1, optimizer of the MAE paper (G20).
     mae_epochs: int = 100  # pixel loss only
     feature_epochs: int = 20  # eq. 4
     mae_batch_size: int = 64
-    mae_blr: float = 1.5e-4  # the rate is mae_blr * mae_batch_size / 256
-    feature_rate: float = 1.0  # eq. 4's rate as a share of that
+    mae_blr: float = 1.5e-4  # base learning rate; the rate is mae_blr * mae_batch_size / 256
+    feature_rate: float = 1.0  # the rate of eq. 4's phase, as a fraction of the first phase's
     mae_weight_decay: float = 0.05
-    mae_warmup: float = 0.1  # fraction of each phase over which the rate grows; cosine to zero after
-    fusion: str = "pooled"  # FL: pooled | cross_attention (G7)
+    mae_warmup: float = 0.1  # warm-up, as a fraction of each phase; then cosine to zero
+    fusion: str = "pooled"  # of the module FL: pooled | cross_attention (G7)
     feature_target: str = "frozen"  # F_e in eq. 4: frozen | stopgrad | both (G9)
 
     # The static attack: PGD-40 on the standard model (G17).
-    attacked_images: bool = True  # False: the teacher sees clean images (table 7)
+    attacked_images: bool = True  # False: the teacher gets clean images (table 7)
     static_steps: int = 40
-    static_relative_step: float = 0.25  # of eps: 2/255 at 8/255
+    static_relative_step: float = 0.25  # step size in units of eps: 2/255 at 8/255
 
     # Distillation.
     teacher_mask_ratio: float = 0.75
-    student_patch: int = 8  # 8 at 224 px: 784 blocks
+    student_patch: int = 8  # side length; 8 at 224 px: 784 blocks
     student_mask_ratio: float = 0.7
-    mask: bool = True  # False: neither network's input is masked (table 8)
-    contrastive_only: bool = False  # no teacher: eq. 5 with the student on both sides (table 9, G4)
-    distill_gate: str = "self"  # what gates FL: self (visible tokens) | full (the whole attacked image) (G6)
-    feature_map: str = "fixed"  # to the student's width: fixed | student-projector (G11)
-    head_epochs: int = 0  # of a last stage that trains the classifier alone (G14)
-    bn_recalibrate: bool = False  # one pass over clean, unmasked images for BatchNorm (G15)
+    mask: bool = True  # False: neither teacher nor student is masked (table 8)
+    contrastive_only: bool = False  # True: no teacher; the student is on both sides of eq. 5 (table 9, G4)
+    distill_gate: str = "self"  # FL's input F_e: self (visible tokens) | full (all tokens) (G6)
+    feature_map: str = "fixed"  # maps features to one width: fixed | student-projector (G11)
+    head_epochs: int = 0  # of a last stage that trains the head only (G14)
+    bn_recalibrate: bool = False  # recompute BatchNorm's statistics on clean, unmasked images (G15)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.one_of("augment", "none", "flip")  # crops drawn apart would break up the pairs
+        self.one_of("augment", "none", "flip")  # separate crops would break the pairs
         self.require("eps_rampup", self.eps_rampup == 0, "0 (the attack is made once, before training)")
         for name in ("encoder_depth", "decoder_depth", "mae_batch_size", "static_steps"):
             self.require(name, getattr(self, name) >= 1, ">= 1")
@@ -89,11 +91,11 @@ class MACDConfig(TrainConfig):
 
     @property
     def mae_lr(self) -> float:
-        """The MAE's peak learning rate."""
+        """Peak learning rate of the autoencoder."""
         return self.mae_blr * self.mae_batch_size / 256
 
 
-# The presets keep the paper's own training of the student, whatever the run's preset gives other defenses.
+# The presets keep the paper's training of the student; a run's preset would change it otherwise.
 _STUDENT = {
     "epochs": 10,
     "batch_size": 64,
@@ -116,15 +118,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "decoder_heads": 1,
         "mae_epochs": 12,
         "feature_epochs": 1,
-        "mae_batch_size": 16,  # steps matter more than their size: the first few hundred learn the mean image
+        "mae_batch_size": 16,  # many small steps: the first few hundred only learn the mean image
         "mae_blr": 0.024,
-        "feature_rate": 0.01,  # F_o regresses to what few patches tell of F_e: faster, features draw together
+        "feature_rate": 0.01,  # at higher rates the features of different images become alike
     },
-    "quick:large": {  # on top of quick, for networks that are slow on a CPU
+    "quick:large": {  # on top of quick, for models that are slow on a CPU
         "static_steps": 10,
         "epochs": 3,
         "batch_size": 32,  # 60 steps of 640 images
-        "mae_epochs": 26,  # about a thousand steps: until several hundred the features are the mean image
+        "mae_epochs": 26,  # about 1,000 steps; after a few hundred the features still are the mean image
     },
     "cifar": {  # native 32 px on one GPU
         **_STUDENT,

@@ -2,10 +2,10 @@
 
 Paper:   He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022, arXiv:2111.06377, for E and
          D; section 3.1 of the MACD paper for FL.
-Differs: kept tokens stay in raster order, so that they correspond to FL's pooled tokens (G7); how many are
-         kept is rounded (G3).
+Differs: kept tokens stay in raster order, so that they correspond to FL's pooled tokens (G7). The number of kept
+         tokens is rounded (G3).
 
-L is the number of patches of an image, n the number of them that are kept, P the values of a patch.
+Letters: L patches per image, n kept patches, P values per patch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .config import MACDConfig
 
 
 def grid_of(image_shape: tuple[int, int, int], patch: int, what: str) -> tuple[int, int]:
-    """Count the rows and columns of patches; raises ValueError where they do not fill the image."""
+    """Return the rows and columns of patches; raises ValueError, naming field `what`, if they do not fill the image."""
     height, width = image_shape[1:]
     if height % patch or width % patch:
         raise ValueError(f"{what} must divide the image size {height} x {width}, got {patch}")
@@ -32,51 +32,52 @@ def grid_of(image_shape: tuple[int, int, int], patch: int, what: str) -> tuple[i
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:
-    """Cut images (B, C, H, W) into raster-ordered patches (B, L, P), each as (row, column, channel)."""
+    """Split images (B, C, H, W) into patches (B, L, P) in raster order; values in order row, column, channel."""
     count, channels, height, width = images.shape
     tiles = images.reshape(count, channels, height // patch, patch, width // patch, patch)
     return tiles.permute(0, 2, 4, 3, 5, 1).reshape(count, -1, patch * patch * channels)
 
 
 def unpatchify(patches: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
-    """Put patches (B, L, P) back together: the inverse of `patchify`."""
+    """Reassemble patches (B, L, P) to images; the inverse of `patchify`."""
     (count, _, values), (rows, columns) = patches.shape, grid
     tiles = patches.reshape(count, rows, columns, patch, patch, values // patch**2)
     return tiles.permute(0, 5, 1, 3, 2, 4).reshape(count, -1, rows * patch, columns * patch)
 
 
 def count_kept(count: int, mask_ratio: float) -> int:
-    """Number of tokens that stay visible: rounded, since truncation of binary floats loses tokens."""
+    """Return the number of visible tokens: rounded, since truncating binary floats loses tokens."""
     return round(count * (1 - mask_ratio))
 
 
 def keep_tokens(rng: KeyedRng, count: int, mask_ratio: float) -> Tensor:
-    """Draw which of `count` tokens each image keeps: (B, n) int64, ascending."""
+    """Draw which of `count` tokens each image keeps; return their index (B, n) int64, ascending."""
     order = rng.uniform(count).argsort(dim=1, stable=True)
     return order[:, : count_kept(count, mask_ratio)].sort(dim=1).values
 
 
 def take(tokens: Tensor, kept: Tensor) -> Tensor:
-    """Pick tokens (B, L, D) by index (B, n): (B, n, D)."""
+    """Select tokens by index: (B, L, D), (B, n) -> (B, n, D)."""
     return tokens.gather(1, kept.unsqueeze(2).expand(-1, -1, tokens.shape[2]))
 
 
 def positions(grid: tuple[int, int], width: int) -> Tensor:
-    """Fixed positions (L, D): half the width an axis, the horizontal first; sines, then cosines."""
+    """Return sine-cosine position embeddings (L, D): horizontal half, vertical half, each sines, then cosines."""
     rows, columns = torch.meshgrid(*(torch.arange(float(n)) for n in grid), indexing="ij")
     rates = 10_000.0 ** (-torch.arange(width // 4) / (width // 4))
     angles = [axis.reshape(-1, 1) * rates for axis in (columns, rows)]
     return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
 
 
-# --- networks -----------------------------------------------------------------------------------
+# --- modules ------------------------------------------------------------------------------------
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Mix values by softmax attention: three (B, H, n, D) -> (B, H, n, D).
+    """Compute softmax attention: three (B, H, n, D) -> (B, H, n, D), with H heads.
 
-    PyTorch's fused kernel, but for bfloat16 on a CPU, where it is slow: on two Zen 4 cores, forward and backward of 4
-    blocks (width 192, 65 tokens, batch 128) take 722 ms with it, 452 ms so, 879 ms in float32.
+    It uses PyTorch's fused kernel, except for bfloat16 on a CPU, where that is slow. Measured on two Zen 4 cores,
+    forward and backward of 4 blocks (width 192, 65 tokens, batch 128): bfloat16 722 ms fused, 452 ms written out;
+    float32 879 ms fused.
     """
     if queries.dtype != torch.bfloat16 or queries.device.type != "cpu":
         return F.scaled_dot_product_attention(queries, keys, values)
@@ -85,11 +86,11 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return mixed
 
 
-NARROW = 64  # width of a block that stays in float32 below: casts would cost more than bfloat16's products save
+MIN_BF16_WIDTH = 64  # narrower blocks stay in float32, since casts would cost more than bfloat16 saves
 
 
 class Block(nn.Module):
-    """A pre-norm ViT block: self-attention, then a perceptron four times as wide. Layers are named as timm's."""
+    """A pre-norm ViT block: self-attention, then an MLP with 4 times the width. Layers are named as in timm."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -100,9 +101,9 @@ class Block(nn.Module):
         self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, 4 * width), "fc2": nn.Linear(4 * width, width)})
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Map tokens (B, n, D) to as many."""
+        """Transform tokens: (B, n, D) -> (B, n, D)."""
         device = tokens.device.type
-        if tokens.shape[2] < NARROW and torch.is_autocast_enabled(device):
+        if tokens.shape[2] < MIN_BF16_WIDTH and torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
                 return cast(Tensor, self(tokens.float()))
         qkv = self.attn["qkv"](self.norm1(tokens)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
@@ -111,12 +112,12 @@ class Block(nn.Module):
 
 
 def _blocks(width: int, depth: int, heads: int) -> nn.Sequential:
-    """Transformer blocks, then a LayerNorm."""
+    """Return transformer blocks followed by a LayerNorm."""
     return nn.Sequential(*(Block(width, heads) for _ in range(depth)), nn.LayerNorm(width, eps=1e-6))
 
 
 def _initialize(net: Encoder | Decoder) -> None:
-    """Linear layers: Xavier-uniform weights, zero biases (G21)."""
+    """Initialize linear layers: Xavier-uniform weights, zero biases (G21)."""
     for module in net.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -124,7 +125,7 @@ def _initialize(net: Encoder | Decoder) -> None:
 
 
 class Encoder(nn.Module):
-    """E: a ViT on the visible patches only; a removed patch is never embedded."""
+    """E: a ViT on the visible patches only. Removed patches are not embedded."""
 
     positions: Tensor
 
@@ -140,14 +141,14 @@ class Encoder(nn.Module):
         _initialize(self)
 
     def share(self, mask_ratio: float) -> float:
-        """Say which part of an image's tokens masking leaves."""
+        """Return the fraction of tokens that stay visible."""
         return count_kept(self.count, mask_ratio) / self.count
 
     def forward(self, images: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Encode the patches in `kept` (B, n), or all of them.
+        """Encode the patches in `kept` (B, n), or all.
 
         Returns:
-            The CLS token (B, 1, D) and the patch tokens (B, n, D), which do not contain it (G23).
+            The CLS token (B, 1, D), and the patch tokens (B, n, D) without it (G23).
         """
         patches, places = patchify(images, self.patch), self.positions
         if kept is not None:
@@ -158,7 +159,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """D: the visible tokens and a shared mask token for each removed patch, to pixels."""
+    """D: predicts pixels from the visible tokens and a shared mask token for each removed patch."""
 
     positions: Tensor
 
@@ -172,7 +173,7 @@ class Decoder(nn.Module):
         _initialize(self)
 
     def forward(self, cls: Tensor, visible: Tensor, kept: Tensor) -> Tensor:
-        """Predict every patch: CLS (B, 1, D), tokens (B, n, D) at `kept` (B, n) -> (B, L, P)."""
+        """Predict all patches: CLS (B, 1, D), tokens (B, n, D) at `kept` (B, n) -> (B, L, P)."""
         cls, visible = self.embed(cls), self.embed(visible)
         places = kept.unsqueeze(2).expand(-1, -1, visible.shape[2])
         tokens = self.mask_token.to(visible.dtype).expand(len(kept), len(self.positions), -1)
@@ -182,10 +183,10 @@ class Decoder(nn.Module):
 
 
 class FeatureLearning(nn.Module):
-    """FL: visible tokens F_v weighted by what the whole image's F_e says, added to F_v (section 3.1).
+    """FL: visible tokens F_v plus F_v weighted by the tokens F_e of the whole image (section 3.1).
 
-    "pooled": weights are Softmax(AvgPool(F_e)) over the tokens, a channel at a time; no parameters.
-    "cross_attention": queries F_v, keys and values F_e (the paper's background section, G7).
+    "pooled": the weights are Softmax(AvgPool(F_e)) over the tokens, per channel; no parameters.
+    "cross_attention": F_v plus attention with queries F_v, keys and values F_e (background section of the paper, G7).
     """
 
     def __init__(self, width: int, heads: int, fusion: str) -> None:
@@ -195,18 +196,18 @@ class FeatureLearning(nn.Module):
     def forward(self, visible: Tensor, whole: Tensor) -> Tensor:
         """Fuse F_v (B, n, D) and F_e (B, m, D) to F_o (B, n, D)."""
         if self.attention is not None:
-            found: Tensor = self.attention(visible, whole, whole, need_weights=False)[0]
-            return visible + found.float()
+            attended: Tensor = self.attention(visible, whole, whole, need_weights=False)[0]
+            return visible + attended.float()
         return visible + pool_tokens(whole, visible.shape[1]).softmax(dim=1) * visible
 
 
 def pool_tokens(tokens: Tensor, count: int) -> Tensor:
-    """Average neighboring tokens: (B, m, D) -> (B, count, D)."""
+    """Average-pool tokens: (B, m, D) -> (B, count, D)."""
     return F.adaptive_avg_pool1d(tokens.mT, count).mT
 
 
 class MAE(nn.Module):
-    """E, D and FL, built from the config; the weights depend on the seed alone."""
+    """E, D and FL of a config. The initial weights depend on the seed only."""
 
     def __init__(self, config: MACDConfig, image_shape: tuple[int, int, int], seed: int) -> None:
         super().__init__()
@@ -221,6 +222,6 @@ class MAE(nn.Module):
 
 
 def removed_mse(predicted: Tensor, target: Tensor, kept: Tensor) -> Tensor:
-    """Squared error of patches (B, L, P), averaged over each patch's values and over removed patches only."""
+    """Return the mean squared error of patches (B, L, P) over the removed patches; `kept` (B, n) are the others."""
     removed = torch.ones(predicted.shape[:2], device=predicted.device).scatter(1, kept, 0.0)
     return ((predicted - target).square().mean(dim=2) * removed).sum() / removed.sum()

@@ -1,6 +1,6 @@
 """Faster copies of the model (torch.compile or bfloat16) for an attack's gradient steps.
 
-They only search. Success is always confirmed with the original float32 model.
+Success is always confirmed with the original float32 model.
 """
 
 from __future__ import annotations
@@ -27,23 +27,18 @@ def select_search_model(
     attack: SteppedAttack, model: nn.Module, images: Tensor, labels: Tensor, options: AttackOptions
 ) -> nn.Module:
     """Return the model for an attack's gradient steps: the fastest that options, attack and model allow."""
-    chosen = model
+    chosen, checked = model, slice(BF16_CHECK_IMAGES)
     if options.compiled is not None and options.compiled[0] is model and attack.supports_compile:
         chosen = options.compiled[1]
-    some = slice(BF16_CHECK_IMAGES)
-    if (
-        options.bf16_search
-        and attack.supports_bf16_search
-        and bf16_is_faithful(attack, model, images[some], labels[some])
-    ):
-        return Bf16Model(chosen)
+    if options.bf16_search and attack.supports_bf16_search:
+        return Bf16Model(chosen) if bf16_is_faithful(attack, model, images[checked], labels[checked]) else chosen
     return chosen
 
 
 class Bf16Model(nn.Module):
     """A model under bfloat16 autocast: float32 images in, float32 logits out.
 
-    The linear head of a `Classifier` stays in float32, because logits of eight bits are often equal.
+    The linear head of a `Classifier` stays in float32, because bfloat16 logits are often equal.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -74,19 +69,19 @@ def bf16_is_faithful(attack: SteppedAttack, model: nn.Module, images: Tensor, la
 
 
 class CompiledModel(nn.Module):
-    """A network compiled by torch.compile; small batches run uncompiled."""
+    """A model compiled by torch.compile; small batches run uncompiled."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net, self.graph = net, torch.compile(net, dynamic=True)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return what the network returns."""
+        """Return the model's outputs."""
         return cast(Tensor, (self.graph if len(images) >= MIN_COMPILED_BATCH else self.net)(images))
 
 
 def compile_for_search(model: PreprocessedModel, images: Tensor) -> PreprocessedModel:
-    """Return a compiled copy of a model that shares its tensors. Both graphs, forward and backward, are built here.
+    """Return a compiled copy of a model that shares its tensors. The forward and the backward graph are built here.
 
     Args:
         images: (B, C, H, W) to build the graphs with; B at least 16 and different from C, H and W. The compiler would
@@ -97,7 +92,7 @@ def compile_for_search(model: PreprocessedModel, images: Tensor) -> Preprocessed
             numbers.
         Exception: any error of the compiler.
     """
-    images = images.clone()  # a graph built with a slice serves slices only
+    images = images.clone()  # a graph that was built with a slice works with slices only
     compiled = copy.copy(model)
     compiled._modules = {**model._modules, "net": CompiledModel(model.net)}
 
@@ -106,7 +101,7 @@ def compile_for_search(model: PreprocessedModel, images: Tensor) -> Preprocessed
             logits = net(images)
         return logits, input_gradient(lambda adv: margin(net(adv), logits.argmax(1)), images)
 
-    for eager, other in zip(logits_and_gradient(model), logits_and_gradient(compiled), strict=True):
-        if not (eager - other).norm() <= COMPILE_TOLERANCE * eager.norm():
+    for eager, fast in zip(logits_and_gradient(model), logits_and_gradient(compiled), strict=True):
+        if not (eager - fast).norm() <= COMPILE_TOLERANCE * eager.norm():
             raise ValueError("compiled and eager outputs differ")
     return compiled

@@ -45,12 +45,12 @@ class Attack(ABC):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # preset name -> values of Config fields
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
     fixed_norm: ClassVar[str | None] = None  # set if the attack's name implies the norm
-    early_stop: ClassVar[bool] = False  # white-box: an image leaves at its first success
+    early_stop: ClassVar[bool] = False  # white-box: an image leaves the batch at its first success
     library: ClassVar[str | None] = None  # package that does the work; its version is part of a result's key
-    component_names: ClassVar[tuple[str, ...]] = ()  # attacks this one may be made of; their source is part of its key
+    component_names: ClassVar[tuple[str, ...]] = ()  # attacks it may run; their code is part of a result's key
     spec_field: ClassVar[str | None] = None  # Config field set by the text after a colon, as in NAME:TEXT
-    supports_bf16_search: ClassVar[bool] = False  # steps may run in bfloat16: follows gradients, compares no losses
-    supports_compile: ClassVar[bool] = False  # steps may use a compiled model: one gradient per forward pass
+    supports_bf16_search: ClassVar[bool] = False  # steps may run in bfloat16: they compare no losses
+    supports_compile: ClassVar[bool] = False  # steps may use a compiled model: at most one gradient per forward pass
     gradient_free: bool = False  # uses the model's outputs only; __init__ may set it from the config
     num_classes: int | None = None  # of the data or of the last model seen; budget and cost may depend on it
 
@@ -126,7 +126,7 @@ class Attack(ABC):
             images: (B, C, H, W) in [0, 1].
             labels: (B,) int64.
             rng: source of all random numbers.
-            options: to be passed on to other attacks; most attacks need nothing of it.
+            options: pass them on to other attacks; most attacks do not need them.
 
         Returns:
             Images (B, C, H, W) inside the threat model.
@@ -140,7 +140,7 @@ class Attack(ABC):
         rng: KeyedRng,
         options: AttackOptions = DEFAULT_OPTIONS,
     ) -> AttackResult:
-        """Attack for verdicts: return images and where the attack succeeded. Arguments as in `attack_full_budget`."""
+        """Attack for white-box accuracy: return images and success. Arguments as in `attack_full_budget`."""
         adv = self.attack_full_budget(model, images, labels, rng, options).detach()
         with torch.no_grad():
             logits = split_on_oom(f"attack '{self.name}'", model, adv, on_split=options.on_oom_split)
@@ -177,7 +177,7 @@ class IterativeAttack(Attack):
         images, label = torch.full((1, 3, 8, 8), 0.5), torch.zeros(1, dtype=torch.long)
         try:
             start = self.start(images, label, KeyedRng.of(label, "max_start_distance"))
-        except Exception:  # a start may need `prepare`, and that a model
+        except Exception:  # `start` may need `prepare`, which needs a model
             return 2
         return 1 if torch.equal(start.adv, images) else 2
 

@@ -1,4 +1,4 @@
-"""Ensembles of attacks, run in order: only images that are still correctly classified go on to the next attack."""
+"""Ensembles of attacks: each component attacks the images that are still classified correctly."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ class Ensemble(Attack):
             left = (~success).nonzero().flatten()
             if len(left) == 0:
                 break
-            own_rng = rng[left].child("part", number)
-            found = component.attack_early_stop(model, images[left], labels[left], own_rng, options)
-            hit = left[found.success]
-            adv[hit], success[hit] = found.adv[found.success], True
+            component_rng = rng[left].child("part", number)
+            result = component.attack_early_stop(model, images[left], labels[left], component_rng, options)
+            succeeded = left[result.success]
+            adv[succeeded], success[succeeded] = result.adv[result.success], True
         return AttackResult(adv, success)
 
     def attack_full_budget(
@@ -76,20 +76,21 @@ class Ensemble(Attack):
     ) -> Tensor:
         """Spend the first component's full budget on every image, then each next one's on those still correct.
 
-        An image on which no component succeeds is the first component's result. Early-stopped examples, which
-        `attack_early_stop` returns, transfer poorly, and the reference implementation leaves images that are
-        misclassified when clean as they are.
+        If no component succeeds on an image, the first one's result is returned. The early-stopped examples of
+        `attack_early_stop` transfer poorly, and it does not attack images that are misclassified when clean.
         """
         adv, left = images.clone(), torch.arange(len(images), device=images.device)
         if len(images) and self.threat.eps > 0:
             with torch.no_grad():
                 self.num_classes = model(images[:1]).shape[1]
             for number, component in enumerate(self.components):
-                own_rng = rng[left].child("part", number)
-                found = component.attack_full_budget(model, images[left], labels[left], own_rng, options).detach()
-                success = is_misclassified(self._logits(model, found, options), labels[left])
+                component_rng = rng[left].child("part", number)
+                result = component.attack_full_budget(
+                    model, images[left], labels[left], component_rng, options
+                ).detach()
+                success = is_misclassified(self._logits(model, result, options), labels[left])
                 keep = success if number else torch.ones_like(success)
-                adv[left[keep]], left = found[keep], left[~success]
+                adv[left[keep]], left = result[keep], left[~success]
                 if len(left) == 0:
                     break
         return adv

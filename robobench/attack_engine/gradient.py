@@ -43,7 +43,7 @@ def loss_and_input_grad(
     count = int((grad.isnan().flatten(1).any(1) & ~is_misclassified(logits.detach(), labels)).sum())
     if count:
         raise GradientError(
-            f"attack '{attack}': the gradient of {count} of {len(grad)} images is NaN, so its result would mean "
-            "nothing; 'robobench diagnose' says more, and attacks without gradients (square, noise) still work"
+            f"attack '{attack}': the gradient of {count} of {len(grad)} images is NaN, so its result would be "
+            "meaningless; run 'robobench diagnose', or use gradient-free attacks (square, noise)"
         )
     return logits.detach(), losses.detach().to(grad.dtype), grad.nan_to_num()

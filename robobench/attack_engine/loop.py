@@ -1,4 +1,4 @@
-"""The attack loop: early stopping, restarts and compaction. The attack itself computes the start and the steps."""
+"""The attack loop: early stopping, restarts, and removing finished images from the batch."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def run_iterative_attack(
 
 
 class _BatchRun:
-    """One attack on one batch that fits into memory. `rows` are the images still attacked, by their row."""
+    """One attack on one batch that fits into memory. `rows` are the row numbers of the images still attacked."""
 
     def __init__(
         self,

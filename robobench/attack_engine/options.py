@@ -1,4 +1,4 @@
-"""What the caller of an attack decides: precision and speed of its search, what is recorded, what happens on OOM."""
+"""Options of an attack call: precision and compilation of the search, traces, and messages on out-of-memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class AttackOptions:
 
     bf16_search: bool = False  # gradient steps may run in bfloat16, where attack and model allow it
     compiled: tuple[nn.Module, nn.Module] | None = None  # a model and its compiled copy, for gradient steps
-    traces: dict[str, list[Tensor]] | None = None  # filled with loss and success rate per step, by attack name
+    traces: dict[str, list[Tensor]] | None = None  # gets loss and success rate per step, by attack name
     on_oom_split: Callable[[str], None] = warnings.warn  # gets a message when a batch is split for lack of memory
 
 

@@ -1,4 +1,4 @@
-"""State and result of an iterative attack, and what the attack loop needs of such an attack."""
+"""State and result of an iterative attack, and the interface that the attack loop uses."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ class AttackResult:
 
 
 class SteppedAttack(Protocol):
-    """What the attack loop uses of an attack; see `IterativeAttack`."""
+    """The members of `IterativeAttack` that the attack loop uses."""
 
     threat: ThreatModel
 
-    # Properties, so that class attributes fit.
+    # Properties, so that class attributes match too.
     @property
     def name(self) -> str: ...
 

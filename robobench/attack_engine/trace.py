@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Evaluations that are kept: every one of a short attack, some of a long one.
+# Evaluations that are kept: all of a short attack, some of a long one.
 TRACE_STEPS = (*range(20), *range(20, 100, 5), *range(100, 1000, 50), *range(1000, 10_001, 500))
 
-# By attack name: "images", and at each of TRACE_STEPS "loss" (mean cross-entropy in nats; images that left count with
-# their last one) and "success_rate" (fraction of images misclassified so far).
+# By attack name: "images" (their number), and at each of TRACE_STEPS "loss" (mean cross-entropy in nats; an image that
+# left the batch keeps its last value) and "success_rate" (fraction of images misclassified so far).
 Traces = dict[str, dict[str, Any]]
 
 

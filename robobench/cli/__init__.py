@@ -1,4 +1,4 @@
-"""The command line: one file a subcommand; torch is imported inside the handlers only."""
+"""The command line: one file per command. Handlers import torch inside, so that `--help` is fast."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from robobench.cli import (
     check,
     compare,
     diagnose,
+    env,
     evaluate,
     leaderboard,
     list_,
@@ -49,8 +50,8 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         print(f"robobench {__version__}")
         raise typer.Exit()
 
@@ -58,10 +59,10 @@ def _version(asked: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Hold the options that stand before a subcommand."""
+    """Options before a command."""
 
 
 app.command("run", help=run.HELP, epilog=run.EPILOG)(run.main)
@@ -72,6 +73,7 @@ app.command("evaluate", help=evaluate.HELP, epilog=evaluate.EPILOG)(evaluate.mai
 app.command("diagnose", help=diagnose.HELP, epilog=diagnose.EPILOG)(diagnose.main)
 app.command("reproduce", help=reproduce.HELP, epilog=reproduce.EPILOG)(reproduce.main)
 app.command("list", help=list_.HELP, epilog=list_.EPILOG)(list_.main)
+app.command("env", help=env.HELP, epilog=env.EPILOG)(env.main)
 app.command("new", help=new.HELP, epilog=new.EPILOG)(new.main)
 app.command("check", help=check.HELP, epilog=check.EPILOG)(check.main)
 app.add_typer(store.app, name="store", help=store.HELP, epilog=store.EPILOG)
@@ -79,17 +81,17 @@ app.add_typer(paper.app, name="paper")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status.
+    """Run the command line and return its exit status.
 
-    0: done. 1: some cell failed, its reason stands in the row, or what was checked (`verify`, `check`, `store check`)
-    does not hold, or the store could not be written, or a process or a cluster could not go on. 2: the request is
-    wrong, or a file is damaged or missing; one line on stderr says why. 130 or 143: stopped by a signal.
+    0: done. 1: a cell failed (its row has the reason), a check failed (`reproduce`, `check`, `store check`), the store
+    could not be written, or a process or cluster was lost. 2: the request is wrong, or a file is damaged or missing;
+    one line on stderr says why. 130 or 143: stopped by a signal.
     """
     from robobench.distributed.launch import is_nonzero_rank
     from robobench.errors import ArtifactError, ExecutorError, Interrupted, ProcessError, RequestError, StorageError
 
     if not sys.warnoptions:
-        warnings.simplefilter("ignore")  # third parties' deprecations; ours go through the reporter
+        warnings.simplefilter("ignore")  # deprecations in other packages; our warnings go through the reporter
     try:
         result = app(args=arguments, standalone_mode=False)
         return result if isinstance(result, int) else 0
@@ -105,19 +107,19 @@ def main(arguments: list[str] | None = None) -> int:
         words = [word for word in (arguments or sys.argv[1:]) if word != "--overwrite"]
         print(f"interrupted; resume with: {shlex.join(['robobench', *words])}", file=sys.stderr)
         return 128 + err.signum
-    except KeyboardInterrupt:  # before anything was begun
+    except KeyboardInterrupt:  # before anything started
         return 130
     except OSError as err:
         return _refuse(f"{err.strerror or err}: '{err.filename}'" if err.filename else str(err))
     except Exception as err:
-        if hasattr(err, "format_message"):  # typer's own usage errors, whichever click it carries
+        if hasattr(err, "format_message"):  # usage errors of typer, with any version of click
             message = str(err.format_message())
-            return _refuse(message) if message else 2  # no message: the help was asked for and printed
+            return _refuse(message) if message else 2  # no message: the help was printed
         raise
 
 
 def _refuse(message: str, status: int = 2, everywhere: bool = False) -> int:
-    """Print the one line of a refused request, once where torchrun started several processes."""
+    """Print the error in one line, under torchrun on rank 0 only; return the status."""
     from robobench.distributed.launch import is_nonzero_rank
 
     if everywhere or not is_nonzero_rank():

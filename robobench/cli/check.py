@@ -1,4 +1,4 @@
-"""`robobench check`: the plug-in contract, for a stranger's defense or attack."""
+"""`robobench check`: test a plug-in against the contract."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-HELP = "Test a defense or attack against the contract every plug-in keeps; a name, module or .py file."
+HELP = "Test a plug-in against its contract. Runs every check that built-in defenses and attacks pass."
 EPILOG = """
 Examples:
 
@@ -21,12 +21,12 @@ Examples:
 def main(
     what: Annotated[str, typer.Argument(help="A registered name, a dotted module or a .py file.")],
 ) -> int:
-    """Print one line a check; the exit status is 1 if one fails."""
+    """Print one line per check; the exit status is 1 if one fails."""
     import torch
 
     from robobench.testing import check_plugin
 
-    torch.set_num_threads(1)  # the networks are so small that more threads only wait for each other
+    torch.set_num_threads(1)  # more threads are slower with models this small
     failed = False
     for kind, name, check, problem in check_plugin(what):
         failed |= problem is not None

@@ -1,4 +1,4 @@
-"""`robobench compare`: several defenses side by side; what is missing is run, the rest reused."""
+"""`robobench compare`: several defenses side by side. Only what the store lacks is run."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
     from robobench.results.records import EvaluationRecord
 
-HELP = "Compare defenses: what is missing is trained and attacked, the rest is reused."
+HELP = "Train and attack several defenses. Results that the store has are reused."
 EPILOG = """
 Examples:
 
   robobench compare
 
-  robobench compare at trades
+  robobench compare --defenses at,trades
 
   robobench compare --defenses standard,at,trades,macd --seeds 0,1,2
 
@@ -34,37 +34,30 @@ Examples:
 @o.with_flags(o.RunFlags)
 def main(
     flags: o.RunFlags,
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[NAME]...", help="Defenses, as in --defenses; of two, the first is the baseline."),
+    defenses: Annotated[
+        str | None, typer.Option(help="Comma-separated names; default: all of `list defenses`.")
     ] = None,
-    defenses: Annotated[str | None, typer.Option(help="Comma-separated names; default: all.")] = None,
     baseline: Annotated[
-        str | None, typer.Option(help="Compare the others with this defense, image by image; of two: the first.")
+        str | None, typer.Option(help="Print paired differences to this defense; default: the first of two.")
     ] = None,
 ) -> int:
     """Run several defenses."""
     from robobench.core.registry import unknown_name
-    from robobench.errors import RequestError
     from robobench.plugins.discovery import add_plugin_file, discover
 
-    if names and defenses:
-        raise RequestError(
-            f"'{names[0]}' is given beside --defenses {defenses}; name the defenses in one of the two ways"
-        )
     for file in flags.plugin or ():
         add_plugin_file(file)
-    chosen = o.split_names(",".join(names) if names else defenses) or tuple(discover("defense"))
+    chosen = o.split_names(defenses) or tuple(discover("defense"))
     if baseline is not None and baseline not in chosen:
         raise unknown_name("baseline", baseline, chosen)
 
     def print_comparison(records: list[EvaluationRecord], console: Console) -> None:
         from robobench.report import comparison
 
-        comparison.show(records, console, baseline or (chosen[0] if len(chosen) == 2 else None))
+        comparison.print_comparison(records, console, baseline or (chosen[0] if len(chosen) == 2 else None))
         if baseline is None and len(chosen) > 2:
             console.print(
-                f"paired differences with p-values: --baseline {chosen[0]}, or another of these", markup=False
+                f"for paired differences with p-values, add --baseline {chosen[0]} or another defense", markup=False
             )
 
     return o.execute(o.make_request(flags, defenses=chosen), flags, after=print_comparison)

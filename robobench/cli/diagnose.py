@@ -1,4 +1,4 @@
-"""`robobench diagnose`: signs that a network's robust accuracy should not be believed."""
+"""`robobench diagnose`: check a model for gradient masking."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
     from robobench.evaluation.diagnostics import Diagnosis
 
-HELP = """Look for gradient masking: does the network mislead the attacks rather than withstand them?
+HELP = """Check a model for gradient masking.
 
-Looks at the first 128 test images unless --examples says otherwise, and adds every attack without gradients to
---attacks. A network of the store brings its own model, data set and preset.
+Uses the first 128 test images by default (--examples), and adds every gradient-free attack to --attacks. A model from
+the store determines --model, --dataset and --preset.
 """
 EPILOG = """
 Examples:
@@ -33,14 +33,14 @@ Examples:
 def main(
     checkpoint: Annotated[
         str | None,
-        typer.Argument(help="A trained network of the store by name, or a weights file; none if the factory has them."),
+        typer.Argument(help="Name of a model in the store, or a weights file; omit it if --model loads weights."),
     ] = None,
     dataset: o.Dataset = "digits",
     model: o.Model = "cnn",
     preset: o.Preset = None,
-    transfer_source: Annotated[str | None, typer.Option(help="MODEL or MODEL=WEIGHTS, for the transfer check.")] = None,
-    mean: Annotated[str | None, typer.Option(help="Normalization of the network, such as 0.5,0.5,0.5.")] = None,
-    std: Annotated[str | None, typer.Option(help="Normalization of the network.")] = None,
+    transfer_source: Annotated[str | None, typer.Option(help="MODEL or MODEL=WEIGHTS for the transfer check.")] = None,
+    mean: Annotated[str | None, typer.Option(help="Mean of the model's normalization, such as 0.5,0.5,0.5.")] = None,
+    std: Annotated[str | None, typer.Option(help="Standard deviation of the model's normalization.")] = None,
     device: o.Device = "auto",
     threads: o.Threads = None,
     attacks: o.Attacks = None,
@@ -51,16 +51,14 @@ def main(
     plugin: o.Plugins = None,
     data_dir: o.DataDir = None,
     out: o.Out = Path("runs"),
-    form: Annotated[str, typer.Option("--format", help="table or json (with loss and success by step).")] = "table",
+    form: Annotated[str, typer.Option("--format", help="table or json (with loss and success per step).")] = "table",
 ) -> int:
-    """Print what every check saw; nothing is stored."""
+    """Print the result of every check; nothing is stored."""
     from robobench.core.registry import unknown_name
 
     if form not in ("table", "json"):
         raise unknown_name("format", form, ("table", "json"))
     import json
-
-    from rich.console import Console
 
     from robobench.interface import diagnose
 
@@ -76,24 +74,31 @@ def main(
     )  # fmt: skip
     if form == "json":
         print(json.dumps(found.as_dict(), indent=1))
-        return 0
+    else:
+        _print(found)
+    return 0
+
+
+def _print(found: Diagnosis) -> None:
+    """Print a table of the checks, and the threshold and next step of every raised one."""
+    from rich.console import Console
+
     console = Console()
     console = console if console.is_terminal else Console(width=160)
     console.print(_table(found))
     for f in found.findings:
         if f.raised:
-            console.print(f"{f.check.name}: counts from {f.check.threshold} ({f.check.source})", markup=False)
+            console.print(f"{f.check.name}: raised by {f.check.threshold} ({f.check.source})", markup=False)
             console.print(f"  next: {f.check.next_step}", markup=False)
-    return 0
 
 
 def _table(found: Diagnosis) -> Table:
-    """Lay the checks out, a line each."""
+    """Return a table with one line per check."""
     from rich import box
     from rich.table import Table
 
-    title = f"{found.examples} images, {100 * found.clean_accuracy:.1f} % right when clean; flags: "
-    title += ", ".join(found.flags) or "none of these checks"
+    title = f"{found.examples} images, {100 * found.clean_accuracy:.1f} % correct when clean; flags: "
+    title += ", ".join(found.flags) or "none"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     for name in ("check", "", "measured"):
         table.add_column(name, no_wrap=name != "measured")

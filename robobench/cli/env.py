@@ -1,4 +1,4 @@
-"""What this machine has for robobench, and the next move where something is missing."""
+"""`robobench env`: what this machine has for robobench, and what to do about the rest."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from robobench.cli.list_ import print_columns
+
+HELP = "Show what this machine has. Versions, devices, data sets, free disk space, and what to do about missing parts."
+EPILOG = """
+Examples:
+
+  robobench env
+"""
 
 ATTACK_LIBRARIES = ("torchattacks", "pyautoattack")
 
@@ -17,8 +26,14 @@ EXTRAS = {"robustbench": "robustbench", "ray": "ray", "lightning-fabric": "distr
 LOW_DISK = 5.0  # GiB
 
 
+def main() -> int:
+    """Print name and state of each part to stdout."""
+    print_columns(environment())
+    return 0
+
+
 def installed(package: str) -> str | None:
-    """Return a package's version, or None."""
+    """Return a package's version; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -26,7 +41,7 @@ def installed(package: str) -> str | None:
 
 
 def environment() -> list[tuple[str, str]]:
-    """List what is here as (name, state; next move)."""
+    """Return (name, state; next step) of everything robobench can use."""
     lines = [("python", platform.python_version())]
     for package in ("robobench", *LIBRARIES, *ATTACK_LIBRARIES):
         lines.append((package, installed(package) or f"not installed; uv pip install {package}"))
@@ -49,11 +64,11 @@ def _torch() -> list[tuple[str, str]]:
         out.append((device, f"{hardware(device)}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"))
     if not count:
         built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
-        out.append(("gpu", f"none seen ({built}); the presets cifar and paper want one, quick does not"))
+        out.append(("gpu", f"none found ({built}); the presets cifar and paper need one, quick does not"))
     for device in [f"cuda:{number}" for number in range(count)] or ["cpu"]:
         has = has_bf16(device)
-        move = "--precision auto trains in bf16" if has else "--precision auto trains in fp32"
-        out.append((f"bf16 on {device}", f"{'yes' if has else 'no units'}; {move}"))
+        advice = "--precision auto trains in bf16" if has else "--precision auto trains in fp32"
+        out.append((f"bf16 on {device}", f"{'yes' if has else 'not supported'}; {advice}"))
     return out
 
 
@@ -61,7 +76,7 @@ def _extras() -> list[tuple[str, str]]:
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     return [
         ("docs (mkdocs)", installed("mkdocs") or "not installed; uv sync --group docs builds the site"),
-        ("chromium", browser or "not found; only the test of the report's page wants it (apt-get install chromium)"),
+        ("chromium", browser or "not found; only a test of the HTML report uses it (apt-get install chromium)"),
     ]
 
 
@@ -70,8 +85,10 @@ def _data() -> list[tuple[str, str]]:
     from robobench.data.cifar import ARCHIVES, FOLDERS
 
     root = data_root()
-    by = "from ROBOBENCH_DATA" if os.environ.get("ROBOBENCH_DATA") else "ROBOBENCH_DATA or --data-dir names another"
-    lines = [("data root", f"{root}{'' if root.is_dir() else ' (not there yet)'}; {by}"), ("digits", "embedded")]
+    by = (
+        "from $ROBOBENCH_DATA" if os.environ.get("ROBOBENCH_DATA") else "set $ROBOBENCH_DATA or --data-dir to change it"
+    )
+    lines = [("data root", f"{root}{'' if root.is_dir() else ' (does not exist yet)'}; {by}"), ("digits", "embedded")]
     for name in FOLDERS:
         places = [root, root / name, root / "data", root / name / "data"]
         there = [
@@ -94,6 +111,6 @@ def _disk() -> list[tuple[str, str]]:
         while not place.exists():
             place = place.parent
         free = shutil.disk_usage(place).free / 2**30
-        move = "; stores of large networks may not fit: --out on another disk" if free < LOW_DISK else ""
-        lines.append((name, f"{free:.0f} GiB free{move}"))
+        advice = "; too little for stores of large models: choose another disk with --out" if free < LOW_DISK else ""
+        lines.append((name, f"{free:.0f} GiB free{advice}"))
     return lines

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from robobench.planning.plan import Plan
     from robobench.results.records import EvaluationRecord
 
-HELP = "Attack your own model: white-box, and by transfer if --transfer-source names where examples are made."
+HELP = "Attack a model trained elsewhere. With --transfer-source, transfer examples are used too."
 EPILOG = """
 Examples:
 

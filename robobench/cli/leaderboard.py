@@ -1,4 +1,4 @@
-"""`robobench leaderboard`: what a store or a published folder holds, ranked."""
+"""`robobench leaderboard`: rank the models of a store or snapshot."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 STORE = Path("runs")
 
-HELP = "Rank trained networks by their white-box worst case; boards of different settings stand apart."
+HELP = "Rank models by white-box worst case. Every setting has its own leaderboard."
 EPILOG = """
 Examples:
 
   robobench leaderboard
 
-  robobench leaderboard --sort whole --filter dataset=cifar10 --filter eps=8/255
+  robobench leaderboard --sort total_train_seconds --filter dataset=cifar10 --filter eps=8/255
 
   robobench leaderboard --format md > results.md
 
@@ -34,18 +34,25 @@ def main(
     place: Annotated[
         Path | None,
         typer.Argument(
-            help="A store or a folder of leaderboards/; default: --out, where there is none robobench's own boards. "
-            "With --published, a board's name."
+            help="A store or snapshot; default: --out, or robobench's own snapshots if there is no store. With "
+            "--published, the name of a leaderboard."
         ),
     ] = None,
     published: Annotated[
-        bool, typer.Option("--published", help="Show RobustBench's published figures instead, which are not ours.")
+        bool,
+        typer.Option("--published", help="Show the results published by RobustBench; robobench did not measure them."),
     ] = False,
     out: Annotated[Path, typer.Option(help="The store.")] = STORE,
     form: Annotated[
         str, typer.Option("--format", help="table, md, csv, latex, json, html or robustbench (their model_info).")
     ] = "table",
-    sort: Annotated[str, typer.Option(help="worst, clean, transfer, gap, own, whole, forwards or defense.")] = "worst",
+    sort: Annotated[
+        str,
+        typer.Option(
+            help="worst, clean, transfer, gap (transfer - white-box), train_seconds, total_train_seconds, "
+            "train_cpu_seconds, total_train_cpu_seconds, train_forwards, total_train_forwards or defense."
+        ),
+    ] = "worst",
     filter_: Annotated[
         list[str] | None,
         typer.Option(
@@ -53,16 +60,21 @@ def main(
             help="NAME=VALUE[,VALUE]: dataset, model, preset, defense, seed, norm, eps, precision, hardware, examples.",
         ),
     ] = None,
-    columns: Annotated[str | None, typer.Option(help="Headings, comma-separated: rank,defense,worst,...")] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated: the names of --sort, or rank, model, ci, flags, preset, seed, precision, hardware."
+        ),
+    ] = None,
     wide: Annotated[bool, typer.Option("--wide", help="Every column.")] = False,
-    everything: Annotated[bool, typer.Option("--all", help="Every line of the table, not the first 50.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Every line of the table, not only the first 50.")] = False,
 ) -> int:
-    """Print the leaderboard to stdout."""
+    """Print the leaderboards to stdout."""
     if published:
-        return _published(str(place) if place else None)
+        return _print_published(str(place) if place else None)
     from robobench.report.leaderboard_formats import leaderboard
 
-    rows, note = _rows(place, out)
+    rows, note = _read_rows(place, out)
     text = leaderboard(
         rows,
         form,
@@ -78,11 +90,11 @@ def main(
     return 0
 
 
-def _rows(place: Path | None, out: Path) -> tuple[pd.DataFrame, str]:
-    """Read the rows of a place; without one and without a store, those of the boards that robobench measured.
+def _read_rows(place: Path | None, out: Path) -> tuple[pd.DataFrame, str]:
+    """Read the rows of `place`, else of the store, else of the snapshots that come with robobench.
 
     Returns:
-        The rows, and what there is to say about them.
+        The rows, and a note for the user ("" if there is none).
     """
     import pandas as pd
 
@@ -91,18 +103,18 @@ def _rows(place: Path | None, out: Path) -> tuple[pd.DataFrame, str]:
     boards = bundled_boards()
     if place is None and out == STORE and not out.exists() and boards:
         names = ", ".join(board.name for board in boards)
-        note = f"note: no store in '{out}'; this is what robobench itself measured ({names})"
+        note = f"note: no store in '{out}'; showing the results that come with robobench ({names})"
         return pd.concat([read_rows(board) for board in boards], ignore_index=True), note
     return read_rows(place or out), ""
 
 
-def _published(board: str | None) -> int:
+def _print_published(name: str | None) -> int:
     from rich.console import Console
 
-    from robobench.report.robustbench import boards, table
+    from robobench.report.robustbench import published_leaderboards, render_published
 
     console = Console()
     console = console if console.is_terminal else Console(width=200)
-    for name, lines in boards(board).items():
-        console.print(table(name, lines))
+    for leaderboard, entries in published_leaderboards(name).items():
+        console.print(render_published(leaderboard, entries))
     return 0

@@ -1,4 +1,4 @@
-"""`robobench list`: what there is, read from source text and metadata; torch is not imported."""
+"""`robobench list`: names to choose from, read from source text and metadata; torch is not imported."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-HELP = "List defenses, attacks, models, datasets, presets or env."
-
+HELP = "List defenses, attacks, models, datasets or presets."
 EPILOG = """
 Examples:
 
@@ -18,9 +17,13 @@ Examples:
 
 
 def main(
-    what: Annotated[str, typer.Argument(help="defenses, attacks, models, datasets, presets or env.")],
-    check: Annotated[bool, typer.Option("--check", help="Import each plug-in and say why where that fails.")] = False,
-    plugin: Annotated[list[str] | None, typer.Option("--plugin", help="A .py file of your own.")] = None,
+    what: Annotated[str, typer.Argument(help="defenses, attacks, models, datasets or presets.")],
+    check: Annotated[
+        bool, typer.Option("--check", help="Import each plug-in and show the error if that fails.")
+    ] = False,
+    plugin: Annotated[
+        list[str] | None, typer.Option("--plugin", help="A .py file with your own defenses or attacks.")
+    ] = None,
 ) -> int:
     """Print the list to stdout."""
     from robobench.core.registry import unknown_name
@@ -31,15 +34,19 @@ def main(
         "models": _models,
         "datasets": _datasets,
         "presets": _presets,
-        "env": _environment,
     }
     if what not in tables:
         raise unknown_name("list", what, tables)
     lines = tables[what]()
+    print_columns(lines)
+    return int(check and any(text.startswith("cannot be imported") for _, text in lines))
+
+
+def print_columns(lines: list[tuple[str, str]]) -> None:
+    """Print names and texts in two columns."""
     width = max((len(name) for name, _ in lines), default=0)
     for name, text in lines:
         print(f"{name:<{width}}  {text}".rstrip())
-    return int(check and any(text.startswith("cannot be imported") for _, text in lines))
 
 
 def _plugins(kind: str, check: bool, files: list[str]) -> list[tuple[str, str]]:
@@ -73,17 +80,12 @@ def _datasets() -> list[tuple[str, str]]:
 
 
 def _presets() -> list[tuple[str, str]]:
-    from robobench.planning.presets import PRESETS
+    from robobench.planning.presets import LARGE_MODELS, PRESETS
 
     lines = []
     for name, preset in PRESETS.items():
-        lines.append((name, preset.get("summary", f"laid over {name.split(':')[0]} for resnet50 and wrn50")))
-        for section in ("run", "recipe"):
+        automatic = f"added to {name.split(':')[0]} automatically for {' and '.join(LARGE_MODELS)}"
+        lines.append((name, preset.get("summary", automatic)))
+        for section in ("run", "training"):
             lines += [(f"  {section}.{key}", str(value)) for key, value in preset.get(section, {}).items()]
     return lines
-
-
-def _environment() -> list[tuple[str, str]]:
-    from robobench.cli.env import environment
-
-    return environment()

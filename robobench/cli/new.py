@@ -1,4 +1,4 @@
-"""`robobench new`: a plug-in package to start from."""
+"""`robobench new`: write a plug-in package to start from."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-HELP = "Write a plug-in package that works as it stands: a defense or an attack, with its test."
+HELP = "Write a working plug-in package. It has a defense or an attack, its entry point and a test."
 EPILOG = """
 Examples:
 
@@ -19,10 +19,10 @@ Examples:
 
 def main(
     kind: Annotated[str, typer.Argument(help="defense or attack.")],
-    name: Annotated[str, typer.Argument(help="Small letters, digits and dashes.")],
+    name: Annotated[str, typer.Argument(help="Lower-case letters, digits and dashes.")],
     out: Annotated[Path | None, typer.Option(help="The new folder; default: NAME.")] = None,
 ) -> int:
-    """Write the files and print their names."""
+    """Write the files and print their paths."""
     from robobench.plugins.template import write_template
 
     for path in write_template(kind, name, out):

@@ -197,7 +197,7 @@ def execute(
         print_plan(make_plan(request, dry=True), console if console.is_terminal else Console(width=200))
         return 0
     reporter = Reporter(-1 if flags.quiet else int(flags.verbose))
-    with signals.handle_signals(speaks=not launch.is_nonzero_rank()):
+    with signals.handle_signals(verbose=not launch.is_nonzero_rank()):
         records = execute_request(request, reporter, check_plan)
     if launch.is_nonzero_rank():
         return 0

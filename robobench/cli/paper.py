@@ -1,4 +1,4 @@
-"""`robobench paper`: the MACD paper's tables, printed, rerun beside ours, and drawn."""
+"""`robobench paper`: print the MACD paper's tables, rerun them, and draw its figures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from robobench.cli import options as o
 
-HELP = "The MACD paper's tables: as published, and ours beside them."
+HELP = "Show and rerun the MACD paper's tables. Published numbers, and robobench's beside them."
 EPILOG = """
 Examples:
 
@@ -31,24 +31,24 @@ Examples:
 """
 Table = Annotated[str, typer.Argument(help="1 to 9, or times.")]
 Form = Annotated[str, typer.Option("--format", help="table, md, csv, json, latex or html.")]
-Scale = Annotated[str, typer.Option("--preset", help="quick (digits), cifar (few images) or paper.")]
+Scale = Annotated[str, typer.Option("--preset", help="quick (digits), cifar (few images) or paper (full).")]
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help=HELP, epilog=EPILOG)
 
 
 @app.command("list", help="List the tables and figures.")
-def listing() -> int:
-    """Print a line a table and a figure to stdout."""
+def list_tables() -> int:
+    """Print one line per table and figure to stdout."""
     from robobench.paper import published
 
     for table in published.TABLES:
         print(f"{table:<6}{published.title(table)} ({len(published.records(table))} numbers)")
-    for name, what in published.FIGURES.items():
-        print(f"figure {name:<4}{what}")
+    for name, description in published.FIGURES.items():
+        print(f"figure {name:<4}{description}")
     return 0
 
 
-@app.command("table", help="Print a published table, its corrections marked.")
+@app.command("table", help="Print a published table with corrections.")
 def table(table: Table, form: Form = "table") -> int:
     """Print one table to stdout."""
     from robobench.paper.formatting import published_table
@@ -57,7 +57,7 @@ def table(table: Table, form: Form = "table") -> int:
     return 0
 
 
-@app.command("run", help="Run what a table needs and print ours beside theirs.")
+@app.command("run", help="Run a table and compare with the published numbers.")
 def run(
     table: Annotated[str, typer.Argument(help="1 to 9, times, or all.")],
     preset: Scale = "quick",
@@ -73,28 +73,28 @@ def run(
     executor: o.Executor = "serial",
     address: o.Address = None,
     gpus_per_task: o.GpusPerTask = None,
-    rows: Annotated[Path | None, typer.Option(help="Write the rows behind the tables to this CSV file.")] = None,
+    rows: Annotated[Path | None, typer.Option(help="Write the result rows of the tables to this CSV file.")] = None,
     form: Form = "table",
     dry_run: o.DryRun = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> int:
-    """Run one table, or all of them one after the other."""
+    """Run one table, or all of them, and print each to stdout."""
     from robobench.core.console import Reporter
     from robobench.paper import published
     from robobench.paper.requests import Scale
-    from robobench.paper.run import tables as run_tables
+    from robobench.paper.run import run_tables
 
-    tables = published.TABLES if table == "all" else (published.check(table),)
+    tables = published.TABLES if table == "all" else (published.check_table(table),)
     scale = Scale.load(preset, data_dir)
     base = o.make_request(locals())
     reporter = Reporter(-1 if quiet else int(verbose))
-    return run_tables(tables, scale, base, reporter, form=form, rows=rows, dry=dry_run)
+    return run_tables(tables, scale, base, reporter, form=form, rows_file=rows, dry_run=dry_run)
 
 
-@app.command("summary", help="Print all tables of a run as one, a line a network.")
+@app.command("summary", help="Print all tables of a run as one, one line per model.")
 def summary(
-    file: Annotated[Path, typer.Argument(help="What `paper run all --format json` printed.")], form: Form = "table"
+    file: Annotated[Path, typer.Argument(help="Output of `paper run all --format json`.")], form: Form = "table"
 ) -> int:
     """Print one table to stdout."""
     from robobench.paper.summary import one_table, read
@@ -103,11 +103,11 @@ def summary(
     return 0
 
 
-@app.command("figure", help="Draw a figure; what the store lacks for it is run first.")
+@app.command("figure", help="Draw a figure. Results that the store lacks are computed first.")
 def figure(
     name: Annotated[str, typer.Argument(help="2, 6 or eps.")],
-    out: Annotated[Path, typer.Option(help="The picture file: .png, .pdf or .svg.")],
-    store: Annotated[Path, typer.Option(help="The store that holds, or gets, what is drawn.")] = Path("runs"),
+    out: Annotated[Path, typer.Option(help="Image file to write: .png, .pdf or .svg.")],
+    store: Annotated[Path, typer.Option(help="The store with the results; missing ones are added.")] = Path("runs"),
     preset: Scale = "quick",
     device: o.Device = "auto",
     precision: o.Precision = "auto",
@@ -127,5 +127,5 @@ def figure(
 
     scale = Scale.load(preset, data_dir)
     base = o.make_request({**locals(), "out": store})
-    figures.draw(name, scale, base, out, Reporter(-1 if quiet else int(verbose)))
+    figures.plot_figure(name, scale, base, out, Reporter(-1 if quiet else int(verbose)))
     return 0

@@ -1,4 +1,4 @@
-"""`robobench report`: a store as one HTML page, and every figure and table as files."""
+"""`robobench report`: write a store as an HTML page, figures, tables, or a snapshot."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from robobench.cli import options as o
 
-HELP = "Write a store's report: one HTML file that is read offline; figures and tables as files where asked."
+HELP = "Write the report of a store. One HTML file that works offline; figures and tables on request."
 EPILOG = """
 Examples:
 
@@ -17,56 +17,61 @@ Examples:
 
   robobench report runs --html results.html --figures figures
 
-  robobench report --out-dir paper
+  robobench report --export paper
 
-  robobench report runs --board leaderboards/my-setting
+  robobench report runs --snapshot leaderboards/my-setting
 
-  robobench report --fill README.md
+  robobench report --update-tables README.md
 """
 
 
 def main(
-    place: Annotated[Path | None, typer.Argument(help="A store or a folder of leaderboards/; default: --out.")] = None,
+    place: Annotated[Path | None, typer.Argument(help="A store or snapshot; default: --out.")] = None,
     out: Annotated[Path, typer.Option(help="The store.")] = Path("runs"),
-    html: Annotated[Path | None, typer.Option(help="The page; default: report.html in --out-dir or the store.")] = None,
-    figures: Annotated[Path | None, typer.Option(help="Folder for every figure as PNG and SVG.")] = None,
-    out_dir: Annotated[
+    html: Annotated[
+        Path | None, typer.Option(help="File for the page; default: report.html in --export or the store.")
+    ] = None,
+    figures: Annotated[Path | None, typer.Option(help="Folder for the figures as PNG and SVG.")] = None,
+    export: Annotated[
         Path | None, typer.Option(help="Folder for the page, figures/ and tables/ (csv, md, json, tex, RobustBench).")
     ] = None,
     filter_: Annotated[
         list[str] | None, typer.Option("--filter", help="NAME=VALUE[,VALUE], as in leaderboard.")
     ] = None,
-    board: Annotated[
+    snapshot: Annotated[
         Path | None,
         typer.Option(
-            help="Instead, write the store as a board to keep: tables, records, small weights, README.md, CHANGES.md."
+            help="Write only a snapshot of the store into this folder: tables, records, small weights, README.md, "
+            "CHANGES.md."
         ),
     ] = None,
-    fill: Annotated[
+    update_tables: Annotated[
         Path | None,
-        typer.Option(help="Instead, rewrite the tables of a Markdown file between '<!-- board: FOLDER -->' and end."),
+        typer.Option(
+            help="Update only the tables of this Markdown file, between '<!-- board: FOLDER -->' and '<!-- end -->'."
+        ),
     ] = None,
     data_dir: o.DataDir = None,
 ) -> int:
     """Write the files and print their names."""
-    if board or fill:
-        from robobench.report.board_folder import publish
-        from robobench.report.board_readme import fill_file
+    if snapshot or update_tables:
+        from robobench.report.board_folder import write_snapshot
+        from robobench.report.board_readme import update_file
 
-        if board:
-            for left in publish(place or out, board):
-                typer.echo(f"note: left out: {left}", err=True)
-            print(board)
-        if fill:
-            fill_file(fill)
-            print(fill)
+        if snapshot:
+            for line in write_snapshot(place or out, snapshot):
+                typer.echo(f"note: left out: {line}", err=True)
+            print(snapshot)
+        if update_tables:
+            update_file(update_tables)
+            print(update_tables)
         return 0
-    from robobench.report.export import write
-    from robobench.report.leaderboard import chosen
+    from robobench.report.export import write_report
+    from robobench.report.leaderboard import filter_rows
     from robobench.results.rows import read_rows
 
-    where = place or out
-    rows = chosen(read_rows(where), filter_ or ())
-    for path in write(rows, where, html=html, figures=figures, out_dir=out_dir, data_dir=data_dir):
+    store = place or out
+    rows = filter_rows(read_rows(store), filter_ or ())
+    for path in write_report(rows, store, html=html, figures=figures, export=export, data_dir=data_dir):
         print(path)
     return 0

@@ -1,4 +1,4 @@
-"""`robobench reproduce`: attacks stored models again and compares the results with the records."""
+"""`robobench reproduce`: attack stored models again and compare the results with the records."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from robobench.cli import options as o
 
-HELP = "Attack stored models again, for a sample of cells, and check that the recorded accuracies are reproduced."
+HELP = "Attack stored models again. Checks a sample of the recorded accuracies."
 EPILOG = """
 Examples:
 
@@ -22,14 +22,16 @@ Examples:
 
 
 def main(
-    place: Annotated[Path, typer.Argument(help="A folder of leaderboards/ or a store.")],
+    place: Annotated[Path, typer.Argument(help="A store, or a folder of leaderboards/.")],
     sample: Annotated[int, typer.Option(help="Number of random cells, of different attacks; 0: all.")] = 3,
     seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 0,
     minutes: Annotated[
         float,
         typer.Option(help="Time limit for all cells; a cell that would exceed its share uses its first images only."),
     ] = 8.0,
-    retrain: Annotated[Path | None, typer.Option(help="Train the models again first, in this store.")] = None,
+    retrain: Annotated[
+        Path | None, typer.Option(help="Train the models again in this store, and attack those.")
+    ] = None,
     device: o.Device = "auto",
     plugin: o.Plugins = None,
     data_dir: o.DataDir = None,
@@ -42,14 +44,23 @@ def main(
     for file in plugin or ():
         add_plugin_file(file)
     reproducer = Reproducer(
-        place, sample=sample, seed=seed, minutes=minutes, data_dir=data_dir, device=device, retrain=retrain
+        place,
+        sample=sample,
+        seed=seed,
+        minutes=minutes,
+        data_dir=data_dir,
+        device=device,
+        retrain=retrain,
+        warn=lambda text: typer.echo(f"warning: {text}", err=True),
     )
     typer.echo(f"{len(reproducer.cells)} cells: " + "; ".join(map(cell_name, reproducer.cells)), err=True)
     if reproducer.left_out:
-        typer.echo(f"note: {reproducer.left_out} cells have no weights here; --retrain STORE trains them", err=True)
+        typer.echo(
+            f"note: {reproducer.left_out} cells have no stored weights; --retrain STORE trains them again", err=True
+        )
     stale = stale_tables(place)
     for file in stale:
-        print(f"NOT REPRODUCED: {file} differs from what the records give")
+        print(f"NOT REPRODUCED: {file} differs from the tables of the records")
     failed = 0
     for cell in reproducer:
         print(cell, flush=True)

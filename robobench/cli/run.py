@@ -1,4 +1,4 @@
-"""`robobench run`: one defense, from training to matrix."""
+"""`robobench run`: train, time and attack one defense."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from robobench.results.records import EvaluationRecord
 
-HELP = "Train one defense, time every stage, attack the result, and write the accuracy matrix."
+HELP = "Train, time and attack one defense. Prints its accuracy matrices, and writes rows.csv."
 EPILOG = """
 Examples:
 
@@ -34,6 +34,6 @@ def main(defense: Annotated[str, typer.Option(help="A name of `list defenses`.")
     def print_seeds(records: list[EvaluationRecord], console: Console) -> None:
         from robobench.report import comparison
 
-        comparison.show(records, console, baseline=None)
+        comparison.print_comparison(records, console, baseline=None)
 
     return o.execute(o.make_request(flags, defenses=(defense,)), flags, after=print_seeds)

@@ -1,4 +1,4 @@
-"""`robobench store`: what a store holds, and whether it is whole."""
+"""`robobench store`: list the artifacts of a store, and verify their digests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-HELP = "List what a store holds, with sizes, or verify every digest in it."
+HELP = "List or verify the artifacts of a store. With their sizes and digests."
 EPILOG = """
 Examples:
 
@@ -23,7 +23,7 @@ Out = Annotated[Path, typer.Option(help="The store.")]
 
 @app.command("list")
 def listing(out: Out = Path("runs")) -> int:
-    """Print every trained network, and a line for each other kind, with sizes."""
+    """Print one line per trained model, and one per other kind of artifact: number and size."""
     from robobench.core.formatting import format_bytes
 
     lines: dict[str, list[int]] = {}
@@ -40,33 +40,33 @@ def listing(out: Out = Path("runs")) -> int:
 
 @app.command("check")
 def check(out: Out = Path("runs")) -> int:
-    """Verify every digest; the exit status is 1 if something is damaged. Changes nothing."""
+    """Verify every digest; the exit status is 1 if an artifact is damaged. Changes nothing."""
     from robobench.errors import ArtifactError
     from robobench.store.artifacts import Store
 
-    whole = damaged = 0
+    intact = damaged = 0
     for _, folder, note in _folders(out):
         if note:
             continue
         try:
             Store.verify(folder)
-            whole += 1
+            intact += 1
         except ArtifactError as err:
             damaged += 1
             print(f"damaged: {err}")
-    print(f"{whole} artefacts whole, {damaged} damaged" + ("; run their commands again" if damaged else ""))
+    print(f"{intact} artifacts intact, {damaged} damaged" + ("; rerun their commands" if damaged else ""))
     return int(damaged > 0)
 
 
 def _folders(out: Path) -> Iterator[tuple[str, Path, str]]:
-    """Give kind, folder and note ("" for what is in use) of everything in a store; raises RequestError."""
+    """Yield (kind, folder, note) of every artifact folder; the note is "" if it is in use. Raises RequestError."""
     from robobench.errors import RequestError
     from robobench.store.artifacts import QUARANTINE_MARKS, Store
 
     found = list(Store(out).iter_folders())
     if not found:
-        raise RequestError(f"no store in '{out}'; run 'robobench run' first, or name another one with --out")
+        raise RequestError(f"no store in '{out}'; run 'robobench run' first, or name another store with --out")
     for kind, folder in found:
         inside = folder.relative_to(out)
-        note = "being written, or left by a process that died" if inside.name.startswith(".") else ""
-        yield kind, folder, "set aside" if any(mark in str(inside) for mark in QUARANTINE_MARKS) else note
+        note = "unfinished" if inside.name.startswith(".") else ""
+        yield kind, folder, "quarantined" if any(mark in str(inside) for mark in QUARANTINE_MARKS) else note

@@ -20,14 +20,14 @@ from rich.progress import (
 
 from robobench.core.formatting import format_duration
 
-PROGRESS_LINE_SECONDS = 30.0  # between two progress lines where no bar can be drawn (logs, pipes)
+PROGRESS_LINE_SECONDS = 30.0  # between two progress lines if no bar can be drawn (logs, pipes)
 
 
 class Reporter:
     """Write messages to stderr and, if `log_file` is set, to a file.
 
     Args:
-        verbosity: -1 writes warnings only, 0 also information, 1 also details.
+        verbosity: -1 for warnings only, 0 for messages too, 1 for details too.
     """
 
     def __init__(self, verbosity: int = 0) -> None:
@@ -42,7 +42,7 @@ class Reporter:
 
     def log(self, text: str) -> None:
         """Append a line to the log file of the current training, if there is one."""
-        if self.log_file is not None:  # a log that cannot be written must not stop the work
+        if self.log_file is not None:  # an error of the log must not stop the run
             with suppress(OSError), self.log_file.open("a") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
@@ -61,14 +61,14 @@ class Reporter:
             self.log(text)
 
     def warning(self, text: str) -> None:
-        """Write a warning the reader can act on. A repeated text is written once per process."""
+        """Write a warning, once per process for the same text."""
         if text not in self._warned:
             self._warned.add(text)
             self._write(f"warning: {text}", "yellow")
 
     @contextmanager
     def progress_bar(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Show progress over `total` units; yields a function that adds to what is done."""
+        """Show progress over `total` units; yields a function that adds finished units."""
         if self.verbosity < 0:
             yield lambda done: None
         elif self.console.is_terminal:
@@ -104,7 +104,7 @@ class Reporter:
 
 
 class SilentReporter(Reporter):
-    """Write nothing: of several processes only rank 0 writes messages."""
+    """Write nothing; for processes of rank 1 and above."""
 
     def __init__(self) -> None:
         super().__init__(-1)

@@ -1,4 +1,4 @@
-"""Devices, their arithmetic, and whether networks are compiled for them."""
+"""Choose the device, the precision and whether to compile."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from robobench.errors import RequestError
 
-COMPILE_MIN_IMAGES = 200_000  # images seen in training; with fewer, compiling takes longer than it saves
+COMPILE_MIN_IMAGES = 200_000  # images seen in training; with fewer, compiling costs more time than it saves
 
 
 def resolve_device(name: str) -> str:
-    """Turn auto, cpu, cuda or cuda:N into an available device; raises RequestError."""
+    """Return the device for auto, cpu, cuda or cuda:N; raises RequestError if it is not available."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name != "cpu" and not name.startswith("cuda"):
@@ -24,14 +24,14 @@ def resolve_device(name: str) -> str:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         _, _, number = name.partition(":")
         if count == 0:
-            raise RequestError(f"device '{name}' was asked for and no CUDA device is here; use --device cpu")
+            raise RequestError(f"device '{name}' is not available: no CUDA device found; use --device cpu")
         if number and (not number.isdigit() or int(number) >= count):
-            raise RequestError(f"device '{name}' is not here; there are {count} CUDA devices, from cuda:0")
+            raise RequestError(f"device '{name}' is not available; there are {count} CUDA devices, from cuda:0")
     return name
 
 
 def has_bf16(device: str) -> bool:
-    """Return whether the device multiplies bfloat16 matrices in hardware."""
+    """Return whether the device supports bfloat16 matrix products in hardware."""
     if device.startswith("cuda"):
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     flags = Path("/proc/cpuinfo")
@@ -39,9 +39,9 @@ def has_bf16(device: str) -> bool:
 
 
 def resolve_precision(name: str, device: str) -> str:
-    """Turn auto, fp32 or bf16 into a precision; auto is bf16 where the device has the hardware for it.
+    """Return the precision for auto, fp32 or bf16; auto is bf16 if the device supports it in hardware.
 
-    It holds for training and for the gradient steps of white-box attacks.
+    It applies to training and to the gradient steps of white-box attacks.
     """
     if name not in ("auto", "fp32", "bf16"):
         raise RequestError(f"unknown precision '{name}'; known: auto, fp32, bf16")
@@ -51,7 +51,7 @@ def resolve_precision(name: str, device: str) -> str:
 
 
 def tf32_setting(device: str) -> dict[str, bool]:
-    """Return whether float32 convolutions may use TF32, as part of a key; empty on devices without TF32."""
+    """Return whether float32 convolutions may use TF32, for artifact keys; empty on a CPU."""
     if not device.startswith("cuda"):
         return {}
     return {"tf32": torch.backends.cudnn.allow_tf32 and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"}
@@ -63,19 +63,23 @@ def has_compiler() -> bool:
 
 
 def should_compile(name: str, device: str, images: int) -> bool:
-    """Turn auto, on or off into whether networks are compiled for a training that sees `images` images.
+    """Return whether to compile the model for a training that sees `images` images.
 
-    auto compiles long trainings on a CPU, where a gain was measured (docs/scaling.md). On GPUs none was measured yet.
+    Args:
+        name: auto, on or off. auto compiles long trainings on a CPU, where it was measured to be faster
+            (docs/scaling.md). On GPUs it has not been measured.
     """
     if name not in ("auto", "on", "off"):
         raise RequestError(f"unknown --compile '{name}'; known: auto, on, off")
     if name == "on" and not has_compiler():
-        raise RequestError("--compile on needs a C++ compiler, and neither g++ nor clang++ is on PATH; leave it out")
+        raise RequestError(
+            "--compile on needs a C++ compiler, but neither g++ nor clang++ is on PATH; use --compile off"
+        )
     return name == "on" or (name == "auto" and device == "cpu" and images >= COMPILE_MIN_IMAGES and has_compiler())
 
 
 def fork_stream(device: torch.device) -> torch.cuda.Stream | None:
-    """Return a CUDA stream that starts after the work queued so far, for `torch.cuda.stream`; None on a CPU."""
+    """Return a CUDA stream that waits for the work queued so far, for `torch.cuda.stream`; None on a CPU."""
     if device.type != "cuda":
         return None
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -84,7 +88,7 @@ def fork_stream(device: torch.device) -> torch.cuda.Stream | None:
 
 
 def join_stream(stream: torch.cuda.Stream | None, result: Tensor) -> Tensor:
-    """Let the current stream wait for a forked one, and return the tensor that was made there."""
+    """Make the current stream wait for a forked one, and return the tensor computed there."""
     if stream is not None:
         current = torch.cuda.current_stream(result.device)
         current.wait_stream(stream)

@@ -1,10 +1,10 @@
-"""How radii, durations and sizes are written. No torch, so that tables can be read without it."""
+"""Format radii, durations and sizes. Imports no torch, so that tables are printed quickly."""
 
 from __future__ import annotations
 
 
 def format_eps(eps: float) -> str:
-    """Write a radius: '8/255' where it is a whole number of 255ths, else '0.5'."""
+    """Format a radius: '8/255' if it is a multiple of 1/255, else '0.5'."""
     times = eps * 255
     if 0 < eps < 0.2 and abs(times - round(times)) < 1e-9 * 255:
         return f"{round(times)}/255"
@@ -12,7 +12,7 @@ def format_eps(eps: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Write a duration: '4.2 s', '3 min 05 s', '2 h 10 min', '3.4 days'."""
+    """Format a duration: '4.2 s', '3 min 05 s', '2 h 10 min', '3.4 days'."""
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes = round(seconds) // 60
@@ -24,5 +24,5 @@ def format_duration(seconds: float) -> str:
 
 
 def format_bytes(count: float) -> str:
-    """Write a number of bytes: '512 MiB', '3.21 GiB'."""
+    """Format a number of bytes: '512 MiB', '3.21 GiB'."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -9,9 +9,9 @@ from typing import Any
 
 
 def import_file(name: str, file: Path) -> Any:
-    """Run a file as the module `name` and return it. The module is forgotten if it raises.
+    """Import a file as the module `name` and return the module.
 
-    It is entered into `sys.modules`, where dataclasses and pickle look for it.
+    It is added to `sys.modules`, where dataclasses and pickle look it up, and removed again if the file raises.
     """
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None

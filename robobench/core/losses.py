@@ -1,4 +1,4 @@
-"""Losses and error checks that several methods share. Every function works per image."""
+"""Losses and predictions that several methods use. Every function works per image."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
 
 
 def is_misclassified(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return where the prediction is wrong: (B, K), (B,) -> (B,) bool. Logits with NaN count as wrong."""
-    return (logits.argmax(1) != labels) | logits.isnan().any(1)  # argmax would take NaN for the largest logit
+    """Return whether each prediction is wrong: (B, K), (B,) -> (B,) bool. NaN logits count as wrong."""
+    return (logits.argmax(1) != labels) | logits.isnan().any(1)  # argmax treats NaN as the largest logit
 
 
 def mask_true_class(logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Context managers that change a module's mode or gradients, and restore them even after an error."""
+"""Context managers that change a module's mode or gradients and restore them, also after an error."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def eval_mode(*modules: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def no_parameter_gradients(*modules: nn.Module) -> Iterator[None]:
-    """Turn off parameter gradients. A compiled module would otherwise compute them even if nobody asks."""
+    """Turn off parameter gradients. A compiled module would otherwise compute them even if they are not used."""
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     try:
         for p in parameters:

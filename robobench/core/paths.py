@@ -1,4 +1,4 @@
-"""Folders: where data sets and caches live, and whether a folder can be written."""
+"""Folders of data sets and caches, and a check that a folder can be written."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from robobench.errors import RequestError
 
 
 def cache_root() -> Path:
-    """Return robobench's folder in the platform's cache."""
+    """Return robobench's folder in the user cache of the platform."""
     from platformdirs import user_cache_path
 
     return user_cache_path("robobench", appauthor=False)
 
 
 def data_root(data_dir: Path | str | None = None) -> Path:
-    """Return the folder that holds data sets: `data_dir`, else ROBOBENCH_DATA, else one in the platform's cache.
+    """Return the folder of data sets: `data_dir`, else $ROBOBENCH_DATA, else one in the user cache.
 
     Raises:
         RequestError: `data_dir` is not a folder.
     """
     if data_dir is not None:
         if not Path(data_dir).is_dir():
-            raise RequestError(f"--data-dir '{data_dir}' is no folder; create it or name the one that holds the data")
+            raise RequestError(
+                f"--data-dir '{data_dir}' is not a folder; create it, or name the folder that holds the data"
+            )
         return Path(data_dir)
     if os.environ.get("ROBOBENCH_DATA"):
         return Path(os.environ["ROBOBENCH_DATA"])

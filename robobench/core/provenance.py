@@ -1,4 +1,4 @@
-"""What a result was made with: hardware, robobench version, git commit."""
+"""Hardware, robobench version and git commit, which are stored with every result."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 
 def version() -> str:
-    """Return robobench's version, "0+unknown" where it is not installed."""
+    """Return robobench's version, "0+unknown" if it is not installed."""
     try:
         return package_version("robobench")
     except PackageNotFoundError:
@@ -39,7 +39,7 @@ def hardware(device: str, devices: int = 1) -> str:
 
 @functools.cache
 def commit() -> str:
-    """Return robobench's git commit, with '+' if files were changed since; '' outside a clone."""
+    """Return robobench's git commit, with '+' if tracked files were changed; '' outside a clone."""
     root = Path(__file__).parents[2]
     try:
         run = functools.partial(subprocess.run, cwd=root, capture_output=True, text=True, timeout=10)

@@ -1,4 +1,4 @@
-"""Classes by name, and the error for an unknown name with a suggestion."""
+"""Registries of classes by name, and the error for an unknown name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> RequestError:
-    """Return the error for an unknown name: the value, a suggestion, and what is allowed."""
+    """Return the error for an unknown name, with a suggestion and the known names."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean '{close[0]}'?" if close else ";"

@@ -1,7 +1,7 @@
-"""Stateless random numbers: every draw is a hash of its key, so no random state is ever saved or restored.
+"""Stateless random numbers: every draw is a hash of its key, so no random state is saved or restored.
 
 A draw is keyed by (seed, stage or attack, epoch, image index, name of the draw). Interrupting, sharding or reordering
-the work changes nothing, and an image gets the same numbers on every device.
+the work does not change a draw, and an image gets the same numbers on every device.
 
 Source: the finalizer of SplitMix64, Steele et al., OOPSLA 2014, applied to a counter.
 """
@@ -20,7 +20,7 @@ _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 
 
 def seed_from(*parts: str | int) -> int:
-    """Hash parts to a signed 64-bit seed, the same on every machine."""
+    """Hash the parts to a signed 64-bit seed, the same on every machine."""
     digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "little", signed=True)
 
@@ -45,7 +45,7 @@ class KeyedRng:
 
     Attributes:
         keys: (B,) int64.
-        index: (B,) int64, the numbers of the images in their data set.
+        index: (B,) int64, the positions of the images in their data set.
     """
 
     __slots__ = ("index", "keys")
@@ -56,11 +56,11 @@ class KeyedRng:
 
     @classmethod
     def of(cls, index: Tensor, *parts: str | int) -> KeyedRng:
-        """Key each image of `index` (B,) int64 by its number and the given parts."""
+        """Return a generator for the images at `index` (B,) int64, keyed by index and parts."""
         return cls(_mix(_mix(index * _GOLDEN) + seed_from(*parts)), index)
 
     def child(self, *parts: str | int) -> KeyedRng:
-        """Return an independent generator under a name. The same name gives the same generator again."""
+        """Return an independent generator for a name. The same name always gives the same generator."""
         return KeyedRng(_mix(self.keys + seed_from("child", *parts)), self.index)
 
     def __getitem__(self, keep: Tensor | slice) -> KeyedRng:
@@ -91,7 +91,7 @@ class KeyedRng:
         return self.normal(*images.shape[1:])
 
     def seed(self) -> int:
-        """Return one seed in [0, 2**31) for a library that has its own generator."""
+        """Return a seed in [0, 2**31) for a library with its own generator."""
         return int(_mix(self.keys.sum().clone())) & 0x7FFFFFFF
 
 

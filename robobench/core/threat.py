@@ -114,7 +114,7 @@ class ThreatModel:
         return self.project(adv + length * self.direction(grad), images)
 
     def random_start(self, images: Tensor, rng: KeyedRng) -> Tensor:
-        """Draw a random image in the ball: uniform for Linf; uniform direction and length for L2."""
+        """Draw random images in the ball: uniform for Linf; uniform direction and length for L2."""
         if self.norm == "Linf":
             return self.project(images + self.eps * (2 * rng.uniform_like(images) - 1), images)
         delta = self.direction(rng.normal_like(images))
@@ -127,7 +127,7 @@ class ThreatModel:
         The tolerance, 1e-6 + 1e-5 eps, is the rounding of a float32 norm over some 1e5 values.
 
         Args:
-            who: named in the error.
+            who: name of the attack for the error message.
         """
         if adv.shape != images.shape:
             raise ThreatModelError(f"{who} returned shape {tuple(adv.shape)} for images {tuple(images.shape)}")

@@ -1,4 +1,4 @@
-"""Time, CPU time and peak memory of training stages. The device is synchronized at both ends."""
+"""Measure time, CPU time and peak memory of training stages. The device is synchronized at both ends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Account:
     """Cost of one stage so far."""
 
     seconds: float = 0.0
-    cpu_seconds: float = 0.0  # of all threads; far below threads x seconds on a busy machine
+    cpu_seconds: float = 0.0  # of all threads; much less than threads x seconds if other programs use the CPU
     peak_memory_bytes: int = 0
 
 
@@ -40,7 +40,7 @@ class Stopwatch:
 
     @contextmanager
     def account(self, name: str) -> Iterator[Account]:
-        """Add the time of the block to an account. Queued GPU work is waited for at both ends."""
+        """Add the time of the block to an account. Waits for queued GPU work at both ends."""
         entry = self.accounts.setdefault(name, Account())
         self._synchronize()
         reset_peak_memory(self.device)
@@ -62,7 +62,7 @@ def reset_peak_memory(device: str) -> None:
         try:
             Path("/proc/self/clear_refs").write_text("5")
         except OSError:
-            return  # then the peak of the whole process is an upper bound
+            return  # peak_memory then returns the peak since the process started, an upper bound
 
 
 def peak_memory(device: str) -> int:

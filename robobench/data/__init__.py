@@ -1,4 +1,4 @@
-"""Data sets by name: float images in [0, 1], not normalized. A missing data set is an error."""
+"""Load data sets by name: float images in [0, 1], not normalized. A missing data set is an error."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from robobench.errors import RequestError
 
 if TYPE_CHECKING:
     from robobench.data.split import Dataset
-
-DEFAULT_FOLDER_RESOLUTION = 224  # px, of an image folder where no size is asked for
 
 
 def load_dataset(
@@ -28,9 +26,10 @@ def load_dataset(
     Args:
         name: digits, cifar10, cifar100, imagefolder:PATH or npz:FILE.
         data_dir: folder to search and to download to; default: ROBOBENCH_DATA, then the platform's cache folder.
-        resolution: side of the images in pixels; default: that of the data.
-        need_train: False leaves out the training split.
-        download: False never uses the network.
+        resolution: side in pixels to which images are resized; default: 224 for an image folder, else no resizing.
+        need_train: False skips the training split.
+        device: where images are returned.
+        download: False never uses the internet.
 
     Raises:
         RequestError: the data set is unknown, missing, damaged, empty, or does not hold images with labels.
@@ -39,17 +38,15 @@ def load_dataset(
     if resolution is not None and resolution < 1:
         raise RequestError(f"resolution must be 1 or more, got {resolution}")
     options: dict[str, Any] = {"resolution": resolution, "need_train": need_train, "device": device}
-    kind, _, place = name.partition(":")
+    kind, _, path = name.partition(":")
     if kind == "imagefolder":
         from robobench.data.image_folder import load_image_folder
 
-        return load_image_folder(
-            name, Path(place), **{**options, "resolution": resolution or DEFAULT_FOLDER_RESOLUTION}
-        )
+        return load_image_folder(name, Path(path), **options | {"resolution": resolution or info.resolution})
     if kind == "npz":
         from robobench.data.npz import load_npz
 
-        return load_npz(name, Path(place), **options)
+        return load_npz(name, Path(path), **options)
     if name == "digits":
         from robobench.data.digits import load_digits
 
@@ -63,18 +60,18 @@ def load_dataset(
 
 
 def placeholder_dataset(name: str, resolution: int | None = None) -> Dataset | None:
-    """Return black images with the size of a named data set, for dry runs; None where the size is not known."""
+    """Return black images in the number and size of a data set, for dry runs; None for the user's own data."""
     import torch
 
     from robobench.data.split import Dataset, Split
 
-    info, side = dataset_info(name), resolution or 32
-    if info.num_classes is None or info.train_size is None or info.test_size is None:
+    info = dataset_info(name)
+    classes, side = info.num_classes, resolution or info.resolution
+    if classes is None or side is None or info.train_size is None or info.test_size is None:
         return None
-    classes = info.num_classes
 
-    def split(count: int) -> Split:
+    def black(count: int) -> Split:
         labels = torch.arange(count) % classes
         return Split(lambda index: torch.zeros(len(index), 3, side, side), labels, "placeholder", is_uint8_exact=False)
 
-    return Dataset(name, split(info.train_size), split(info.test_size), classes, side)
+    return Dataset(name, black(info.train_size), black(info.test_size), classes, side)

@@ -1,4 +1,4 @@
-"""Augmentation of a batch on its device, every image by its own keyed draw."""
+"""Augment batches on their device. Each image has its own keyed random draws."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from robobench.core.rng import KeyedRng
 
 
 def flip(images: Tensor, rng: KeyedRng) -> Tensor:
-    """Mirror each image (B, C, H, W) left to right with probability one half."""
-    mirrored = rng.uniform() < 0.5
-    return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
+    """Flip each image (B, C, H, W) horizontally with probability 0.5."""
+    flipped = rng.uniform() < 0.5
+    return torch.where(flipped.view(-1, 1, 1, 1), images.flip(3), images)
 
 
 def crop(images: Tensor, rng: KeyedRng, padding: int = 4) -> Tensor:
-    """Shift each image by up to `padding` pixels each way, filling with zeros (pad, then random crop)."""
+    """Pad each image (B, C, H, W) with zeros, then take a random crop of the original size."""
     size, (height, width) = 2 * padding + 1, images.shape[2:]
     offsets = (rng.uniform(2) * size).long()  # (B, 2)
     padded = F.pad(images, [padding] * 4)
@@ -24,14 +24,14 @@ def crop(images: Tensor, rng: KeyedRng, padding: int = 4) -> Tensor:
     rows = offsets[:, 0, None] + torch.arange(height, device=device)
     columns = offsets[:, 1, None] + torch.arange(width, device=device)
     batch = torch.arange(len(images), device=device)[:, None, None]
-    picked = padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]]
-    return picked.permute(0, 3, 1, 2)
+    crops = padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]]
+    return crops.permute(0, 3, 1, 2)
 
 
-def augment(images: Tensor, rng: KeyedRng, how: str) -> Tensor:
-    """Apply a recipe's augmentation: "crop-flip" (pad 4, crop, mirror), "flip" or "none"."""
-    if how == "crop-flip":
+def augment(images: Tensor, rng: KeyedRng, mode: str) -> Tensor:
+    """Augment images (B, C, H, W): "crop-flip" (pad an eighth of the width, crop, flip), "flip" or "none"."""
+    if mode == "crop-flip":
         images = crop(images, rng.child("crop"), max(1, images.shape[2] // 8))
-    if how in ("crop-flip", "flip"):
+    if mode in ("crop-flip", "flip"):
         images = flip(images, rng.child("flip"))
     return images

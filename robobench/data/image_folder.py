@@ -1,4 +1,4 @@
-"""Image folders with one subfolder per class; images are read from disk when they are needed."""
+"""Image folders with one subfolder per class. Images are read from disk when they are needed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm")
 
 
-def load_image_folder(name: str, place: Path, *, resolution: int, need_train: bool, device: Any) -> Dataset:
-    """Open PATH/train/<class>/* and PATH/test/<class>/* (or val). Testing alone needs no train folder.
+def load_image_folder(name: str, folder: Path, *, resolution: int, need_train: bool, device: Any) -> Dataset:
+    """Open PATH/train/<class>/* and PATH/test/<class>/* (or val). Without `need_train`, no train folder is needed.
 
-    Classes are numbered in the order of their names, over the train folder if there is one.
+    Classes are numbered in the order of their names in the train folder; in the test folder if there is no other.
 
     Args:
         resolution: side of the images in pixels.
@@ -28,10 +28,10 @@ def load_image_folder(name: str, place: Path, *, resolution: int, need_train: bo
     Raises:
         RequestError: a folder is missing or has no images, or a test class is not in the train folder.
     """
-    test = next((place / part for part in ("test", "val") if (place / part).is_dir()), None)
+    test = next((folder / part for part in ("test", "val") if (folder / part).is_dir()), None)
     if test is None:
-        raise RequestError(f"no folder '{place / 'test'}' (or val) for data set '{name}'; write imagefolder:PATH")
-    train = place / "train"
+        raise RequestError(f"no folder '{folder / 'test'}' (or val) for data set '{name}'; write imagefolder:PATH")
+    train = folder / "train"
     if need_train and not train.is_dir():
         raise RequestError(f"no folder '{train}' for data set '{name}'; training needs PATH/train/<class>/*")
     names = _classes(train if train.is_dir() else test)
@@ -48,12 +48,12 @@ def load_image_folder(name: str, place: Path, *, resolution: int, need_train: bo
 
 
 def _classes(folder: Path) -> list[str]:
-    """Return the names of the class folders, sorted."""
+    """Return the sorted names of the class folders."""
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _split(folder: Path, names: list[str], resolution: int, device: Any) -> Split:
-    """List a folder's images, shuffled once so that the first ones show all classes.
+    """Return the images of a folder as a split, in a fixed random order, so that the first images show all classes.
 
     The digest covers the content of every file.
     """
@@ -67,7 +67,7 @@ def _split(folder: Path, names: list[str], resolution: int, device: Any) -> Spli
         if path.suffix.lower() in SUFFIXES and path.parent.name in names and not path.name.startswith(".")
     ]
     if not found:
-        raise RequestError(f"no images in '{folder}/<class>/'; known kinds: {', '.join(SUFFIXES)}")
+        raise RequestError(f"no images in '{folder}/<class>/'; known types: {', '.join(SUFFIXES)}")
     digest = hashlib.sha256(str(resolution).encode())
     for path, label in found:
         digest.update(f"{label} {path.relative_to(folder).as_posix()} ".encode())

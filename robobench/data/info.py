@@ -1,6 +1,6 @@
-"""What is known about a data set before it is loaded: classes, sizes, normalization, radii, default preset.
+"""Facts about each data set: classes, sizes, normalization, radii, default preset. No torch is imported here.
 
-This is the only place where such values stand. No torch is imported here, so that `list datasets` answers at once.
+Other modules read these values from here and do not repeat them.
 """
 
 from __future__ import annotations
@@ -23,15 +23,18 @@ class DatasetInfo:
     """Facts about a data set. User data (`npz:`, `imagefolder:`) get CIFAR's radii and ImageNet's statistics."""
 
     summary: str  # one line for `list datasets`
-    num_classes: int | None = None  # None: known once it is loaded
-    train_size: int | None = None
+    num_classes: int | None = None  # None here and below: depends on the user's data
+    train_size: int | None = None  # number of images
     test_size: int | None = None
+    resolution: int | None = None  # side of the images in pixels if the user requests none
     mean: Channels = IMAGENET_MEAN  # of each channel, on the [0, 1] scale
     std: Channels = IMAGENET_STD
-    eps: Mapping[str, tuple[float, ...]] = field(default_factory=lambda: CIFAR_EPS)  # norm -> radii of attacks
+    eps: Mapping[str, tuple[float, ...]] = field(
+        default_factory=lambda: CIFAR_EPS
+    )  # norm -> radii of attacks, [0, 1] scale
     train_eps: Mapping[str, float] = field(default_factory=lambda: CIFAR_TRAIN_EPS)  # norm -> radius of training
-    preset: str | None = None  # used where the user names none
-    robustbench_eps: Mapping[str, str] = field(default_factory=dict)  # norm -> radius RobustBench ranks at
+    preset: str | None = None  # used if the user names none
+    robustbench_eps: Mapping[str, str] = field(default_factory=dict)  # norm -> radius of RobustBench's leaderboard
 
 
 DATASETS = {
@@ -40,9 +43,10 @@ DATASETS = {
         num_classes=10,
         train_size=1437,
         test_size=360,
+        resolution=32,
         mean=(0.305,) * 3,
         std=(0.376,) * 3,
-        # Chosen so that standard training keeps nothing and adversarial training keeps most.
+        # At these radii, standard training has almost no robust accuracy and adversarial training keeps most of it.
         eps={"Linf": (0.05, 0.1), "L2": (1.0, 2.0)},
         train_eps={"Linf": 0.1, "L2": 2.0},
         preset="quick",
@@ -52,26 +56,29 @@ DATASETS = {
         num_classes=10,
         train_size=50_000,
         test_size=10_000,
+        resolution=32,
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2470, 0.2435, 0.2616),
         preset="cifar",
         robustbench_eps={"Linf": "8/255", "L2": "0.5"},
     ),
     "cifar100": DatasetInfo(
-        summary="the same in 100 classes",
+        summary="60,000 color images of 32 px in 100 classes, in the same files as cifar10",
         num_classes=100,
         train_size=50_000,
         test_size=10_000,
+        resolution=32,
         mean=(0.5071, 0.4865, 0.4409),
         std=(0.2673, 0.2564, 0.2762),
         preset="cifar",
         robustbench_eps={"Linf": "8/255"},
     ),
     "imagefolder:PATH": DatasetInfo(
-        summary="PATH/train/<class>/* and PATH/test/<class>/* (or val), streamed from disk"
+        summary="PATH/train/<class>/* and PATH/test/<class>/* (or val), streamed from disk",
+        resolution=224,
     ),
     "npz:FILE": DatasetInfo(
-        summary="arrays x_test (uint8, N x H x W x 3) and y_test; x_train and y_train where training needs them"
+        summary="arrays x_test (uint8, N x H x W x 3) and y_test; x_train and y_train for training"
     ),
 }
 
@@ -83,14 +90,14 @@ def dataset_info(name: str) -> DatasetInfo:
         name: digits, cifar10, cifar100, imagefolder:PATH or npz:FILE.
 
     Raises:
-        RequestError: unknown name (with a suggestion), or no path after the colon.
+        RequestError: the name is unknown, or has no path after the colon.
     """
-    kind, colon, place = name.partition(":")
-    placeholder = {key.partition(":")[0]: key for key in DATASETS if ":" in key}.get(kind)
-    if placeholder is not None and colon:
-        if not place:
-            raise RequestError(f"data set '{name}' names no place; write {placeholder}")
-        return DATASETS[placeholder]
+    kind, colon, path = name.partition(":")
+    pattern = next((key for key in DATASETS if key.startswith(f"{kind}:")), None)
+    if pattern is not None and colon:
+        if not path:
+            raise RequestError(f"data set '{name}' has no path; write {pattern}")
+        return DATASETS[pattern]
     if name not in DATASETS:
         raise unknown_name("data set", name, DATASETS)
     return DATASETS[name]

@@ -1,4 +1,4 @@
-"""Data sets in one .npz file of plain arrays; nothing is unpickled."""
+"""Data sets in an .npz file of plain arrays. Nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from robobench.errors import RequestError
 
 
 def load_npz(name: str, file: Path, *, need_train: bool, **options: Any) -> Dataset:
-    """Load x_test and y_test, and x_train and y_train where training needs them.
+    """Load x_test and y_test, and with `need_train` x_train and y_train.
 
-    Training images are shuffled once. Test images keep the order of the file, which `transfer:FILE` relies on.
+    Training images are shuffled once, in a fixed order. Test images keep the order of the file, because `transfer:FILE`
+    needs it.
 
     Args:
         options: resolution and device, as in `load_dataset`.
 
     Raises:
-        RequestError: the file is missing, damaged, lacks an array, or holds wrong arrays.
+        RequestError: the file is missing or damaged, lacks an array, or holds arrays that are not images with labels.
     """
     if not file.is_file():
         raise RequestError(f"no file '{file}' for data set '{name}'; write npz:FILE")
@@ -30,7 +31,7 @@ def load_npz(name: str, file: Path, *, need_train: bool, **options: Any) -> Data
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             missing = [key for key in wanted if key not in archive]
             arrays = {key: archive[key] for key in wanted if key not in missing}
-    except Exception as err:  # damage shows in many ways: zip, zlib, header, CRC
+    except Exception as err:  # damage raises many types: zip, zlib, header, CRC
         raise RequestError(
             f"cannot read '{file}' ({type(err).__name__}: {' '.join(str(err).split())[:100]}); give an .npz of plain "
             "arrays saved by numpy.savez"
@@ -39,5 +40,5 @@ def load_npz(name: str, file: Path, *, need_train: bool, **options: Any) -> Data
         why = " to train" if missing[0].endswith("train") else ""
         raise RequestError(f"'{file}' lacks {', '.join(missing)}{why}; it needs {', '.join(wanted)}")
     train = (arrays["x_train"], arrays["y_train"]) if need_train else None
-    made = dataset_from_arrays(name, train, (arrays["x_test"], arrays["y_test"]), need_train=need_train, **options)
-    return replace(made, train=made.train.shuffled("npz")) if made.train else made
+    data = dataset_from_arrays(name, train, (arrays["x_test"], arrays["y_test"]), need_train=need_train, **options)
+    return replace(data, train=data.train.shuffled("npz")) if data.train else data

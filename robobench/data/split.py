@@ -1,4 +1,4 @@
-"""The splits of a data set, and how arrays become one after their shapes, types and value ranges are checked."""
+"""`Split` and `Dataset`, and their construction from arrays after checks of shapes, types and value ranges."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ class Split:
     """Images and labels, read by index.
 
     Args:
-        read: maps an index (B,) int64 to images (B, 3, H, W), uint8 or float in [0, 1].
-        labels: (N,) int64, on the device that holds the pixels. `read` gets an index on that device or on the CPU.
+        read: maps an index (B,) int64, on the labels' device or the CPU, to images (B, 3, H, W), uint8 or float in
+            [0, 1].
+        labels: (N,) int64, on the device that holds the pixels.
         digest: hash of pixels, shapes and labels. Equal digests mean equal data.
-        is_uint8_exact: every value of `read` is a multiple of 1/255.
+        is_uint8_exact: all values of `read` are multiples of 1/255.
         resolution: side in pixels to which images are resized; None keeps their size.
         device: where images are returned.
     """
@@ -59,7 +60,7 @@ class Split:
         return images
 
     def first(self, count: int) -> Split:
-        """Return the first `count` images as a split; all of them if there are fewer."""
+        """Return the first `count` images as a split; all images if there are fewer."""
         if count >= len(self):
             return self
         part = copy(self)
@@ -85,7 +86,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training split (None where only testing was asked for) and a test split."""
+    """A training split (None if loaded without) and a test split."""
 
     name: str
     train: Split | None
@@ -95,7 +96,7 @@ class Dataset:
 
     @property
     def digest(self) -> str:
-        """Hash of the loaded splits. To compare tables use `test.digest`, which does not depend on `need_train`."""
+        """Hash of the loaded splits. To compare test data use `test.digest`, which does not depend on `need_train`."""
         return short_digest(self.train.digest if self.train else "no train", self.test.digest)
 
 
@@ -106,10 +107,10 @@ def short_digest(*parts: object) -> str:
 
 def require_classes(split: Split, count: int) -> None:
     """Raise RequestError unless a training split has images of at least `count` classes."""
-    have = len(set(split.labels.tolist()))
-    if have < count:
+    found = len(set(split.labels.tolist()))
+    if found < count:
         raise RequestError(
-            f"the training split has {have} class{'es' if have > 1 else ''} in {len(split)} images, training needs "
+            f"the training split has {found} class{'es' if found > 1 else ''} in {len(split)} images, training needs "
             f"{count} or more; use more images or another data set"
         )
 
@@ -124,14 +125,14 @@ def dataset_from_arrays(
     need_train: bool,
     device: Any,
 ) -> Dataset:
-    """Check arrays and make a data set of them.
+    """Make a data set from arrays.
 
     Args:
-        num_classes: None takes one more than the largest label.
+        num_classes: default: the largest label plus one.
         resolution, need_train, device: as in `load_dataset`.
 
     Raises:
-        RequestError: wrong shapes, types, values or labels; splits of different image sizes.
+        RequestError: wrong shapes, types, values or labels, or splits of different image sizes.
     """
     given = {"train": train, "test": test}
     arrays = {part: _check_arrays(name, part, *pair, num_classes) for part, pair in given.items() if pair is not None}
@@ -148,7 +149,7 @@ def dataset_from_arrays(
 
 
 def _split(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], resolution: int | None, device: Any) -> Split:
-    """Make a split of checked arrays; small ones are kept on the device."""
+    """Make a split from checked arrays. Arrays below ON_DEVICE_BYTES are copied to the device."""
     import numpy as np
     import torch
 
@@ -170,7 +171,7 @@ def _split(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], resolutio
 
 
 def _check_arrays(name: str, part: str, images: Any, labels: Any, num_classes: int | None) -> Arrays:
-    """Return images as uint8 or float32 and labels as int64; raises RequestError for anything else."""
+    """Return images as uint8 or float32 and labels as int64; raises RequestError for other shapes, types or values."""
     import numpy as np
 
     where, images, labels = f"data set '{name}', {part} split", np.asarray(images), np.asarray(labels)
@@ -188,7 +189,7 @@ def _check_arrays(name: str, part: str, images: Any, labels: Any, num_classes: i
         raise RequestError(f"{where}: labels must be {allowed}, got {low} to {high}")
     if images.dtype.kind == "f":
         least, most = float(images.min()), float(images.max())
-        if not (least >= 0 and most <= 1):  # also true for NaN
+        if not (least >= 0 and most <= 1):  # NaN fails too
             raise RequestError(
                 f"{where}: float images must lie in [0, 1], got [{least:.3g}, {most:.3g}]; divide by 255, do not "
                 "normalize: the model does that"

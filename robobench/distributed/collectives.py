@@ -1,7 +1,8 @@
-"""The processes of one run that train or evaluate one network in step, and what they tell each other.
+"""Collective operations of the processes that train or evaluate one model together.
 
-Alone, everything here is the identity. A method needs `gather` and `mean` only where its loss is no mean over the
-images of the batch: each process sees its own share of every batch, and the core weighs gradients by the shares.
+With one process, every function returns its input. A method needs `gather_batch` and `mean_over_batch` only if its
+loss is not a mean over the images of the batch. Each process sees one shard of every batch, and the training loop
+weights gradients by the shards' sizes.
 """
 
 from __future__ import annotations
@@ -20,28 +21,30 @@ from torch import Tensor, nn
 from robobench.errors import Interrupted, RobobenchError
 
 A = TypeVar("A")
-
 B = TypeVar("B")
 
-_group: Any = None  # the Fabric object that joined this process to others; None alone
+_group: Any = None  # the Fabric object of this process group; None with one process
 
 
 class PeerLost(BaseException):
-    """This process can no longer keep step with the others. No Exception, which would become a row.
+    """A process failed or disappeared, so collective operations can no longer complete.
 
-    `own` says that the reason lies here, not in another process that is gone.
+    Derives from BaseException: an Exception would become a failed cell.
+
+    Attributes:
+        local: whether the error occurred in this process, not in another one.
     """
 
-    def __init__(self, why: object, own: bool) -> None:
+    def __init__(self, why: object, local: bool) -> None:
         where = f"process {rank()} of {world_size()}"
-        said = " ".join(str(why).split())
-        super().__init__(f"{where} stopped: {said}" if own else f"{where} lost another one: {said}")
-        self.own = own
+        reason = " ".join(str(why).split())
+        super().__init__(f"{where} stopped: {reason}" if local else f"{where} lost another process: {reason}")
+        self.local = local
 
 
 @contextmanager
 def process_group(group: Any) -> Iterator[None]:
-    """Be one of the processes that a Fabric object has joined, inside the block."""
+    """Use the process group of a Fabric object inside the block."""
     global _group
     _group, in_step, lost = group, False, False
     try:
@@ -50,7 +53,7 @@ def process_group(group: Any) -> Iterator[None]:
     except PeerLost:
         lost = True
         raise
-    except Interrupted:  # all leave at the same step
+    except Interrupted:  # raised in all processes at the same step
         in_step = True
         raise
     finally:
@@ -63,7 +66,7 @@ def process_group(group: Any) -> Iterator[None]:
 
 
 def world_size() -> int:
-    """Return the number of processes that work in step: 1 alone."""
+    """Return the number of processes in the group; 1 without a group."""
     return int(_group.world_size) if _group is not None else 1
 
 
@@ -73,19 +76,19 @@ def rank() -> int:
 
 
 def is_rank_zero() -> bool:
-    """Say whether this is the process that writes and speaks."""
+    """Return whether this process writes files and messages."""
     return rank() == 0
 
 
 def gather_batch(values: Tensor) -> tuple[Tensor, int]:
-    """Put together what the processes hold for the images of a batch.
+    """Concatenate the rows that all processes computed for their shards of a batch.
 
     Args:
-        values: (b, ...), a row an image of this process's share; shares may differ in size.
+        values: (b, ...), one row per image of this process's shard. Shards may differ in size.
 
     Returns:
-        (B, ...) for the whole batch, with a gradient back to every process's own rows, and where this process's rows
-        begin in it.
+        The rows of the whole batch (B, ...), and the index of this process's first row. Gradients flow back to the rows
+        of every process.
     """
     if world_size() == 1:
         return values, 0
@@ -102,39 +105,43 @@ def gather_batch(values: Tensor) -> tuple[Tensor, int]:
 
 
 def mean_over_batch(values: Tensor, images: int) -> Tensor:
-    """Average over the whole batch what is a mean over each process's share; without gradient.
+    """Average the shards' means over the whole batch, without gradient.
 
     Args:
-        values: of any shape, a mean over the `images` of this process's share.
+        values: of any shape, each a mean over this process's shard.
+        images: number of images in the shard.
     """
     values = values.detach()
     if world_size() == 1:
         return values
-    weighed = all_reduce_sums([*(values.reshape(-1) * images), values.new_tensor(images)])
-    return torch.stack(weighed[:-1]).view_as(values) / weighed[-1]
+    weighted = all_reduce_sums([*(values.reshape(-1) * images), values.new_tensor(images)])
+    return torch.stack(weighted[:-1]).view_as(values) / weighted[-1]
 
 
 @contextmanager
 def _wrap_errors() -> Iterator[None]:
-    """Turn what goes wrong between processes into Lost."""
+    """Turn an error of torch.distributed into PeerLost."""
     try:
         yield
     except RuntimeError as err:
-        raise PeerLost(err, own=False) from err
+        raise PeerLost(err, local=False) from err
 
 
 def local_shard(index: Tensor) -> Tensor:
-    """Return this process's part of a batch: (B,) -> (b,), sizes that differ by one at most."""
+    """Return this process's shard of a batch: (B,) -> (b,). Sizes differ by at most one."""
     return index if world_size() == 1 else torch.tensor_split(index, world_size())[rank()]
 
 
-def shard_weight(mine: int, whole: int) -> float:
-    """Return the factor that makes the processes' plain average one over images, for a share of `mine` of `whole`."""
-    return mine * world_size() / whole
+def shard_weight(shard: int, batch: int) -> float:
+    """Return the weight of a mean over `shard` of `batch` images.
+
+    The plain average of the weighted means over the processes is the mean over all images.
+    """
+    return shard * world_size() / batch
 
 
-class _Plain(nn.Module):
-    """An objective whose metrics carry no gradient: DistributedDataParallel expects one through all it returns."""
+class _DetachedMetrics(nn.Module):
+    """An objective whose metrics have no gradient: DistributedDataParallel expects one through every output."""
 
     def __init__(self, objective: nn.Module) -> None:
         super().__init__()
@@ -146,15 +153,15 @@ class _Plain(nn.Module):
 
 
 def wrap_ddp(objective: nn.Module) -> nn.Module:
-    """Return the objective as DistributedDataParallel: its backward leaves the average gradient on every process."""
+    """Wrap an objective in DistributedDataParallel, so that every process gets the average gradient."""
     if world_size() == 1 or not any(p.requires_grad for p in objective.parameters()):
         return objective
-    wrapped: nn.Module = _group.strategy.setup_module(_Plain(objective))
+    wrapped: nn.Module = _group.strategy.setup_module(_DetachedMetrics(objective))
     return wrapped
 
 
 def broadcast_module(module: nn.Module) -> None:
-    """Copy the first process's parameters and buffers to all."""
+    """Copy rank 0's parameters and buffers to all processes."""
     if world_size() > 1:
         with torch.no_grad(), _wrap_errors():
             for value in (*module.parameters(), *module.buffers()):
@@ -162,65 +169,65 @@ def broadcast_module(module: nn.Module) -> None:
 
 
 def all_reduce_sums(values: Sequence[Tensor]) -> list[Tensor]:
-    """Add up scalar tensors over the processes."""
+    """Sum each scalar tensor over the processes."""
     if world_size() == 1:
         return list(values)
-    added = torch.stack([value.detach().to(_group.device) for value in values])
+    sums = torch.stack([value.detach().to(_group.device) for value in values])
     with _wrap_errors():
-        dist.all_reduce(added)
-    return list(added.unbind())
+        dist.all_reduce(sums)
+    return list(sums.unbind())
 
 
 def all_reduce_sum(value: float) -> float:
-    """Add up a number over the processes."""
-    return _reduced(value, dist.ReduceOp.SUM)
+    """Sum a number over the processes."""
+    return _all_reduce(value, dist.ReduceOp.SUM)
 
 
 def all_reduce_max(value: float) -> float:
     """Return the largest of the processes' numbers."""
-    return _reduced(value, dist.ReduceOp.MAX)
+    return _all_reduce(value, dist.ReduceOp.MAX)
 
 
-def _reduced(value: float, how: dist.ReduceOp.RedOpType) -> float:
+def _all_reduce(value: float, op: dist.ReduceOp.RedOpType) -> float:
     if world_size() == 1:
         return value
-    found = torch.tensor(float(value), dtype=torch.float64, device=_group.device)
+    reduced = torch.tensor(float(value), dtype=torch.float64, device=_group.device)
     with _wrap_errors():
-        dist.all_reduce(found, how)
-    return found.item()
+        dist.all_reduce(reduced, op)
+    return reduced.item()
 
 
-def on_rank_zero(make: Callable[[], B]) -> B:
-    """Let the first process do something for all; its result, or its error, is everybody's."""
+def on_rank_zero(function: Callable[[], B]) -> B:
+    """Call a function on rank 0 and return its result, or raise its error, in every process."""
     if world_size() == 1:
-        return make()
-    said: list[Any] = [_attempt(make) if is_rank_zero() else None]
+        return function()
+    results: list[Any] = [_attempt(function) if is_rank_zero() else None]
     with _wrap_errors():
-        dist.broadcast_object_list(said, 0)
-    return _settled(said)[0]  # type: ignore[no-any-return]
+        dist.broadcast_object_list(results, 0)
+    return _unwrap(results)[0]  # type: ignore[no-any-return]
 
 
-def map_across_ranks(items: Sequence[A], work: Callable[[A], B]) -> Iterator[B]:
-    """Work on every item, one at a time in each process; all processes get all results, in the items' order.
+def map_across_ranks(items: Sequence[A], function: Callable[[A], B]) -> Iterator[B]:
+    """Apply a function to every item, in parallel over the processes. Every process gets all results, in order.
 
     An error in one process is raised in all.
     """
     for begin in range(0, len(items), world_size()):
-        some = items[begin : begin + world_size()]
+        chunk = items[begin : begin + world_size()]
         if world_size() == 1:
-            yield work(some[0])
+            yield function(chunk[0])
             continue
-        mine = _attempt(functools.partial(work, some[rank()])) if rank() < len(some) else (None, None)
-        said: list[Any] = [None] * world_size()
+        local = _attempt(functools.partial(function, chunk[rank()])) if rank() < len(chunk) else (None, None)
+        results: list[Any] = [None] * world_size()
         with _wrap_errors():
-            dist.all_gather_object(said, mine)
-        yield from _settled(said)[: len(some)]
+            dist.all_gather_object(results, local)
+        yield from _unwrap(results)[: len(chunk)]
 
 
-def _attempt(make: Callable[[], B]) -> tuple[B | None, Exception | None]:
-    """Return what comes of it, or an error that can be sent."""
+def _attempt(function: Callable[[], B]) -> tuple[B | None, Exception | None]:
+    """Return a function's result and None, or None and its error in a form that can be pickled."""
     try:
-        return make(), None
+        return function(), None
     except Exception as err:
         try:
             pickle.loads(pickle.dumps(err))
@@ -229,9 +236,9 @@ def _attempt(make: Callable[[], B]) -> tuple[B | None, Exception | None]:
             return None, RobobenchError(f"{type(err).__name__}: {err}")
 
 
-def _settled(said: list[tuple[Any, Exception | None]]) -> list[Any]:
-    """Return the results; raise the first error."""
-    for _, err in said:
+def _unwrap(results: list[tuple[Any, Exception | None]]) -> list[Any]:
+    """Return the values; raise the first error."""
+    for _, err in results:
         if err is not None:
             raise err
-    return [value for value, _ in said]
+    return [value for value, _ in results]

@@ -1,7 +1,7 @@
-"""Lightning Fabric as it is used here; imported only where several devices are asked for.
+"""Lightning Fabric for runs on several devices; imported only then.
 
-It starts the processes, picks their devices and backend (NCCL for GPUs, gloo for CPUs) and wraps a module in
-DistributedDataParallel. Precision stays ours: Fabric's would round the images that attacks see to bfloat16.
+Fabric starts the processes, chooses their devices and backend (NCCL for GPUs, gloo for CPUs), and wraps modules in
+DistributedDataParallel. It does not set the precision: it would round the images that attacks see to bfloat16.
 """
 
 from __future__ import annotations
@@ -16,43 +16,41 @@ from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
 
-COLLECTIVE_TIMEOUT = timedelta(
-    days=7
-)  # one process may wait for another: for a lock, for a slow attack; who died is noticed sooner
+COLLECTIVE_TIMEOUT = timedelta(days=7)  # a process may wait for a lock or a slow attack; a death is noticed earlier
 
 
 def silence_loggers() -> None:
-    """Leave out what the libraries remark on starting and ending processes."""
+    """Suppress messages of the libraries about starting and ending processes."""
     for name, level in (("lightning_fabric", logging.WARNING), ("torch.multiprocessing.spawn", logging.ERROR)):
         logging.getLogger(name).setLevel(level)
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP remarks that all parameters were used
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP reports that all parameters were used
 
 
-class Strategy(DDPStrategy):
-    """DistributedDataParallel without remarks."""
+class QuietDDPStrategy(DDPStrategy):
+    """DistributedDataParallel without log messages."""
 
     def setup_environment(self) -> None:
-        """Join the other processes."""
+        """Join the process group."""
         silence_loggers()
         super().setup_environment()
 
 
 def make_fabric(device: str, devices: int, machines: int = 1, started: bool = False) -> Fabric:
-    """Return the Fabric of so many devices of a kind on each of so many machines.
+    """Return a Fabric object for `devices` devices on each of `machines` machines.
 
     Args:
-        started: torchrun started the processes already.
+        started: whether torchrun has already started the processes.
     """
     if sys.platform == "linux" and machines == 1:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a machine's own name need not lead back to it
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the host name may not resolve to this machine
     silence_loggers()
     return Fabric(
         accelerator=device.partition(":")[0],
         devices=devices,
         num_nodes=machines,
-        strategy=Strategy(
+        strategy=QuietDDPStrategy(
             start_method="popen" if started else "spawn",
-            find_unused_parameters=True,  # a method may leave some out of a step
+            find_unused_parameters=True,  # a method may not use every parameter in every step
             timeout=COLLECTIVE_TIMEOUT,
         ),
         plugins=[TorchElasticEnvironment() if started else LightningEnvironment()],

@@ -1,6 +1,6 @@
-"""SIGINT and SIGTERM: the first one lets a training step end and saves, a second one leaves at once.
+"""SIGINT and SIGTERM: the first one finishes the training step and saves a checkpoint, a second one exits immediately.
 
-Processes that work in step leave at the same step, whichever of them the signal reached.
+All processes of a group stop at the same step, whichever of them received the signal.
 """
 
 from __future__ import annotations
@@ -13,67 +13,66 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from robobench.distributed import collectives
 from robobench.errors import Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-_asked: int | None = None  # the signal that came
-
+_received: int | None = None  # number of the signal that was received
 _deferring = False
-
-_speaks = True
+_verbose = True
 
 
 def _handle(signum: int, frame: FrameType | None) -> None:
-    global _asked
-    _asked = signum
-    for each in SIGNALS:
-        signal.signal(each, signal.SIG_DFL)
+    global _received
+    _received = signum
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
     if not _deferring:
         raise Interrupted(signum)
-    if _speaks:
-        os.write(2, b"\nfinishing this step and saving; once more leaves at once\n")
+    if _verbose:
+        os.write(2, b"\nsaving checkpoint; press Ctrl-C again to exit immediately\n")
 
 
 @contextmanager
-def handle_signals(speaks: bool = True) -> Iterator[None]:
-    """Answer signals as above inside the block; only a process's main thread can."""
-    global _asked, _speaks
+def handle_signals(verbose: bool = True) -> Iterator[None]:
+    """Handle signals inside the block. Does nothing outside the main thread: only that receives signals."""
+    global _received, _verbose
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _asked, _speaks = None, speaks
-    before = {each: signal.signal(each, _handle) for each in SIGNALS}
+    _received, _verbose = None, verbose
+    before = {number: signal.signal(number, _handle) for number in SIGNALS}
     try:
         yield
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-        _asked = None
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _received = None
 
 
 @contextmanager
 def forward_signals() -> Iterator[list[int]]:
-    """Pass signals on to the child processes inside the block, as SIGTERM; yields the list of those that came."""
-    came: list[int] = []
+    """Forward signals to the child processes, as SIGTERM; yields the list of received signals."""
+    received: list[int] = []
 
-    def pass_on(signum: int, frame: FrameType | None) -> None:
-        came.append(signum)
+    def forward(signum: int, frame: FrameType | None) -> None:
+        received.append(signum)
         for child in multiprocessing.active_children():
             child.terminate()
 
-    here = SIGNALS if threading.current_thread() is threading.main_thread() else ()
-    before = {each: signal.signal(each, pass_on) for each in here}
+    numbers = SIGNALS if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, forward) for number in numbers}
     try:
-        yield came
+        yield received
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
 def defer_signals() -> Iterator[None]:
-    """Hold a signal back inside the block, which asks for it at its own good moments."""
+    """Do not raise at a signal inside the block; the code there calls `raise_if_stop_requested` where it can stop."""
     global _deferring
     before, _deferring = _deferring, True
     try:
@@ -83,14 +82,12 @@ def defer_signals() -> Iterator[None]:
 
 
 def stop_requested() -> bool:
-    """Say whether a signal has come to this process."""
-    return _asked is not None
+    """Return whether this process received a signal."""
+    return _received is not None
 
 
 def raise_if_stop_requested() -> None:
-    """Raise Interrupted if a signal has come; to one of the processes in step is to all."""
-    from robobench.distributed import collectives
-
-    signum = int(collectives.all_reduce_max(_asked or 0))
+    """Raise Interrupted if this or another process of the group received a signal."""
+    signum = int(collectives.all_reduce_max(_received or 0))
     if signum:
         raise Interrupted(signum)

@@ -1,7 +1,7 @@
-"""Clean and robust accuracy of one model, image by image.
+"""Clean, white-box and transfer accuracy of one model, per image.
 
 Robust accuracy is the fraction of *all* test images that are classified correctly when clean and under the attack. It
-is an upper bound found by this attack, never a guarantee.
+is an upper bound found by the attack, not a guarantee.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def clean_outcomes(
     device: str,
     on_oom_split: Callable[[str], None] = warnings.warn,
 ) -> Tensor:
-    """Return which clean images of an index (B,) are classified correctly: (B,) bool on the CPU."""
+    """Return which of the clean images at `index` (B,) are classified correctly: (B,) bool on the CPU."""
 
     def outcomes(index: Tensor) -> Tensor:
         labels = data.labels[index].to(device)
@@ -48,7 +48,7 @@ def clean_outcomes(
 
 
 def attack_rng(attack: Attack, index: Tensor, device: str) -> KeyedRng:
-    """Return an attack's generator for test images (B,): the same for every model and every training seed."""
+    """Return an attack's generator for test images (B,). It is the same for every model and training seed."""
     return KeyedRng.of(index.to(device), "attack", attack.name)
 
 
@@ -61,9 +61,9 @@ def white_box_outcomes(
     device: str,
     options: AttackOptions = DEFAULT_OPTIONS,
 ) -> Tensor:
-    """Attack the images of an index that are correct when clean; return which stay correct: (B,) bool on the CPU.
+    """Attack the images that are correct when clean; return which stay correct: (B,) bool on the CPU.
 
-    An iterative attack stops on an image at its first success. Every returned image is checked against the threat
+    An iterative attack stops on an image at its first success. All returned images are checked against the threat
     model.
 
     Args:
@@ -94,11 +94,13 @@ def transfer_examples(
     device: str,
     options: AttackOptions = DEFAULT_OPTIONS,
 ) -> Tensor:
-    """Attack every image of an index (B,) on the transfer source with the full budget.
+    """Attack the images at `index` (B,) on the transfer source, all of them with the full budget.
+
+    Early-stopped examples transfer poorly, which would overestimate robustness. Images that the source misclassifies
+    when clean are attacked too.
 
     Returns:
-        (B, C, H, W) float32, checked against the threat model. Images that the source misclassifies are attacked too.
-        Early-stopped examples transfer poorly and would overestimate robustness.
+        (B, C, H, W) float32, checked against the threat model.
     """
     images, labels = data.images(index), data.labels[index].to(device)
     with attack_mode(source):

@@ -1,6 +1,6 @@
-"""Gradient-masking diagnostics: does a model mislead the attacks rather than resist them?
+"""Gradient-masking diagnostics: signs that attacks fail on a model although it is not robust.
 
-Every check uses images that the model classifies correctly when clean. `results.checks.CHECKS` has the limits.
+Every check uses images that the model classifies correctly when clean. `results.checks.CHECKS` lists the thresholds.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from robobench.results.checks import CHECKS, Finding
 
 LARGE = ThreatModel("Linf", 0.5)  # every image can become gray
 LARGE_STEPS = 100
-LAST_STEPS = 10  # in which a converged loss no longer rises, or the last half of fewer than 20 steps
-MAX_RISE = 0.05
+LAST_STEPS = 10  # over which the rise of the loss is measured; half of the steps if there are fewer than 20
+MAX_RISE = 0.05  # over these steps, as a fraction of the whole range, for a converged attack
 FULL_PASSES = 5  # over the same images
 
 
@@ -103,12 +103,12 @@ def diagnose(
         attacks: at least one iterative attack with several gradient steps. One-step attacks, gradient-free attacks and
             ensembles add their checks. Radii of one norm are compared with each other.
         source: another model, for the transfer check.
-        restarts: a second set of as many restarts must find nothing that the first missed.
-        noise_draws: random images tried for each surviving image.
+        restarts: number of restarts; a second set of as many must find no further adversarial examples.
+        noise_draws: number of random images per surviving image.
 
     Raises:
-        RequestError: no such attack, or the model returns no logits.
-        ThreatModelError: an attack left its ball.
+        RequestError: no such iterative attack, or the model returns no logits.
+        ThreatModelError: an attack left the ball.
     """
     many_step = [a for a in attacks if isinstance(a, IterativeAttack) and not a.gradient_free and a.steps > 1]
     if not many_step:
@@ -127,7 +127,7 @@ def diagnose(
 
 
 class Diagnostics(ModelChecker):
-    """Checks of a model under attack, after those of the model alone."""
+    """Runs the checks that need attacks, after those of the model alone."""
 
     def __init__(
         self,
@@ -144,7 +144,7 @@ class Diagnostics(ModelChecker):
         self.traces: list[AttackTrace] = []
 
     def diagnosis(self) -> Diagnosis:
-        """Return one finding per check: raised if it was raised anywhere, with all that was measured."""
+        """Return one finding per check. It is raised if it was raised at least once."""
         merged = []
         for name, check in CHECKS.items():
             found = self.findings.get(name, [])
@@ -154,7 +154,7 @@ class Diagnostics(ModelChecker):
         return Diagnosis(len(self.labels), float(self.correct.float().mean()), merged, self.traces)
 
     def run_attacks(self, attacks: list[Attack]) -> None:
-        """Make the checks of one norm: some compare radii and steps, the others use the smallest radius."""
+        """Run the checks of one norm. Some compare radii and steps; the others use the smallest radius."""
         surviving: dict[tuple[str, float], tuple[Attack, Tensor]] = {}  # of gradient attacks, by name and radius
         for attack in sorted(attacks, key=lambda a: a.threat.eps):
             if not attack.gradient_free and not attack.components:
@@ -171,7 +171,7 @@ class Diagnostics(ModelChecker):
             if random_start:
                 self.check_restarts(random_start[0], left)
             self.check_noise_and_transfer(iterative[0], left)
-        if here or ensembles:  # otherwise there is nothing to be stronger than
+        if here or ensembles:  # otherwise there is no gradient attack to compare with
             self.check_black_box([a for a in attacks if a.gradient_free and a.threat.eps == smallest], left)
 
     def _compare_steps(self, surviving: dict[tuple[str, float], tuple[Attack, Tensor]]) -> None:
@@ -244,7 +244,7 @@ class Diagnostics(ModelChecker):
         return left
 
     def check_convergence(self, traces: list[AttackTrace]) -> None:
-        """Check that one of the strongest attacks of a radius (fewest survivors, or one more) has converged."""
+        """Check that one of the strongest attacks of a radius, those with the fewest survivors, has converged."""
         count = int(self.correct.sum())
         left = {id(t): round((1 - t.success_rate[-1]) * count) for t in traces}
         strongest = [t for t in traces if left[id(t)] < min(left.values()) + self.min_count]
@@ -258,20 +258,20 @@ class Diagnostics(ModelChecker):
             self.add("loss-still-rising", trace.rise > MAX_RISE, text)
 
     def run_ensembles(self, attacks: list[Attack], left: Tensor) -> Tensor:
-        """Run ensembles component by component; return what their gradient attacks leave of `left` (B,) bool."""
+        """Run ensembles by component; return the images of `left` (B,) bool that survive their gradient attacks."""
         for attack in attacks:
             if isinstance(attack, Ensemble):
-                attack.num_classes = self.num_classes  # some components need several
-            own = self.correct
+                attack.num_classes = self.num_classes  # decides which components can be used
+            surviving = self.correct
             for component in attack.components:
                 if not component.gradient_free:
-                    own = self.surviving_images(component, own)
+                    surviving = self.surviving_images(component, surviving)
             for component in attack.components:
                 if component.gradient_free:
-                    lost = int(own.sum()) - int(self.surviving_images(component, own).sum())
+                    lost = int(surviving.sum()) - int(self.surviving_images(component, surviving).sum())
                     text = f"{lost} of {len(self.labels)} images of {attack.name} at {attack.threat}"
                     self.add("black-box-lowers-ensemble", lost >= 2 and lost > 0.002 * len(self.labels), text)
-            left = left & own
+            left = left & surviving
         return left
 
     def has_random_start(self, attack: IterativeAttack) -> bool:
@@ -283,7 +283,7 @@ class Diagnostics(ModelChecker):
         return not torch.equal(one, two)
 
     def check_restarts(self, attack: IterativeAttack, left: Tensor) -> None:
-        """Restart an attack on the surviving images, twice as often as asked for."""
+        """Restart an attack on the surviving images, in two sets of `restarts` restarts."""
         found, surviving = [], left
         for number in range(2 * self.restarts):
             rows = self.index[surviving]
@@ -297,7 +297,7 @@ class Diagnostics(ModelChecker):
                 surviving[rows[result.success]] = False
             found.append(len(rows) - int(surviving.sum()))
         first, second = sum(found[: self.restarts]), sum(found[self.restarts :])
-        text = f"found by restarts {self.restarts + 1} to {2 * self.restarts} of {attack.name}, {first} by those before"
+        text = f"found by restarts {self.restarts + 1} to {2 * self.restarts} of {attack.name}, {first} by earlier ones"
         self.add_count("restarts-help", second, f"{text}, at {attack.threat}")
 
     def check_noise_and_transfer(self, attack: IterativeAttack, left: Tensor) -> None:
@@ -326,10 +326,10 @@ class Diagnostics(ModelChecker):
         """Try gradient-free attacks on the surviving images."""
         for attack in attacks:
             lost = int(left.sum()) - int(self.surviving_images(attack, left).sum())
-            self.add_count("black-box-stronger", lost, f"found by {attack.name} at {attack.threat} only")
+            self.add_count("black-box-stronger", lost, f"found only by {attack.name} at {attack.threat}")
 
     def check_large_eps(self, attack: IterativeAttack) -> None:
-        """Run the many-step attack at a radius where it must succeed."""
+        """Run the many-step attack at Linf 0.5, where it must succeed on every image."""
         if type(attack).why_unsupported(LARGE) is not None:
             return
         strong = _with_config(attack, LARGE, steps=max(attack.steps, LARGE_STEPS))
@@ -342,7 +342,7 @@ class Diagnostics(ModelChecker):
 
 
 def _with_config(attack: IterativeAttack, threat: ThreatModel, **changes: int) -> IterativeAttack:
-    """Return the attack at another radius, with the changes that its config has fields for."""
+    """Return the attack for another threat model. Changes that are no fields of its config are ignored."""
     known = {f.name for f in fields(attack.config)}
     config = replace(attack.config, **{name: value for name, value in changes.items() if name in known})
     return type(attack)(config, threat)
@@ -353,12 +353,12 @@ def _random_on_surface(threat: ThreatModel, images: Tensor, rng: KeyedRng) -> Te
     return threat.project(images + threat.eps * threat.direction(rng.normal_like(images)), images)
 
 
-_NO_ATTACK = "no attack of this run can be used for it (--attacks), or no gradient reaches the images"
+_NO_ATTACK = "needs another attack (--attacks), or no gradient reaches the images"
 NOT_CHECKED = dict.fromkeys(CHECKS, _NO_ATTACK) | {
     "batch-dependent": "random-output is raised",
-    "restarts-help": "no many-step attack of this run has a random start (--attacks)",
-    "transfer-stronger": "name another model with --transfer-source",
-    "transfer-only": "shown by the rows of a run under both protocols",
-    "black-box-stronger": "no gradient-free attack was asked for or found",
-    "black-box-lowers-ensemble": "no ensemble with a gradient-free component was asked for",
+    "restarts-help": "needs a many-step attack with a random start (--attacks)",
+    "transfer-stronger": "needs another model (--transfer-source)",
+    "transfer-only": "needs the rows of a run with both protocols",
+    "black-box-stronger": "needs a gradient-free attack (--attacks)",
+    "black-box-lowers-ensemble": "needs an ensemble with a gradient-free component (--attacks)",
 }

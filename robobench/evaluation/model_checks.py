@@ -1,6 +1,6 @@
 """Checks of a model that need no attack: its mode, outputs, determinism, and the gradient at clean images.
 
-`results.checks.CHECKS` says when each check is raised. Every run makes them once per model.
+A run makes them once per model. `results.checks.CHECKS` lists the thresholds.
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ class ModelChecker:
         self.add(name, count >= self.min_count, f"{count} of {len(self.labels)} images {measured}")
 
     def restore_buffers(self) -> None:
-        """Undo what forward passes changed."""
+        """Restore the buffers that forward passes changed."""
         for name, buffer in self.model.named_buffers():
             buffer.data.copy_(self._buffers[name])
 
     def check_model(self) -> bool:
-        """Check interface and gradients; return False if attacks would tell nothing."""
+        """Check interface and gradients; return False if attacking the model would be meaningless."""
         self.check_interface()
         return "input-range" not in self.raised and self.check_gradients()
 

@@ -1,9 +1,9 @@
-"""What the jobs of one run share: plan, data, store, loaded models, failures."""
+"""State that the jobs of a run share: plan, data, store, loaded model, failures."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -28,38 +28,39 @@ class RankZeroStore(Store):
 
     @contextmanager
     def lock(self, kind: str, name: str) -> Iterator[None]:
-        """Hold the lock of an artifact, for all processes."""
+        """Hold the lock of an artifact for all processes."""
         with super().lock(kind, name) if collectives.is_rank_zero() else nullcontext():
             yield
 
     def open_partial(self, kind: str) -> None:
-        """Begin or resume unfinished work."""
+        """Begin or resume unfinished work, on rank 0 only."""
         if collectives.is_rank_zero():
             super().open_partial(kind)
 
     def discard(self, kind: str) -> None:
-        """Remove unfinished work that is no longer needed."""
+        """Remove unfinished work, on rank 0 only."""
         if collectives.is_rank_zero():
             super().discard(kind)
 
 
 class RunContext:
-    """Shared state of one run. Several processes do the same in lockstep; rank 0 reads the store for all."""
+    """Shared state of a run. All processes execute the same calls in the same order; rank 0 reads the store for all."""
 
     def __init__(self, plan: Plan, dataset: Dataset, reporter: Reporter) -> None:
         self.plan, self.dataset, self.reporter = plan, dataset, reporter
         self.store = RankZeroStore(plan.out, overwrite=plan.overwrite, log=reporter.warning)
-        self.failures: dict[str, str] = {}  # key of a training or of a cell -> why there is no result
-        self._loaded: tuple[str, PreprocessedModel] | None = None  # the last model used stays in memory
+        self.failures: dict[str, str] = {}  # key of a training or a cell -> reason
+        self._loaded: tuple[str, PreprocessedModel] | None = None  # the last model stays in memory
+        self._split_tasks: set[tuple[str, str]] = set()  # (model, task) that ran out of memory
         torch.set_num_threads(plan.threads)
         keep_freed_memory()
 
     def find(self, kind: str, name: str) -> Path | None:
-        """Return an artifact's folder if rank 0 finds it undamaged."""
+        """Return an artifact's folder if rank 0 finds it undamaged, else None."""
         return collectives.on_rank_zero(lambda: self.store.find(kind, name))
 
     def timing(self, model: PlannedModel) -> TrainingTiming:
-        """Return the timing record of a stored model; raises ArtifactError if it is gone."""
+        """Return the timing record of a stored model; raises ArtifactError if it is missing."""
         folder = self.store.find("model", model.folder, "timing.json")
         if folder is None:
             raise self._missing(model)
@@ -70,20 +71,30 @@ class RunContext:
         return self.store.digest("model", model.folder, WEIGHT_FILES[model.selection])[:16]
 
     def load_model(self, model: PlannedModel) -> PreprocessedModel:
-        """Load a stored model in eval mode on the device; raises ArtifactError if it is gone."""
+        """Load a stored model in eval mode on the device; raises ArtifactError if it is missing."""
         wanted = f"{model.key} {model.selection}"
         if self._loaded is None or self._loaded[0] != wanted:
             folder = self.find("model", model.folder)
             if folder is None:
                 raise self._missing(model)
-            network = build_model(replace(model.spec, pretrained=False)).to(self.plan.device)
-            network.load_state_dict(load_file(folder / WEIGHT_FILES[model.selection], device=self.plan.device))
-            self._loaded = (wanted, network.eval())
+            module = build_model(replace(model.spec, pretrained=False)).to(self.plan.device)
+            module.load_state_dict(load_file(folder / WEIGHT_FILES[model.selection], device=self.plan.device))
+            self._loaded = (wanted, module.eval())
         return self._loaded[1]
+
+    def on_oom_split(self, model: PlannedModel, task: str) -> Callable[[str], None]:
+        """Return a callback that warns when a task runs out of memory with this model, the first time only."""
+
+        def warn(text: str) -> None:
+            if (model.name, task) not in self._split_tasks:
+                self._split_tasks.add((model.name, task))
+                self.reporter.warning(f"{model.name}: {text}")
+
+        return warn
 
     def forget_model(self) -> None:
         """Free the model that was loaded last."""
         self._loaded = None
 
     def _missing(self, model: PlannedModel) -> ArtifactError:
-        return ArtifactError(f"the trained '{model.name}' is not in '{self.plan.out}'; run it again")
+        return ArtifactError(f"the trained model '{model.name}' is not in '{self.plan.out}'; rerun the command")

@@ -1,7 +1,7 @@
-"""Evaluates the cells of a plan, unless the store has them.
+"""Evaluates the cells of a plan that are not in the store.
 
-A cell that fails becomes a record with its reason; the others continue. Several processes take turns with a cell's
-batches: the same batches as with one process, so the same outcomes.
+A failed cell becomes a record with its reason; the other cells continue. Several processes share the batches of a cell.
+The batches are the same as with one process, so the outcomes are the same.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from robobench.store.artifacts import hash_recipe
 from robobench.store.partial import PartialResults
 
 CHECKED_IMAGES = 128  # test images of the quick model checks
-COMPILE_MIN_PASSES = 500_000  # passes of a search that are worth compiling for
-COMPILE_MAX_PARAMS = 5_000_000  # larger models gain nothing by compiling
+COMPILE_MIN_PASSES = 500_000  # passes of an attack; compiling does not pay off for fewer
+COMPILE_MAX_PARAMS = 5_000_000  # larger models are not faster compiled
 
 
 class Evaluator:
-    """Carries out the evaluations of a plan."""
+    """Evaluates the cells of a plan."""
 
     def __init__(self, context: RunContext) -> None:
         self.context = context
@@ -52,13 +52,13 @@ class Evaluator:
     # --- one cell -------------------------------------------------------------------------------
 
     def evaluate_all(self) -> set[str]:
-        """Evaluate every cell, those of the transfer source first, while it is in memory; return their keys."""
+        """Evaluate every cell and return their keys. The transfer source, which is in memory, comes first."""
         return {self.evaluate(cell)["key"] for cell in self.context.plan.cells()}
 
     def evaluate(self, cell: Cell) -> EvaluationRecord:
-        """Return the record of a cell, from the store or by running it. A failure becomes its record.
+        """Return the record of a cell, from the store or by evaluating it. A failed cell has a record too.
 
-        Waits for another process that works on the same cell.
+        Waits if another process evaluates the same cell.
         """
         key = self.key(cell)
         with self.context.store.lock("evaluations", key):
@@ -93,7 +93,7 @@ class Evaluator:
         return self.context.plan.transfer_source if cell.protocol == "transfer" else None
 
     def _finished(self, cell: Cell, key: str) -> EvaluationRecord | None:
-        """Return the record of a finished cell with these very weights: a GPU does not train the same ones twice."""
+        """Return the record of a finished cell of the same weights. On a GPU, two trainings give different weights."""
         context = self.context
         found = context.find("evaluations", key)
         if found is None:
@@ -109,7 +109,7 @@ class Evaluator:
         return record
 
     def _update(self, cell: Cell, key: str, record: EvaluationRecord) -> EvaluationRecord:
-        """Adapt a finished record to this plan: a baseline of an earlier run may now be asked for."""
+        """Adapt a finished record to this plan: an earlier run's baseline may be a requested model now."""
         updated: EvaluationRecord = {**record, "config_digest": cell.model.config_digest}
         if not self.context.plan.is_control(cell.model):
             updated["is_control"] = False
@@ -122,7 +122,7 @@ class Evaluator:
         models = [model for model in (cell.model, self._source(cell)) if model is not None]
         for model in models:
             if model.key not in failures and context.find("model", model.folder) is None:
-                failures[model.key] = f"the trained '{model.name}' is no longer in the store; run it again"
+                failures[model.key] = f"the trained model '{model.name}' is no longer in the store; rerun the command"
         record = blank_record(context, cell, key)
         reasons = [failures[k] for k in (*(model.key for model in models), key) if k in failures]
         if reasons:
@@ -133,7 +133,7 @@ class Evaluator:
                 self._attack(cell, key, record)
             except StorageError:  # no other result could be stored either
                 raise
-            except Exception as err:  # becomes the row's reason
+            except Exception as err:  # becomes the reason in the row
                 record.update({"status": "failed", "reason": " ".join(str(err).split())})
                 context.reporter.log(traceback.format_exc())
         if record["status"] != "ok":
@@ -152,14 +152,14 @@ class Evaluator:
         collectives.on_rank_zero(keep)
 
     def _partial_kind(self, cell: Cell, key: str) -> str:
-        """Return the folder of an unfinished evaluation, another one for other weights."""
+        """Return the folder of an unfinished evaluation; it depends on the weights."""
         models = (cell.model, self._source(cell))
         return "-".join([f"partial/{key}", *(self.context.weights_digest(m)[:8] for m in models if m)])
 
-    # --- the attack on it -----------------------------------------------------------------------
+    # --- the attack -----------------------------------------------------------------------------
 
     def _attack(self, cell: Cell, key: str, record: EvaluationRecord) -> None:
-        """Attack batch by batch and complete the record. Every finished batch is stored before the next begins."""
+        """Attack batch by batch and complete the record. Each finished batch is saved before the next one."""
         plan = self.context.plan
         compiled = self._compiled_model(cell)
         record["compiled_search"] = compiled is not None
@@ -198,33 +198,33 @@ class Evaluator:
     def _batch_attack(
         self, cell: Cell, compiled: PreprocessedModel | None, clean: Tensor, batches: list[Tensor]
     ) -> Any:
-        """Return a function from a batch's number to its outcomes (B,) bool and traces."""
+        """Return a function that maps a batch number to its outcomes (B,) bool and traces."""
         plan, data, attack = self.context.plan, self.context.dataset.test, cell.spec.attack
-        warn = self._oom_warning(cell.model)
+        warn = self.context.on_oom_split(cell.model, attack.name)
         folders = self.transfer.folders(cell.spec) if cell.protocol == "transfer" else []
-        network = self.context.load_model(cell.model)
+        module = self.context.load_model(cell.model)
 
         def white_box(number: int) -> tuple[Tensor, Traces]:
             options = AttackOptions(
                 bf16_search=uses_bf16_search(attack, cell.protocol, plan.precision),
-                compiled=(network, compiled) if compiled is not None else None,
+                compiled=(module, compiled) if compiled is not None else None,
                 traces={},
                 on_oom_split=warn,
             )
             index = batches[number]
-            outcomes = accuracy.white_box_outcomes(network, attack, data, index, clean[index], plan.device, options)
+            outcomes = accuracy.white_box_outcomes(module, attack, data, index, clean[index], plan.device, options)
             return outcomes, collect_traces(options.traces or {})
 
         def transfer(number: int) -> tuple[Tensor, Traces]:
             index, adv = batches[number], self.transfer.load(folders[number])
-            return accuracy.transfer_outcomes(network, adv, data.labels[index], clean[index], warn), {}
+            return accuracy.transfer_outcomes(module, adv, data.labels[index], clean[index], warn), {}
 
         return white_box if cell.protocol == "white-box" else transfer
 
     def prepare_transfer(self, spec: AttackSpec) -> None:
-        """Make an attack's transfer examples before the cells that need them.
+        """Compute the transfer examples of an attack before the cells that need them.
 
-        If it fails, it fails again in those cells, and the reason is recorded there.
+        If this fails, it fails again in those cells, which record the reason.
         """
         plan = self.context.plan
         if plan.transfer_source is None or plan.transfer_source.key in self.context.failures:
@@ -239,79 +239,76 @@ class Evaluator:
         except Exception:
             self.context.reporter.log(traceback.format_exc())
 
-    # --- what all cells of a model share --------------------------------------------------------
+    # --- shared by all cells of a model ---------------------------------------------------------
 
     def clean_outcomes(self, model: PlannedModel) -> Tensor:
-        """Return which test images a model classifies correctly when clean: (N,) bool. Measured once."""
+        """Return whether each clean test image is classified correctly: (N,) bool. Computed once per model."""
         digest = self.context.weights_digest(model)
         if digest not in self._clean:
-            network, plan = self.context.load_model(model), self.context.plan
-            data, warn = self.context.dataset.test, self._oom_warning(model)
+            module, plan = self.context.load_model(model), self.context.plan
+            data, warn = self.context.dataset.test, self.context.on_oom_split(model, "clean images")
 
             def outcomes(index: Tensor) -> Tensor:
-                return accuracy.clean_outcomes(network, data, index, plan.device, warn)
+                return accuracy.clean_outcomes(module, data, index, plan.device, warn)
 
             batches = accuracy.batch_indices(plan.examples, plan.run.eval_batch_size)
             self._clean[digest] = torch.cat(list(collectives.map_across_ranks(batches, outcomes)))
         return self._clean[digest]
 
     def findings(self, model: PlannedModel) -> list[FindingRecord]:
-        """Return the quick checks of a model on the first test images; made once, by rank 0."""
-        digest, network = self.context.weights_digest(model), self.context.load_model(model)
+        """Return the quick model checks on the first test images. Computed once per model, by rank 0."""
+        digest, module = self.context.weights_digest(model), self.context.load_model(model)
         plan, data = self.context.plan, self.context.dataset.test
 
         def check() -> list[FindingRecord]:
             index = torch.arange(min(CHECKED_IMAGES, plan.run.eval_batch_size, plan.examples))
-            found = quick_model_checks(network, data.images(index), data.labels[index].to(plan.device))
+            found = quick_model_checks(module, data.images(index), data.labels[index].to(plan.device))
             return [{"flag": f.check.name, "raised": f.raised, "measured": f.measured} for f in found]
 
         if digest not in self._findings:
             try:
                 self._findings[digest] = collectives.on_rank_zero(check)
-            except Exception as err:  # no memory for a gradient of so many images, for instance
+            except Exception as err:  # out of memory, for instance
                 self._findings[digest] = []
                 why = " ".join(str(err).split())
                 self.context.reporter.warning(f"skipped gradient-masking checks for {model.name}: {why}")
         return self._findings[digest]
 
     def _compiled_model(self, cell: Cell) -> PreprocessedModel | None:
-        """Compile the model for a white-box attack if that is worth it; None if not, or if it fails."""
+        """Return a compiled copy of the model for a long white-box attack; None if it does not pay off or fails."""
         plan, attack = self.context.plan, cell.spec.attack
-        network = self.context.load_model(cell.model)
+        module = self.context.load_model(cell.model)
         if (
             cell.protocol != "white-box"
-            or plan.device != "cpu"  # a gain was measured there only
+            or plan.device != "cpu"  # measured to be faster on a CPU only
             or not any(part.supports_compile for part in (attack, *attack.components))
-            or uses_bf16_search(attack, cell.protocol, plan.precision)  # would need other graphs
+            or uses_bf16_search(attack, cell.protocol, plan.precision)  # needs other graphs
             or (attack.cost or 0) * plan.examples < COMPILE_MIN_PASSES
-            or sum(p.numel() for p in network.parameters()) > COMPILE_MAX_PARAMS
+            or sum(p.numel() for p in module.parameters()) > COMPILE_MAX_PARAMS
             or not device.has_compiler()
         ):
             return None
         available = min(2 * MIN_COMPILED_BATCH, plan.run.eval_batch_size, plan.examples)
         images = self.context.dataset.test.images(torch.arange(available))
-        # The compiler would treat a batch size that equals another dimension as the same variable.
+        # torch.compile treats a batch size that equals another dimension as the same variable.
         sizes = range(MIN_COMPILED_BATCH + 1, 2 * MIN_COMPILED_BATCH)
         count = next(n for n in sizes if n not in images.shape[1:])
         if len(images) < count:
             return None
-        if self._compiled is None or self._compiled[0] is not network:
+        if self._compiled is None or self._compiled[0] is not module:
             compiled, reporter, name = None, self.context.reporter, cell.model.name
-            reporter.info(f"compiling {name} for long attacks, which can take a minute")
+            reporter.info(f"compiling {name} for long attacks; this can take a minute")
             try:
-                with attack_mode(network):
-                    compiled = compile_for_search(network, images[:count])
-            except Exception as err:  # compiling saves time only
-                reporter.warning(f"{name} is attacked uncompiled: {' '.join(str(err).split())[:300]}")
-            self._compiled = (network, compiled)
+                with attack_mode(module):
+                    compiled = compile_for_search(module, images[:count])
+            except Exception as err:  # compiling only saves time
+                reporter.warning(f"{name} is attacked without torch.compile: {' '.join(str(err).split())[:300]}")
+            self._compiled = (module, compiled)
         return self._compiled[1]
-
-    def _oom_warning(self, model: PlannedModel) -> Any:
-        return lambda text: self.context.reporter.warning(f"{model.name}: {text}")
 
 
 def load_partial(saves: PartialResults) -> tuple[list[str], Traces, float]:
-    """Return finished batches of an evaluation (as bit strings), their traces, and the seconds they took."""
+    """Return the finished batches of an evaluation as bit strings, their traces and their seconds."""
     folder = saves.newest()
     if folder is None:
         return [], {}, 0.0
@@ -320,6 +317,6 @@ def load_partial(saves: PartialResults) -> tuple[list[str], Traces, float]:
 
 
 def save_partial(saves: PartialResults, bits: list[str], traces: Traces, seconds: float) -> None:
-    """Save finished batches of an evaluation."""
+    """Save the finished batches of an evaluation."""
     with saves.saving(len(bits)) as work:
         (work / "outcomes.json").write_text(json.dumps({"bits": bits, "traces": traces, "seconds": seconds}))

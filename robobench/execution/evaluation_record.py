@@ -1,4 +1,4 @@
-"""The record of a cell before it is evaluated: everything but its outcomes."""
+"""The record of a cell before its evaluation: every field except the outcomes."""
 
 from __future__ import annotations
 

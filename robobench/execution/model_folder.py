@@ -28,7 +28,7 @@ Metrics = list[tuple[str, int, str, float]]  # stage, epoch, name, value
 
 @dataclass
 class TrainingResult:
-    """What a training leaves beside its weights; empty for an external model."""
+    """Results of a training other than the weights; empty for an external model."""
 
     stages: list[StageRecord] = field(default_factory=list)
     metrics: Metrics = field(default_factory=list)
@@ -36,10 +36,10 @@ class TrainingResult:
     selection: EpochSelection | None = None
 
 
-def save_model(context: RunContext, planned: PlannedModel, network: nn.Module, result: TrainingResult) -> None:
-    """Write a model's folder."""
+def save_model(context: RunContext, planned: PlannedModel, module: nn.Module, result: TrainingResult) -> None:
+    """Store a trained model in its folder."""
     with context.store.create("model", planned.folder, planned.recipe) as work:
-        save_tensors(network.state_dict(), work / WEIGHT_FILES["last"])
+        save_tensors(module.state_dict(), work / WEIGHT_FILES["last"])
         if result.selection:
             save_tensors(result.selection.weights, work / WEIGHT_FILES["best"])
         (work / "config.json").write_text(json.dumps(_config(context, planned), indent=1))

@@ -1,4 +1,4 @@
-"""Progress of many tasks: a table with one row per model, or in a pipe one line per finished task."""
+"""Progress of many tasks: a table with one row per model or, without a terminal, one line per finished task."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from robobench.store.artifacts import Store
 
 
 class ProgressTable:
-    """Shows which tasks are finished, as `finished` reports them, and which are running, as the store's locks show."""
+    """Shows finished tasks, reported by `finished`, and running tasks, found by the locks of the store."""
 
     def __init__(self, tasks: Iterable[Task], store: Store, reporter: Reporter) -> None:
         self.tasks, self.store, self.reporter = list(tasks), store, reporter
@@ -28,7 +28,7 @@ class ProgressTable:
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """Draw the table during the block, if there is a terminal."""
+        """Show the table during the block if there is a terminal."""
         if self.reporter.verbosity < 0 or not self.reporter.console.is_terminal:
             yield
             return
@@ -44,7 +44,7 @@ class ProgressTable:
             self._line(f"[{len(self.done)}/{len(self.tasks)}] {task.group}: {task.label}: {state}")
 
     def refresh(self) -> None:
-        """Look up which tasks are running, and show it."""
+        """Look up which tasks are running, and update the table or write a line."""
         now = time.monotonic()
         for task in self.tasks:
             ready = all(name in self.done for name in task.depends_on)
@@ -74,13 +74,13 @@ class ProgressTable:
             table.add_column(column, overflow="fold" if column == "running" else "ellipsis")
         running = self._running()
         for group in dict.fromkeys(task.group for task in self.tasks):
-            own = [task for task in self.tasks if task.group == group]
-            attacks = [task for task in own if not task.is_training]
+            members = [task for task in self.tasks if task.group == group]
+            attacks = [task for task in members if not task.is_training]
             ended = [self.done[task.name][0] for task in attacks if task.name in self.done]
             failed = f", {ended.count(False)} failed" if False in ended else ""
             table.add_row(
                 group,
-                next((self._state(task, now) for task in own if task.is_training), ""),
+                next((self._state(task, now) for task in members if task.is_training), ""),
                 f"{len(ended)} of {len(attacks)}{failed}",
                 ", ".join(f"{t.label} {format_duration(now - self.begun[t.name])}" for t in running if t in attacks),
             )

@@ -1,7 +1,7 @@
-"""Runs the tasks of a plan on Ray, over the cores, GPUs and machines it has.
+"""Runs the tasks of a plan on Ray, on several cores, GPUs or machines.
 
-Ray places the tasks, holds each back until those it depends on are done, and retries the task of a killed worker.
-Results travel through the store, and a training resumes from its last checkpoint. Imported only where it is used.
+Ray schedules the tasks, starts each after the tasks it depends on, and retries the task of a killed worker. Results are
+passed through the store, and a training resumes from its last checkpoint. Imported only if it is used.
 """
 
 from __future__ import annotations
@@ -33,31 +33,26 @@ from robobench.planning.planner import prepare
 from robobench.planning.request import ExperimentConfig
 
 RETRIES = 3  # of a task whose worker died
-
 POLL_SECONDS = 0.5
-
-GRACE_SECONDS = 10.0  # for tasks to save their state when all are to stop
-
-ANSWER_SECONDS = 7.0  # in which a Ray at an address must answer
-
-OBJECT_STORE = 100 * 2**20  # bytes of a local Ray; tasks pass only short texts
-
-# Ray would copy the working folder to each worker and start it under `uv run`; robobench runs where it is installed.
+GRACE_SECONDS = 10.0  # for tasks to save their state when the run is stopped
+ANSWER_SECONDS = 7.0  # within which the Ray at an address must answer
+OBJECT_STORE_BYTES = 100 * 2**20  # of a local Ray; tasks pass only short texts
+# Without this, Ray copies the working folder to each worker and starts it with `uv run`.
 SETTINGS = {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a task returns; its result is in the store."""
+    """What a task returns. Its result is in the store."""
 
     ok: bool
     seconds: float
-    failures: dict[str, str]  # of this task and those before it: key -> reason
+    failures: dict[str, str]  # of this task and the tasks before it: key -> reason
     lines: list[tuple[str, str]]  # method of Reporter, text
 
 
 class BufferedReporter(Reporter):
-    """Keep messages for the process that shows them; the log of a training is written here."""
+    """Keep messages for the process that shows them. The log file of a training is written directly."""
 
     def __init__(self) -> None:
         super().__init__(-1)
@@ -82,16 +77,16 @@ class BufferedReporter(Reporter):
 
 @functools.lru_cache(maxsize=1)
 def _planned(request: ExperimentConfig) -> tuple[Runner, dict[str, Task]]:
-    """Plan a request once per process."""
+    """Return the runner and tasks of a request, planned once per process."""
     runner = Runner(*prepare(request), BufferedReporter())
     return runner, build_task_graph(runner)
 
 
 def run_remote_task(request: ExperimentConfig, place: str, name: str, *before: Outcome) -> Outcome:
-    """Run one task of a request, in the folder `place`, after those it depends on.
+    """Run one task of a request in the working directory `place`, after the tasks it depends on.
 
     Raises:
-        ExecutorError: this machine lacks the folder, the store or the data, or its plan has other keys.
+        ExecutorError: the folder, the store or the data are missing on this machine, or its plan has other keys.
         StorageError: the store cannot be written.
         KeyboardInterrupt: Ray asked to stop; unfinished work is saved.
     """
@@ -119,16 +114,16 @@ def run_remote_task(request: ExperimentConfig, place: str, name: str, *before: O
             raise ExecutorError(f"host '{here}' cannot run its tasks: {err}") from None
         except Interrupted as err:
             if err.signum == signal.SIGINT:
-                raise KeyboardInterrupt from None  # how Ray expects a cancelled task to end
-            os._exit(128 + err.signum)  # the machine goes down: Ray runs the task again elsewhere
+                raise KeyboardInterrupt from None  # as Ray expects of a cancelled task
+            os._exit(128 + err.signum)  # the machine shuts down: Ray retries the task elsewhere
 
 
 @contextmanager
 def connect(request: ExperimentConfig, plan: Plan, reporter: Reporter) -> Iterator[Callable[[Runner], set[str]]]:
-    """Start or join Ray; yield the function that carries out a plan and returns the records' keys.
+    """Start Ray or connect to it; yield a function that runs a runner's plan and returns the records' keys.
 
     Raises:
-        RequestError: nobody answers at the address, or no machine there has what a task needs.
+        RequestError: no Ray answers at the address, or no machine has the resources of a task.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -136,7 +131,7 @@ def connect(request: ExperimentConfig, plan: Plan, reporter: Reporter) -> Iterat
         _check_address(request.address)
     import ray
 
-    more: dict[str, Any] = {"object_store_memory": OBJECT_STORE, "include_dashboard": False}
+    more: dict[str, Any] = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
     term = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
@@ -145,58 +140,58 @@ def connect(request: ExperimentConfig, plan: Plan, reporter: Reporter) -> Iterat
             logging_level=logging.ERROR,
             **({} if request.address else more),
         )
-    except Exception as err:  # of many classes
+    except Exception as err:  # Ray raises many types
         reason = str(err).strip().split("\n")[0]
         raise RequestError(
             f"Ray at '{request.address or 'this machine'}' does not accept this process: {reason}"
         ) from None
-    finally:  # Ray sets a handler of its own
+    finally:  # Ray replaces the handler
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, term)
     try:
-        needs = _resources(request, plan, reporter)
-        yield lambda runner: _run_all(runner, request, needs)
+        resources = _resources(request, plan, reporter)
+        yield lambda runner: _run_all(runner, request, resources)
     finally:
         ray.shutdown()
 
 
 def _check_address(address: str) -> None:
-    """Raise RequestError unless a Ray answers. Connecting directly would wait a minute and then end this process."""
+    """Raise RequestError unless a Ray answers. `ray.init` would wait a minute and then exit this process."""
     refusal = RequestError(
-        f"no Ray answers at --address '{address}'; start one there with `ray start --head`, or leave the flag out"
+        f"no Ray answers at --address '{address}'; start it with `ray start --head`, or leave the flag out"
     )
     try:
         check = "from ray.scripts.scripts import main; main()"
         command = [sys.executable, "-c", check, "health-check", "--address", address]
         done = subprocess.run(command, timeout=ANSWER_SECONDS, capture_output=True, text=True)
-        if done.returncode and "AuthenticationError" not in done.stderr:  # a Ray that asks for a token is there
+        if done.returncode and "AuthenticationError" not in done.stderr:  # a Ray that requires a token
             raise refusal
     except (OSError, subprocess.SubprocessError):
         raise refusal from None
 
 
 def _resources(request: ExperimentConfig, plan: Plan, reporter: Reporter) -> dict[str, float]:
-    """Return the resources of a task: its threads, or one core with a GPU or a share of one."""
+    """Return the resources of a task: its threads or, on GPUs, one core and a GPU or a fraction of it."""
     import ray
 
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     where = f"at {request.address}" if request.address else "on this machine"
-    needs: dict[str, float] = {}
+    resources: dict[str, float] = {}
     if plan.device.startswith("cuda"):
-        needs = {"num_cpus": 1, "num_gpus": request.gpus_per_task or 1}
-        if not any(machine.get("GPU", 0) >= needs["num_gpus"] for machine in machines):
+        resources = {"num_cpus": 1, "num_gpus": request.gpus_per_task or 1}
+        if not any(machine.get("GPU", 0) >= resources["num_gpus"] for machine in machines):
             raise RequestError(f"Ray {where} has no GPU; use --device cpu, or start its nodes with `--num-gpus N`")
     else:
-        needs = {"num_cpus": min(plan.threads, max(int(machine.get("CPU", 0)) for machine in machines))}
+        resources = {"num_cpus": min(plan.threads, max(int(machine.get("CPU", 0)) for machine in machines))}
     names = {"num_cpus": "CPU", "num_gpus": "GPU"}
-    room = sum(min(int(m.get(names[k], 0) // n) for k, n in needs.items()) for m in machines)
-    each = " and ".join(f"{count:g} {names[kind]}" for kind, count in needs.items())
-    hint = "; --threads 1 makes room for more" if room < 2 <= needs["num_cpus"] else ""
-    reporter.info(f"Ray {where}: up to {room} tasks at once, each on {each}{hint}")
-    return needs
+    parallel = sum(min(int(m.get(names[k], 0) // n) for k, n in resources.items()) for m in machines)
+    each = " and ".join(f"{count:g} {names[kind]}" for kind, count in resources.items())
+    hint = "; --threads 1 allows more" if parallel < 2 <= resources["num_cpus"] else ""
+    reporter.info(f"Ray {where}: up to {parallel} tasks at once, each on {each}{hint}")
+    return resources
 
 
-def _run_all(runner: Runner, request: ExperimentConfig, needs: dict[str, float]) -> set[str]:
+def _run_all(runner: Runner, request: ExperimentConfig, resources: dict[str, float]) -> set[str]:
     """Submit every task to Ray and wait for them; return the keys of the records.
 
     Raises:
@@ -207,18 +202,16 @@ def _run_all(runner: Runner, request: ExperimentConfig, needs: dict[str, float])
     plan, tasks = runner.plan, build_task_graph(runner)
     device = torch.device(plan.device).type
     request = replace(request, device=device, precision=plan.precision, threads=plan.threads)
-    remote = ray.remote(**needs, max_retries=RETRIES)(run_remote_task)  # type: ignore[call-overload]
+    remote = ray.remote(**resources, max_retries=RETRIES)(run_remote_task)  # type: ignore[call-overload]
     refs: dict[str, Any] = {}
     for task in critical_path_first(tasks, functools.partial(task_forwards, plan)):
         named = remote.options(name=f"{task.group}: {task.label}")
         refs[task.name] = named.remote(request, os.getcwd(), task.name, *(refs[name] for name in task.depends_on))
     waiting = {ref: tasks[name] for name, ref in refs.items()}
-    lost: dict[str, str] = {}  # task name -> why Ray gave it up
+    lost: dict[str, str] = {}  # task name -> why Ray gave up on it
     table = ProgressTable(tasks.values(), runner.context.store, runner.reporter)
-    with (
-        signals.handle_signals(),
-        signals.defer_signals(),
-    ):  # an exception raised in a signal handler would disturb Ray
+    # An exception raised in a signal handler would disturb Ray.
+    with signals.handle_signals(), signals.defer_signals():
         try:
             with table.shown():
                 while waiting:
@@ -241,7 +234,7 @@ def _run_all(runner: Runner, request: ExperimentConfig, needs: dict[str, float])
 
 
 def _outcome(ref: Any, task: Task, runner: Runner, lost: dict[str, str]) -> Outcome:
-    """Return what a task returned. If Ray gave it up, the reason becomes the row's."""
+    """Return the outcome of a task. If Ray gave up on it, the reason is recorded in the row."""
     import ray
     from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 
@@ -260,7 +253,7 @@ def _outcome(ref: Any, task: Task, runner: Runner, lost: dict[str, str]) -> Outc
     lost[task.name] = why
     runner.context.failures[task.model.key if task.is_training else task.key] = why
     if task.cell is not None:
-        runner.evaluator.evaluate(task.cell)  # records the reason and does nothing else
+        runner.evaluator.evaluate(task.cell)  # only records the reason
     else:
         runner.reporter.warning(f"{task.group}: {task.label}: {why}")
     return Outcome(False, 0.0, {}, [])

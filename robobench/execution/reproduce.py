@@ -1,7 +1,7 @@
-"""Attacks stored models again and compares the result with what was recorded.
+"""Attacks stored models again and compares the results with the records.
 
-A cell is reproduced if the accuracy found now lies in the 95 % interval of the recorded one, on the same images. On the
-CPU it was measured on, every image has the same outcome, unless the attack ran compiled, which rounds differently.
+A cell is reproduced if the new accuracy lies in the 95 % interval of the recorded one, on the same images. On the same
+CPU model, every image has the same outcome, except for compiled attacks, which round differently.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -37,18 +38,18 @@ from robobench.results.rows import read_records
 from robobench.results.statistics import PerImageOutcomes, to_bitstring
 from robobench.store.artifacts import WEIGHT_FILES, Store
 
-# What a record and the same cell trained again have in common.
+# Fields that are equal in a record and in the record of the retrained cell.
 SAME_CELL = (
     *("model", "defense", "train_norm", "train_eps", "seed", "selection", "attack"),
     *("threat_norm", "threat_eps", "protocol", "examples", "data_digest"),
 )
-# What the transfer cells have in common that share their examples.
+# Fields that are equal in transfer cells with the same examples.
 SAME_EXAMPLES = ("attack", "attack_budget", "threat_norm", "threat_eps", "protocol", "examples", "source_digest")
 
 
 @dataclass(frozen=True)
 class ReproducedCell:
-    """A recorded cell and the same cell attacked again, on the same images."""
+    """The recorded outcomes of a cell and the new ones, on the same images."""
 
     record: EvaluationRecord
     clean: tuple[PerImageOutcomes, PerImageOutcomes]  # recorded, now
@@ -56,7 +57,7 @@ class ReproducedCell:
 
     @property
     def reproduced(self) -> bool:
-        """Whether clean and robust accuracy lie in the intervals of those recorded."""
+        """Whether clean and robust accuracy lie in the intervals of the recorded values."""
         return all(was.interval[0] <= now.accuracy <= was.interval[1] for was, now in (self.clean, self.robust))
 
     def __str__(self) -> str:
@@ -92,15 +93,16 @@ def sample_cells(records: list[EvaluationRecord], count: int, seed: int) -> list
 
 
 class Reproducer:
-    """Attacks cells of one store or board again.
+    """Attacks recorded cells of a store or a leaderboard folder again.
 
     Args:
         sample: number of cells; 0: all.
-        minutes: time limit for all cells. A cell that would exceed its share is attacked on its first images only.
-        retrain: a store in which the models are trained again first; None attacks the stored weights.
+        minutes: time limit for all cells. If a cell would exceed its share, only its first images are attacked.
+        retrain: store in which the models are trained again first; None attacks the stored weights.
+        warn: gets a message the first time that a batch does not fit into memory.
 
     Raises:
-        RequestError: nothing is recorded there, or no weights are.
+        RequestError: there are no records, or no weights.
         ArtifactError: a file does not match its digest.
     """
 
@@ -114,6 +116,7 @@ class Reproducer:
         data_dir: Path | None = None,
         device: str = "auto",
         retrain: Path | None = None,
+        warn: Callable[[str], None] = warnings.warn,
     ) -> None:
         if sample < 0 or minutes <= 0:
             raise RequestError(f"--sample must be 0 (all) or more and --minutes above 0, got {sample} and {minutes:g}")
@@ -131,6 +134,7 @@ class Reproducer:
         self.minutes = minutes
         self.seconds = {r["key"]: _recorded_seconds(r, records) for r in self.cells}
         self._data: dict[tuple[str, int], Dataset] = {}
+        self._warn: Callable[[str], None] | None = warn  # None after the first warning
         keep_freed_memory()
 
     def __iter__(self) -> Iterator[ReproducedCell]:
@@ -140,7 +144,7 @@ class Reproducer:
             yield self._attack_again(record, share) if self.retrain is None else self._train_again(record, self.retrain)
 
     def _source(self, record: EvaluationRecord) -> str | None:
-        """Return the folder of a transfer cell's source; '' if it is not stored, None for a white-box cell."""
+        """Return the folder of a cell's transfer source; '' if it is not stored, None for a white-box cell."""
         key = self.recipes[record["key"]]["transfer_source"]
         return None if key is None else next((f for f, c in self.commands.configs.items() if c["key"] == key), "")
 
@@ -152,7 +156,7 @@ class Reproducer:
         return all(f and (self.place / f / WEIGHT_FILES[selection]).is_file() for f, selection in needed)
 
     def _attack_again(self, record: EvaluationRecord, share: float) -> ReproducedCell:
-        """Attack a stored model as its record says, within `share` seconds."""
+        """Attack a stored model with the settings of its record, within `share` seconds."""
         recipe, split = self.recipes[record["key"]], self._images(record).test
         torch.set_num_threads(record["threads"])
         attack = _attack_of(recipe["attack"])
@@ -160,18 +164,25 @@ class Reproducer:
         source_folder = self._source(record)
         source = self._load(source_folder, "last", record["source_digest"]) if source_folder else None
         count = min(record["examples"], max(1, int(share / self.seconds[record["key"]] * record["examples"])))
-        options = AttackOptions(bf16_search=recipe.get("search") == "bf16" and has_bf16(self.device))
+        bf16, split_warning = recipe.get("search") == "bf16" and has_bf16(self.device), self._on_oom_split
+        options = AttackOptions(bf16_search=bf16, on_oom_split=split_warning)
         clean_bits, robust_bits = [], []
         for index in accuracy.batch_indices(count, recipe["eval_batch_size"]):
-            clean = accuracy.clean_outcomes(model, split, index, self.device)
+            clean = accuracy.clean_outcomes(model, split, index, self.device, split_warning)
             if source is None:
                 robust = accuracy.white_box_outcomes(model, attack, split, index, clean, self.device, options)
             else:
-                adv = accuracy.transfer_examples(source, attack, split, index, self.device)
-                robust = accuracy.transfer_outcomes(model, adv, split.labels[index], clean)
+                options = AttackOptions(on_oom_split=split_warning)
+                adv = accuracy.transfer_examples(source, attack, split, index, self.device, options)
+                robust = accuracy.transfer_outcomes(model, adv, split.labels[index], clean, split_warning)
             clean_bits.append(to_bitstring(clean))
             robust_bits.append(to_bitstring(robust))
         return _compare(record, "".join(clean_bits), "".join(robust_bits))
+
+    def _on_oom_split(self, text: str) -> None:
+        if self._warn is not None:
+            self._warn(text)
+            self._warn = None
 
     def _images(self, record: EvaluationRecord) -> Dataset:
         """Load the data set of a record; raises RequestError if the test images differ."""
@@ -184,46 +195,44 @@ class Reproducer:
         digest = self._data[at].test.digest
         if digest != record["data_digest"]:
             raise RequestError(
-                f"these are not the images of the record: '{record['dataset']}' has digest {digest} here and "
-                f"{record['data_digest']} there; name the folder of the same files with --data-dir (see its README.md)"
+                f"the test images of '{record['dataset']}' have digest {digest}, those of the record "
+                f"{record['data_digest']}; name the folder of the same files with --data-dir (see its README.md)"
             )
         return self._data[at]
 
     def _load(self, folder: str, selection: str, digest: str | None) -> nn.Module:
-        """Load stored weights, which must be those of the record."""
+        """Load stored weights; raises ArtifactError if they are not those of the record."""
         file = WEIGHT_FILES[selection]
         if not Store(self.place).digest("model", folder, file).startswith(digest or "none"):
             raise ArtifactError(f"'{self.place / folder / file}' is not the model that was attacked")
         return load_trained(self.place, folder, selection=selection)[0].to(self.device)
 
     def _train_again(self, record: EvaluationRecord, out: Path) -> ReproducedCell:
-        """Run the command that makes a cell from nothing, and read its result."""
-        self._images(record)  # before hours of training, make sure that the images are the same
+        """Train and attack the model of a cell again with the command of its row."""
+        self._images(record)  # fail before hours of training if the images differ
         folder = record["training"]
         cell: RecordWithRecipe = {**record, "recipe": self.recipes[record["key"]]}
         words = self.commands.arguments(folder, [cell], examples=record["examples"])
         unknown = [word for word in words if word == "FILE" or word.endswith("WEIGHTS")]
         if unknown:
-            raise RequestError(
-                f"'{folder}' needs what is not recorded ({unknown[0]}); attack its stored weights: leave --retrain out"
-            )
+            raise RequestError(f"'{folder}' cannot be trained again: {unknown[0]} is not recorded; leave --retrain out")
         words += ["--out", str(out), "--device", self.device]
         words += ["--data-dir", str(self.data_dir)] if self.data_dir else []
         done = subprocess.run([sys.executable, "-m", "robobench", *words], stdout=subprocess.DEVNULL)
-        made = self._same_cells(record, out) if out.is_dir() else []
-        if done.returncode or not made:
+        found = self._same_cells(record, out) if out.is_dir() else []
+        if done.returncode or not found:
             raise RequestError(f"training '{folder}' again failed; its command: {shlex.join(['robobench', *words])}")
-        return _compare(record, made[-1]["clean_bits"] or "", made[-1]["robust_bits"] or "")
+        return _compare(record, found[-1]["clean_bits"] or "", found[-1]["robust_bits"] or "")
 
     def _same_cells(self, record: EvaluationRecord, out: Path) -> list[EvaluationRecord]:
-        """Return the finished records of another store that are of the same cell with the same settings."""
+        """Return the finished records of another store for the same cell and settings."""
         again, wanted = ReproCommands(out), self.recipes[record["key"]]["attack"]["config"]
         recipes = {r["key"]: r["recipe"] for group in again.records.values() for r in group}
-        own: dict[str, Any] = dict(record)
+        expected: dict[str, Any] = dict(record)
         found = []
         for other in read_records(out):
             values: dict[str, Any] = dict(other)
-            same = all(values[name] == own[name] for name in SAME_CELL) and other["status"] == "ok"
+            same = all(values[name] == expected[name] for name in SAME_CELL) and other["status"] == "ok"
             if not same or recipes[other["key"]]["attack"]["config"] != wanted:
                 continue
             configs = again.configs[other["training"]], self.commands.configs[record["training"]]
@@ -233,16 +242,16 @@ class Reproducer:
 
 
 def _recorded_seconds(record: EvaluationRecord, records: list[EvaluationRecord]) -> float:
-    """Return a cell's recorded seconds. The first of the transfer cells that share examples paid for all."""
+    """Return a cell's recorded seconds. Of transfer cells with the same examples, the first one computed them."""
     group = [record]
     if record["protocol"] == "transfer":
-        own: dict[str, Any] = dict(record)
-        group = [r for r in records if all(dict(r)[name] == own[name] for name in SAME_EXAMPLES)]
+        expected: dict[str, Any] = dict(record)
+        group = [r for r in records if all(dict(r)[name] == expected[name] for name in SAME_EXAMPLES)]
     return max(float(r["seconds"] or 0.0) for r in group)
 
 
 def _attack_of(recipe: dict[str, Any]) -> Attack:
-    """Build an attack from the recipe of its key."""
+    """Build an attack from its recipe."""
     cls, _ = parse_attack_spec(recipe["attack"])
     given = {f.name for f in fields(cls.Config) if f.init}
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe["config"].items() if k in given}

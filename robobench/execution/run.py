@@ -1,4 +1,4 @@
-"""Executes a request: plans it, runs it here, on several devices or on a cluster, and rewrites rows.csv."""
+"""Execute a request: plan it, run it on one device, several devices or a cluster, and rewrite rows.csv."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ CheckPlan = Callable[[Plan], None]
 def execute_request(
     request: ExperimentConfig, reporter: Reporter, check_plan: CheckPlan | None = None
 ) -> list[EvaluationRecord]:
-    """Carry out a request, rewrite rows.csv, and return the records of the cells it asked for.
+    """Execute a request, rewrite rows.csv, and return the records of the requested cells.
 
-    With several devices, this process starts one process for each and waits. Under torchrun it is one of them, and
-    only rank 0 returns records.
+    With several devices, this process starts one process per device and waits. Under torchrun, only rank 0 returns
+    records.
 
     Args:
-        check_plan: may raise to refuse the plan before anything is written.
+        check_plan: called with the plan before anything is written; it may raise to refuse the plan.
 
     Raises:
         RequestError: the request is wrong; nothing was created.
@@ -38,8 +38,8 @@ def execute_request(
         ProcessError: one of several processes died.
         ExecutorError: a cluster cannot continue. Finished work is kept.
     """
-    alone = collectives.world_size() == 1
-    if alone and launch.torchrun_world_size() > 1:
+    single_process = collectives.world_size() == 1
+    if single_process and launch.torchrun_world_size() > 1:
         device = resolve_device(request.device)
         launch.resolve_device_count(request.devices, device)
         work = partial(_execute_on_rank, request, reporter.verbosity, check_plan)
@@ -56,7 +56,7 @@ def execute_request(
             ) from None
         runner = Runner(plan, dataset, reporter)
         store = runner.context.store
-        if alone and plan.devices > 1:
+        if single_process and plan.devices > 1:
             request = replace(request, threads=plan.threads)
             work = partial(_execute_on_rank, request, reporter.verbosity, None)
             launch.spawn_processes(plan.device, plan.devices, work)
@@ -76,7 +76,7 @@ def execute_request(
 def _executor(
     request: ExperimentConfig, plan: Plan, reporter: Reporter
 ) -> AbstractContextManager[Callable[[Runner], set[str]]]:
-    """Return a context that yields the function which carries out a runner's plan and returns the records' keys."""
+    """Return a context that yields a function which runs a runner's plan and returns the records' keys."""
     if request.executor == "serial":
         return nullcontext(Runner.run)
     from robobench.execution.ray_executor import connect
@@ -87,6 +87,6 @@ def _executor(
 def _execute_on_rank(
     request: ExperimentConfig, verbosity: int, check_plan: CheckPlan | None, device: str
 ) -> list[EvaluationRecord]:
-    """Carry out a request as one of several processes, on its own device."""
+    """Execute a request as one of several processes, on the device of this process."""
     reporter = Reporter(verbosity) if collectives.is_rank_zero() else SilentReporter()
     return execute_request(replace(request, device=device), reporter, check_plan)

@@ -1,4 +1,4 @@
-"""Carries out a plan: the jobs of one run over a shared context."""
+"""Runs a plan: trainings, then evaluations, with a shared context."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from robobench.planning.plan import Plan
 
 
 class Runner:
-    """Training jobs and evaluation jobs of one plan."""
+    """Trainer and evaluator of one plan."""
 
     def __init__(self, plan: Plan, dataset: Dataset, reporter: Reporter) -> None:
         self.plan, self.dataset, self.reporter = plan, dataset, reporter
@@ -20,12 +20,12 @@ class Runner:
         self.evaluator = Evaluator(self.context)
 
     def run(self) -> set[str]:
-        """Train what is missing, evaluate every cell, and return the keys of the records."""
+        """Train missing models, evaluate every cell, and return the keys of the records."""
         self.trainer.train_all()
         return self.evaluator.evaluate_all()
 
     def announce(self) -> None:
-        """Report what is about to run, and what of the data is not used."""
+        """Log the settings of the run, and how many images are not used."""
         plan = self.plan
         for note in plan.notes:
             self.reporter.info(f"note: {note}")

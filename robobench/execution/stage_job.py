@@ -1,4 +1,4 @@
-"""Runs one stage of a training, or takes its result from the store."""
+"""Runs a stage of a training, or loads its result from the store."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class StageRunner:
     """Runs the stages of one training.
 
     Args:
-        setup: its `precomputed` is filled as stages run.
+        setup: each precomputing stage adds its array to `setup.precomputed`.
         data: the training images.
     """
 
@@ -41,14 +41,14 @@ class StageRunner:
         self.context, self.job, self.runtime, self.setup, self.data = context, job, runtime, setup, data
 
     def run(self, stage: Stage, *, last: bool, selection: EpochSelection | None) -> tuple[StageRecord, Metrics]:
-        """Run a stage, or take it from the store. The last stage is always run: its result is the trained model."""
+        """Run a stage, or load it from the store. The last stage always runs: its result is the trained model."""
         key = hash_recipe(self.job.stage_recipe(stage))
         found = None if last else self.context.find("stages", key)
         if found:
             return self._reuse(stage, found)
         saves = PartialResults(self.context.store, f"checkpoints/{self.job.folder}/{key}")
         checkpoint = Checkpoint(saves, 60 * self.context.plan.checkpoint_minutes, selection=selection)
-        release_freed_memory()  # of an earlier stage, so that this one's peak does not include it
+        release_freed_memory()  # so that the peak of this stage does not include earlier ones
         metrics: Metrics = []
         stopwatch = Stopwatch(self.runtime.device)
         if isinstance(stage, Precompute):
@@ -90,7 +90,7 @@ class StageRunner:
         else:
             objective = build_objective(stage, self.runtime.device)
             objective.load_state_dict(load_file(folder / "state.safetensors", device=self.runtime.device))
-            self.runtime.compile(objective)  # as running it would: a later stage may use its networks
+            self.runtime.compile(objective)  # as if it had run: a later stage may use its models
         self.context.reporter.info(f"  {stage.name}: reused")
         return StageRecord(**stored["record"]), [tuple(line) for line in stored["metrics"]]
 

@@ -1,4 +1,4 @@
-"""Loads trained models from a store."""
+"""Load trained models from a store."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def load(store: str | Path, name: str, *, device: str = "cpu", factory: str | No
     """Load a trained model in eval mode: images (B, 3, H, W) in [0, 1] -> logits (B, K).
 
     Args:
-        name: a defense, if the store has one model of it, or the name of a model's folder.
-        factory: FILE.py:FUNCTION, for a model that a function of yours made. The store never decides which code runs.
+        name: a defense of which the store has exactly one model, or the name of a model's folder.
+        factory: FILE.py:FUNCTION for a model built by a user's function. The store never decides which code runs.
 
     Raises:
         RequestError: no such model, or several.
-        ArtifactError: its files do not match their digests.
+        ArtifactError: files do not match their digests.
     """
     return load_trained(store, name, factory)[0].to(device)
 
@@ -31,10 +31,10 @@ def load(store: str | Path, name: str, *, device: str = "cpu", factory: str | No
 def load_trained(
     store: str | Path, name: str, factory: str | None = None, selection: str = "last"
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Load a trained model as `load` does, with its config.json.
+    """Return a trained model, loaded as by `load`, and its config.json.
 
     Args:
-        selection: which epoch's weights, last or best.
+        selection: weights of the epoch to load: last or best.
     """
     from safetensors.torch import load_file
 
@@ -46,24 +46,24 @@ def load_trained(
     for folder in place.iter_artifacts("model"):
         place.verify(folder, "config.json")
         configs[folder.name] = json.loads((folder / "config.json").read_text())
-    fitting = [n for n, config in configs.items() if name in (n, config["defense"])]
-    if len(fitting) != 1:
-        what = f"{len(fitting)} models" if fitting else "no model"
-        options = ", ".join(fitting or configs) or "nothing yet"
+    matching = [n for n, config in configs.items() if name in (n, config["defense"])]
+    if len(matching) != 1:
+        what = f"{len(matching)} models" if matching else "no model"
+        options = ", ".join(matching or configs) or "nothing yet"
         raise RequestError(f"'{store}' holds {what} called '{name}'; name one of: {options}")
-    folder = place.folder("model", fitting[0])
+    folder = place.folder("model", matching[0])
     place.verify(folder)
-    spec = ModelSpec.from_config(configs[fitting[0]]["spec"])
+    spec = ModelSpec.from_config(configs[matching[0]]["spec"])
     if is_factory(spec.name):
         if factory is None:
             raise RequestError(
-                f"the model '{fitting[0]}' was made by your function '{spec.name}'; to let it run, "
-                "name it: load(..., factory='FILE.py:FUNCTION')"
+                f"the model '{matching[0]}' was built by your function '{spec.name}'; "
+                "name the function: load(..., factory='FILE.py:FUNCTION')"
             )
         spec = replace(spec, name=factory)
     model = build_model(spec)
     file = folder / WEIGHT_FILES[selection]
     if not file.is_file():
-        raise RequestError(f"the weights of '{fitting[0]}' are not in '{store}'; train the model again")
+        raise RequestError(f"the weights of '{matching[0]}' are not in '{store}'; train the model again")
     model.load_state_dict(load_file(file))
-    return model.eval(), configs[fitting[0]]
+    return model.eval(), configs[matching[0]]

@@ -1,6 +1,6 @@
-"""A plan as a graph of tasks: one task per artifact, what it depends on, and how much work it is.
+"""The task graph of a plan: one task per artifact, its dependencies and its estimated cost.
 
-A task is named by the key of its artifact, so that every process that plans the same request has the same tasks.
+A task is named by the key of its artifact, so all processes that plan the same request have the same tasks.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from robobench.planning.plan import AttackSpec, Cell, Plan, PlannedModel, Traini
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One artifact to make, or to find in the store."""
+    """An artifact to build, or to find in the store."""
 
     kind: str  # of the artifact: model, transfer, evaluations
-    key: str  # under which the store holds and locks it
+    key: str  # of the artifact in the store
     group: str  # row of the progress table
-    label: str  # what is done
+    label: str  # text in that row
     depends_on: tuple[str, ...]  # names of tasks
     model: PlannedModel
-    transfer: AttackSpec | None = None  # make the transfer examples of this attack
+    transfer: AttackSpec | None = None  # compute the transfer examples of this attack
     cell: Cell | None = None  # evaluate this cell; with neither, train the model
 
     @property
@@ -38,10 +38,10 @@ class Task:
 
 
 def build_task_graph(runner: Runner) -> dict[str, Task]:
-    """Return the tasks of a plan by name, each after those it depends on."""
+    """Return the tasks of a plan by name, each after its dependencies."""
     plan, tasks = runner.plan, dict[str, Task]()
     cells = plan.cells()
-    trained, examples = dict[str, str](), dict[int, str]()  # key of a model, number of an attack -> name of its task
+    trained, examples = dict[str, str](), dict[int, str]()  # model key or attack number -> name of the task
 
     def add(task: Task) -> str:
         tasks[task.name] = task
@@ -91,7 +91,7 @@ def _label(model: PlannedModel) -> str:
 
 
 def run_task(runner: Runner, task: Task) -> bool:
-    """Run a task; return whether it succeeded. Earlier failures are in `runner.context.failures`."""
+    """Run a task; return whether it succeeded. `runner.context.failures` holds earlier failures."""
     if task.cell is not None:
         return runner.evaluator.evaluate(task.cell)["status"] == "ok"
     if task.transfer is not None:
@@ -102,11 +102,11 @@ def run_task(runner: Runner, task: Task) -> bool:
 
 
 def task_forwards(plan: Plan, task: Task) -> float:
-    """Estimate a task in forward passes of its model. An attack of unknown cost counts one per image."""
+    """Estimate the cost of a task in forward passes. An attack of unknown cost counts as one per image."""
     if task.is_training:
         try:
             return cost.forward_equivalents(plan, task.model) if isinstance(task.model, TrainingJob) else 0.0
-        except Exception:  # the training itself reports why it cannot begin
+        except Exception:  # the training itself reports the error
             return 0.0
     if task.cell is not None and task.cell.protocol == "transfer":
         return float(plan.examples)
@@ -115,14 +115,14 @@ def task_forwards(plan: Plan, task: Task) -> float:
     return plan.examples * (spec.attack.cost or 1.0)
 
 
-def critical_path_first(tasks: dict[str, Task], work: Callable[[Task], float]) -> list[Task]:
-    """Sort tasks by the work of the longest chain each begins, so that long chains start early.
+def critical_path_first(tasks: dict[str, Task], cost_of: Callable[[Task], float]) -> list[Task]:
+    """Sort tasks by the cost of the longest chain that starts with them, largest first.
 
-    A task comes after those it depends on.
+    A task comes after its dependencies.
     """
     chain = dict.fromkeys(tasks, 0.0)
     for name, task in reversed(tasks.items()):
-        chain[name] += work(task)
+        chain[name] += cost_of(task)
         for needed in task.depends_on:
             chain[needed] = max(chain[needed], chain[name])
     return sorted(tasks.values(), key=lambda task: -chain[task.name])

@@ -1,6 +1,6 @@
-"""Trains the models of a plan, prerequisites first, unless the store has them.
+"""Trains the models of a plan that are not in the store, required models first.
 
-A training that fails leaves its reason; only what needs that model stops.
+If a training fails, its reason is recorded, and only the models that require it are skipped.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from robobench.training.base import DefenseSetup, FrozenModel, Stage, Train
 from robobench.training.context import ImageSource, StageRecord, TrainRuntime
 from robobench.training.selection import EpochSelection, quick_accuracy
 
-TEACHER_IMAGES = 128  # training images on which a teacher is measured before it is used
-COMPILER_MODULES = ("torch._dynamo", "torch._inductor")  # whose errors mean that a model cannot be compiled
+TEACHER_IMAGES = 128  # training images of the teacher check before a training
+COMPILER_MODULES = ("torch._dynamo", "torch._inductor")  # an error of these modules means that torch.compile failed
 
 
 class Trainer:
-    """Carries out the trainings of a plan."""
+    """Trains the models of a plan."""
 
     def __init__(self, context: RunContext) -> None:
         self.context = context
 
     def train_all(self) -> None:
-        """Train every model that is missing, prerequisites first."""
+        """Train every missing model, required models first."""
         for model in self.context.plan.training_order():
             self.attempt(model)
 
     def attempt(self, model: PlannedModel) -> None:
-        """Train a model, or record why it failed; models it requires were attempted before."""
+        """Train a model, or record why it failed. Models it requires must be attempted before."""
         failures, reporter = self.context.failures, self.context.reporter
         failed = [other for other in model.requires.values() if other.key in failures]
         if failed:
@@ -61,10 +61,10 @@ class Trainer:
             self.train(model)
         except StorageError:  # no other result could be stored either
             raise
-        except Exception as err:  # becomes the reason of the model's rows
+        except Exception as err:  # becomes the reason in the model's rows
             why = " ".join(str(err).split())
             if type(err).__module__.startswith(COMPILER_MODULES):
-                why = f"it cannot be compiled ({why[:300]}); --compile off trains it"
+                why = f"torch.compile failed ({why[:300]}); use --compile off"
             failures[model.key] = why
             reporter.warning(f"training '{model.name}' failed: {why}")
             reporter.log(traceback.format_exc())
@@ -72,7 +72,7 @@ class Trainer:
             reporter.log_file = None
 
     def train(self, model: PlannedModel) -> None:
-        """Train a model and store it, unless the store has it; one process at a time."""
+        """Train and store a model, unless it is in the store. The store's lock lets one process train it."""
         store, reporter = self.context.store, self.context.reporter
         with store.lock("model", model.folder):
             if self.context.find("model", model.folder):
@@ -90,15 +90,15 @@ class Trainer:
             store.discard(f"checkpoints/{model.folder}")
 
     def _import(self, model: ExternalModel) -> None:
-        """Store a model that was trained elsewhere, as it is."""
-        network = build_model(model.spec).to(self.context.plan.device)
+        """Store an external model unchanged."""
+        module = build_model(model.spec).to(self.context.plan.device)
         if model.weights is not None:
-            load_weights(network, model.weights)
-        now = file_digest(model.weights) if model.weights else state_digest(network)
-        if now != model.recipe["external"]:
-            what = f"'{model.weights}'" if model.weights else f"what '{model.spec.name}' loads"
-            raise ArtifactError(f"{what} has changed since this run began; start it again")
-        collectives.on_rank_zero(lambda: save_model(self.context, model, network, TrainingResult()))
+            load_weights(module, model.weights)
+        digest = file_digest(model.weights) if model.weights else state_digest(module)
+        if digest != model.recipe["external"]:
+            what = f"'{model.weights}'" if model.weights else f"the model '{model.spec.name}'"
+            raise ArtifactError(f"{what} has changed since this run began; rerun the command")
+        collectives.on_rank_zero(lambda: save_model(self.context, model, module, TrainingResult()))
 
     def _train(self, job: TrainingJob) -> None:
         plan, reporter = self.context.plan, self.context.reporter
@@ -116,7 +116,7 @@ class Trainer:
         runner = StageRunner(self.context, job, runtime, setup, data)
         for number, stage in enumerate(stages):
             last = number == len(stages) - 1
-            # Trainings share stages: another process may run this one for its own training.
+            # Trainings share stages: another process may run this stage for another training.
             lock = nullcontext() if last else self.context.store.lock("stages", hash_recipe(job.stage_recipe(stage)))
             with lock:
                 record, metrics = runner.run(stage, last=last, selection=result.selection if last else None)
@@ -130,13 +130,13 @@ class Trainer:
         collectives.on_rank_zero(lambda: save_model(self.context, job, setup.model, result))
 
     def _setup(self, job: TrainingJob, train_size: int, is_uint8_exact: bool) -> DefenseSetup:
-        """Build the untrained model, load those it requires, and return what the defense is given."""
+        """Build the untrained model, load the required models, and return the setup of the defense."""
         run = self.context.plan.run
-        network: nn.Module = build_model(job.spec).to(self.context.plan.device)
+        module: nn.Module = build_model(job.spec).to(self.context.plan.device)
         if run.sync_batchnorm and collectives.world_size() > 1:
-            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
         return DefenseSetup(
-            model=network,
+            model=module,
             threat=job.threat or NO_THREAT,
             num_classes=job.spec.num_classes,
             image_shape=(3, run.attack_resolution, run.attack_resolution),
@@ -149,7 +149,7 @@ class Trainer:
     def _measure_teachers(
         self, job: TrainingJob, runtime: TrainRuntime, teachers: Mapping[str, FrozenModel], data: ImageSource
     ) -> dict[str, TeacherTiming]:
-        """Measure every teacher as training will use it, not timed; warn if it guesses or lacks robustness."""
+        """Measure the accuracy of every teacher, not timed; warn if it is near chance or not robust."""
         reporter, measured = self.context.reporter, dict[str, TeacherTiming]()
         declared = job.defense(job.config).requires
         for role, teacher in teachers.items():
@@ -166,21 +166,21 @@ class Trainer:
             classes = job.spec.num_classes
             if accuracy.near_chance(classes):
                 reporter.warning(
-                    f"teacher '{role}' ({name}) is not clearly better than guessing one of {classes} classes: "
-                    f"{accuracy}; check its normalization (a factory brings its own mean and std: "
+                    f"teacher '{role}' ({name}) is not clearly better than chance ({classes} classes): "
+                    f"{accuracy}; check its normalization (a factory has its own mean and std: "
                     f"--teacher {role}=FILE.py:FUNCTION=WEIGHTS) and the order of its classes, or train it longer"
                 )
             if accuracy.not_robust and load_defense(declared[role]).adversarial:
                 reporter.warning(
                     f"teacher '{role}' ({name}) is not robust at {job.threat}: {accuracy}; "
-                    f"'{job.name}' can learn no robustness from it"
+                    f"'{job.name}' cannot learn robustness from it"
                 )
         return measured
 
     def _epoch_selection(
         self, job: TrainingJob, runtime: TrainRuntime, model: nn.Module, last: Stage
     ) -> EpochSelection | None:
-        """Return the selection of the last stage's best epoch, if images are held out for it."""
+        """Return the object that selects the best epoch of the last stage, or None if no images are held out."""
         count = self.context.plan.run.held_out
         if not count or not isinstance(last, Train) or not last.epochs:
             return None

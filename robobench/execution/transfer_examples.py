@@ -1,4 +1,4 @@
-"""Transfer examples: made once on the transfer source, kept in the store as float32."""
+"""Transfer examples: computed once on the transfer source and stored as float32."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from robobench.store.tensors import save_tensors
 
 
 class TransferExamples:
-    """Makes and loads the transfer examples of a run, batch by batch."""
+    """Computes and loads the transfer examples of a run, batch by batch."""
 
     def __init__(self, context: RunContext) -> None:
         self.context = context
 
     @property
     def source(self) -> PlannedModel:
-        """The model the examples are made on."""
+        """The model on which the examples are computed."""
         assert self.context.plan.transfer_source is not None
         return self.context.plan.transfer_source
 
     def key(self, spec: AttackSpec) -> str:
-        """Return the key under which all batches of an attack's examples are locked."""
+        """Return the key that locks all batches of an attack's examples."""
         return hash_recipe(self._recipe(spec))
 
     def folders(self, spec: AttackSpec) -> list[Path]:
-        """Return the folder of each batch of an attack's examples; make those that are missing."""
+        """Return the folder of each batch of an attack's examples; compute missing batches."""
         context, plan = self.context, self.context.plan
         batches = accuracy.batch_indices(plan.examples, plan.run.eval_batch_size)
         common = self._recipe(spec) | {"weights": context.weights_digest(self.source)}
@@ -44,16 +44,16 @@ class TransferExamples:
         def missing() -> list[int]:
             return [n for n, recipe in enumerate(recipes) if context.find("transfer", hash_recipe(recipe)) is None]
 
-        def make(number: int) -> Tensor:
-            network, data = context.load_model(self.source), context.dataset.test
-            options = AttackOptions(on_oom_split=self._warn)
-            adv = accuracy.transfer_examples(network, spec.attack, data, batches[number], plan.device, options)
+        def compute(number: int) -> Tensor:
+            module, data = context.load_model(self.source), context.dataset.test
+            options = AttackOptions(on_oom_split=context.on_oom_split(self.source, spec.attack.name))
+            adv = accuracy.transfer_examples(module, spec.attack, data, batches[number], plan.device, options)
             return adv.cpu()
 
-        if missing():  # a complete set is read without waiting for its lock
+        if missing():  # reading a complete set needs no lock
             with context.store.lock("transfer", self.key(spec)):
                 left = missing()
-                for number, adv in zip(left, collectives.map_across_ranks(left, make), strict=True):
+                for number, adv in zip(left, collectives.map_across_ranks(left, compute), strict=True):
                     collectives.on_rank_zero(partial(self._keep, recipes[number], adv))
                     signals.raise_if_stop_requested()
         return [context.store.folder("transfer", hash_recipe(recipe)) for recipe in recipes]
@@ -73,6 +73,3 @@ class TransferExamples:
     def _keep(self, recipe: dict[str, Any], adv: Tensor) -> None:
         with self.context.store.create("transfer", hash_recipe(recipe), recipe) as work:
             save_tensors({"adv": adv}, work / "examples.safetensors")
-
-    def _warn(self, text: str) -> None:
-        self.context.reporter.warning(f"{self.source.name}: {text}")

@@ -1,4 +1,4 @@
-"""Classifiers by name: own small networks, timm's, or the user's. Nothing heavy is imported before `build`."""
+"""Build a model from its spec: our small networks, timm's, RobustBench's, or a user's."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ if TYPE_CHECKING:
 
 
 def build_model(spec: ModelSpec) -> PreprocessedModel:
-    """Build the network a spec describes: images (B, 3, H, W) in [0, 1] in, float32 logits out.
+    """Build the model of a spec: images (B, 3, H, W) in [0, 1] -> logits (B, K) float32.
 
-    The same spec gives the same weights; torch's global generator is left as it was. Every model but a user's factory
-    (and the few timm networks without a linear head) has `features` and `head`, and its weights lie channels-last:
-    `.contiguous()` them before safetensors.
+    The same spec gives the same weights. The state of torch's global generator does not change.
+
+    Our networks and timm's have `features` and `head`, except the few timm networks without a linear head. Their
+    weights are channels-last; call `.contiguous()` before saving as safetensors.
 
     Raises:
-        RequestError: no such model, a factory that fails, pretrained weights that cannot be had.
+        RequestError: unknown model, a user factory that fails, or pretrained weights that are not available.
     """
     import torch
     from torch import nn
 
-    from robobench.models.networks import ARCHITECTURES, OWN_RENAMES
+    from robobench.models.networks import ARCHITECTURES, RENAMES
     from robobench.models.small_map_conv import use_small_map_convs
     from robobench.models.wrapper import Classifier, UserModel
 
@@ -45,26 +46,26 @@ def build_model(spec: ModelSpec) -> PreprocessedModel:
         if spec.name in ARCHITECTURES:
             net = ARCHITECTURES[spec.name]()
             head = nn.Linear(net.width, spec.num_classes)
-            model = Classifier(net, head, *inputs, renames=OWN_RENAMES if hasattr(net, "layers") else OWN_RENAMES[:1])
+            model = Classifier(net, head, *inputs, renames=RENAMES if hasattr(net, "layers") else RENAMES[:1])
         else:
-            model = _from_timm(spec)
-    model.to(memory_format=torch.channels_last)  # measured: 5 to 35 % faster on a CPU, for every network of the table
+            model = _build_timm_model(spec)
+    model.to(memory_format=torch.channels_last)  # measured: 5 to 35 % faster on CPUs, every network
     use_small_map_convs(model)
     return model
 
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Draw from torch's CPU generator at `seed`, and put its state back."""
+    """Seed torch's CPU generator inside the block; restore its state afterward."""
     import torch
 
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also touch the GPUs' generators
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
         yield
 
 
-def _from_timm(spec: ModelSpec) -> PreprocessedModel:
-    """Build a timm network, cut before its head where that is linear."""
+def _build_timm_model(spec: ModelSpec) -> PreprocessedModel:
+    """Build a timm model, split into features and head if its head is linear."""
     import timm
     from torch import nn
 
@@ -86,22 +87,22 @@ def _from_timm(spec: ModelSpec) -> PreprocessedModel:
         if not spec.pretrained:
             raise RequestError(f"timm cannot build '{name}': {one_line(err)}") from err
         raise RequestError(
-            f"pretrained weights for '{spec.name}' cannot be fetched here ({type(err).__name__}); "
-            "ask for random weights (--set run.pretrained=false)"
+            f"pretrained weights for '{spec.name}' cannot be downloaded ({type(err).__name__}); "
+            "use random weights (--set run.pretrained=false)"
         ) from err
     if spec.stem == "cifar":
-        _cifar_stem(net, spec.name)
+        _use_cifar_stem(net, spec.name)
     head = net.get_classifier()
     if not isinstance(head, nn.Linear):
         return UserModel(net, *inputs)
-    bare_head = next(key for key, module in net.named_modules() if module is head)
-    net.reset_classifier(0)  # pooled features come out; same numbers as forward_head(pre_logits=True)
+    head_name = next(key for key, module in net.named_modules() if module is head)
+    net.reset_classifier(0)  # the output is now forward_head(pre_logits=True): pooled features
     renames = ((r"^linear\.", "fc."), (r"\.shortcut\.", ".downsample.")) if hasattr(net, "layer4") else ()
-    return Classifier(net, head, *inputs, bare_head=bare_head, renames=renames)
+    return Classifier(net, head, *inputs, head_name=head_name, renames=renames)
 
 
-def _cifar_stem(net: Any, name: str) -> None:
-    """Give a timm ResNet the stem for 32 px: 3x3, stride 1, no pooling (He et al. 2016, section 4.2)."""
+def _use_cifar_stem(net: Any, name: str) -> None:
+    """Give a timm ResNet the stem for 32 px: 3x3, stride 1, no pooling (He et al., CVPR 2016, section 4.2)."""
     from torch import nn
 
     if not (isinstance(getattr(net, "conv1", None), nn.Conv2d) and hasattr(net, "maxpool")):

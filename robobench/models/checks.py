@@ -1,4 +1,4 @@
-"""Checks of a model's outputs before it is used."""
+"""Checks of a model: `features` and `head`, shape and finiteness of its logits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from robobench.errors import RequestError, one_line
 
 
 def missing_attributes(model: nn.Module, names: tuple[str, ...]) -> list[str]:
-    """Return which of `names` ("features", "head") a model lacks; a head must be an nn.Linear."""
+    """Return the attributes of `names` ("features", "head") that a model lacks; `head` must be an nn.Linear."""
 
     def has(name: str) -> bool:
         value = getattr(model, name, None)
@@ -21,15 +21,15 @@ def missing_attributes(model: nn.Module, names: tuple[str, ...]) -> list[str]:
 
 
 def check_features_and_head(model: Any, name: str, images: Tensor) -> None:
-    """Raise RequestError unless head(features(images)) equals model(images); puts the model into eval mode."""
+    """Raise RequestError unless head(features(images)) equals model(images); sets eval mode."""
     model.eval()
     try:
         with torch.no_grad():
             logits, parts = model(images), model.head(model.features(images))
     except Exception as err:
         raise RequestError(
-            f"model '{name}' fails on two images: {one_line(err)}; features(images) must return the (B, D) that head "
-            "takes, and head(features(images)) what model(images) does"
+            f"model '{name}' fails on two images: {one_line(err)}; features(images) must return (B, D), and "
+            "head(features(images)) must equal model(images)"
         ) from err
     if parts.shape != logits.shape or not torch.allclose(parts, logits, rtol=1e-3, atol=1e-4):
         difference = (
@@ -38,13 +38,13 @@ def check_features_and_head(model: Any, name: str, images: Tensor) -> None:
             else f"have shapes {tuple(parts.shape)} and {tuple(logits.shape)}"
         )
         raise RequestError(
-            f"model '{name}': head(features(images)) and model(images) {difference}; let features return exactly what "
-            "head is given in forward, or choose another model"
+            f"model '{name}': head(features(images)) and model(images) {difference}; features must return exactly "
+            "the input of head in forward; correct it or choose another model"
         )
 
 
 def check_logits(logits: Tensor, labels: Tensor) -> None:
-    """Raise RequestError unless logits (B, K) are finite and have a class for every label (B,)."""
+    """Raise RequestError unless logits (B, K) are finite and K is larger than every label (B,)."""
     if logits.dim() != 2 or len(logits) != len(labels):
         raise RequestError(
             f"the model returned shape {tuple(logits.shape)} for {len(labels)} images; "

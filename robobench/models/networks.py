@@ -1,8 +1,4 @@
-"""Classifiers as robobench runs them, and the small CIFAR networks that timm does not have.
-
-`Prepared` puts resizing and normalization inside the network, so that images in [0, 1] go in everywhere;
-`Classifier` adds the protocol (`features`, `head`) that some defenses need.
-"""
+"""CIFAR networks that timm does not have, as feature extractors: images (B, 3, H, W) -> pooled features (B, width)."""
 
 from __future__ import annotations
 
@@ -14,22 +10,21 @@ from torch import Tensor, nn
 
 
 def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
-    """Return a 3x3 convolution without bias that keeps the map's size at stride 1."""
+    """Return a 3x3 convolution without bias; at stride 1 it keeps the height and width."""
     return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
 
 
 def he_init(net: nn.Module) -> None:
-    """Initialize convolutions as He et al., ICCV 2015, arXiv:1502.01852, by fan out."""
+    """Initialize all convolutions as in He et al., ICCV 2015, arXiv:1502.01852, in fan-out mode."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 class SmallCNN(nn.Module):
-    """Four 3x3 convolutions with BatchNorm (32, 64, 64, 128 channels), 5 M multiplications at 32 px.
+    """Four 3x3 convolutions with BatchNorm (32, 64, 64, 128 channels); 5 M multiplications at 32 px.
 
-    Source: the plain network of He et al., CVPR 2016, arXiv:1512.03385, cut down for a CPU: convolutions
-    with strides, BatchNorm, one global pooling, one linear layer.
+    Source: the plain network of He et al., CVPR 2016, arXiv:1512.03385, made smaller for CPUs.
     """
 
     width = 128
@@ -49,19 +44,19 @@ class SmallCNN(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut without parameters (option A): subsample, pad with zero channels."""
+    """Two 3x3 convolutions and a parameter-free shortcut (option A): subsample, pad with zero channels."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.conv1, self.bn1 = conv3x3(inputs, outputs, stride), nn.BatchNorm2d(outputs)
         self.conv2, self.bn2 = conv3x3(outputs, outputs), nn.BatchNorm2d(outputs)
-        self.stride, self.more = stride, outputs - inputs
+        self.stride, self.added_channels = stride, outputs - inputs
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        if self.more:
-            half = self.more // 2
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, half, self.more - half))
+        if self.added_channels:
+            half = self.added_channels // 2
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, half, self.added_channels - half))
         return F.relu(out + x)
 
 
@@ -95,7 +90,7 @@ class ResNet20(nn.Module):
 
 
 class PreActBlock(nn.Module):
-    """BatchNorm and ReLU before each 3x3 convolution; a 1x1 shortcut of the activated input where shapes differ."""
+    """BatchNorm and ReLU before each 3x3 convolution; a 1x1 convolution as shortcut if the shapes differ."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -112,7 +107,7 @@ class PreActBlock(nn.Module):
 
 
 class PreActResNet(nn.Module):
-    """Groups of pre-activation blocks behind a 3x3 stem: PreActResNet-18 and the wide ResNets.
+    """A 3x3 stem and groups of pre-activation blocks: PreActResNet-18 and the wide ResNets.
 
     Source: He et al., "Identity Mappings in Deep Residual Networks", ECCV 2016, arXiv:1603.05027;
     Zagoruyko and Komodakis, "Wide Residual Networks", BMVC 2016, arXiv:1605.07146.
@@ -137,7 +132,7 @@ class PreActResNet(nn.Module):
 
 
 def wide_resnet(depth: int, widen: int) -> PreActResNet:
-    """Build WRN-depth-widen: three groups of (depth - 4) / 6 blocks of 16, 32 and 64 times `widen` channels."""
+    """Build WRN-depth-widen: three groups of (depth - 4) / 6 blocks with 16, 32 and 64 times `widen` channels."""
     return PreActResNet(16, (16 * widen, 32 * widen, 64 * widen), (depth - 4) // 6)
 
 
@@ -149,8 +144,9 @@ ARCHITECTURES: dict[str, Callable[[], Any]] = {
     "wrn-34-10": lambda: wide_resnet(34, 10),
 }
 
-# Names of PreActResNet-18 (kuangliu, Wong et al.) and WideResNet (xternalman, TRADES, RobustBench) turned into ours.
-OWN_RENAMES = (
+# Map the parameter names of other projects to ours: PreActResNet-18 of kuangliu and of Wong et al., WideResNet of
+# xternalman, TRADES and RobustBench.
+RENAMES = (
     (r"^linear\.", "fc."),
     *((rf"^(?:layer|block){n + 1}\.(?:layer\.)?", f"layers.{n}.") for n in range(4)),
     (r"\.(?:convShortcut|shortcut\.0)\.", ".shortcut."),

@@ -1,7 +1,7 @@
-"""Networks of RobustBench's model zoo: `robustbench:ID`, or `robustbench:cifar10/Linf/ID` where an ID stands twice.
+"""Models of RobustBench's zoo: `robustbench:ID`, or `robustbench:cifar10/Linf/ID` if an ID exists more than once.
 
-Source: Croce et al., RobustBench, 2021, arXiv:2010.09670; the package robustbench, an extra of robobench. Its weights
-are on Google Drive; a file fetched by hand serves as well.
+Source: Croce et al., RobustBench, 2021, arXiv:2010.09670; package robustbench, an extra of robobench. The weights are
+on Google Drive. A weights file downloaded by hand can be given instead.
 """
 
 from __future__ import annotations
@@ -28,10 +28,15 @@ NUM_CLASSES = {"imagenet": 1000} | {name: info.num_classes for name, info in DAT
 
 
 def build_zoo_model(name: str, num_classes: int, pretrained: bool) -> nn.Module:
-    """Build a network of the zoo; it takes images in [0, 1] and normalizes them itself.
+    """Build a model of the zoo. It takes images in [0, 1] and normalizes them itself.
+
+    Args:
+        num_classes: of the data set.
+        pretrained: load the published weights; download them if they are not in the cache.
 
     Raises:
-        RequestError: robustbench is not installed, no such ID, an ID of other data, weights that cannot be fetched.
+        RequestError: robustbench is not installed, the ID is unknown, the model is for another number of classes, or
+            its weights cannot be downloaded.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # robustbench 1.1.1 imports pkg_resources
@@ -42,54 +47,53 @@ def build_zoo_model(name: str, num_classes: int, pretrained: bool) -> nn.Module:
             raise RequestError(
                 f"model '{name}' needs the package robustbench ({err}); pip install 'robobench[robustbench]'"
             ) from err
-    found = {
-        f"{data.value}/{threat.value}/{one}": entry
-        for data, threats in model_dicts.items()
+    zoo = {
+        f"{dataset.value}/{threat.value}/{model_id}": entry
+        for dataset, threats in model_dicts.items()
         for threat, ids in threats.items()
-        for one, entry in ids.items()
+        for model_id, entry in ids.items()
     }
-    place = _place(name.removeprefix(ZOO_PREFIX), found, num_classes)
+    path = _find_model(name.removeprefix(ZOO_PREFIX), list(zoo), num_classes)
     if pretrained:
-        return _fetched(name, place, load_model)
+        return _load_pretrained(name, path, load_model)
     try:
-        return found[place]["model"]()  # type: ignore[no-any-return]
+        return zoo[path]["model"]()  # type: ignore[no-any-return]
     except Exception as err:
         raise RequestError(f"robustbench cannot build '{name}': {type(err).__name__}: {err}") from err
 
 
-def _place(name: str, found: dict[str, Any], num_classes: int) -> str:
-    """Return 'data set/threat/ID' of a name; an ID alone means the one of the data set's class count."""
-    fitting = [p for p in found if name in (p, p.split("/")[2])]
+def _find_model(name: str, paths: list[str], num_classes: int) -> str:
+    """Return the path 'data set/threat/ID' of a name; a plain ID is resolved by the number of classes."""
+    matches = [path for path in paths if name in (path, path.split("/")[2])]
+    if not matches:
+        raise unknown_name("model of RobustBench", name, {path.split("/")[2] for path in paths})
+    fitting = [path for path in matches if NUM_CLASSES[path.split("/")[0]] == num_classes]
     if not fitting:
-        raise unknown_name("model of RobustBench", name, {p.split("/")[2] for p in found})
-    same = [p for p in fitting if NUM_CLASSES[p.split("/")[0]] == num_classes]
-    if not same:
         raise RequestError(
-            f"'{ZOO_PREFIX}{fitting[0]}' is for {fitting[0].split('/')[0]}, not for {num_classes} classes"
+            f"'{ZOO_PREFIX}{matches[0]}' is for {matches[0].split('/')[0]}, not for {num_classes} classes"
         )
-    if len(same) > 1:
-        raise RequestError(f"'{ZOO_PREFIX}{name}' stands for {len(same)} networks; write one of {', '.join(same)}")
-    return same[0]
+    if len(fitting) > 1:
+        raise RequestError(f"'{ZOO_PREFIX}{name}' means {len(fitting)} models; write one of {', '.join(fitting)}")
+    return fitting[0]
 
 
-def _fetched(name: str, place: str, load_model: Any) -> nn.Module:
-    """Load a network with its weights, from the cache or else from Google Drive."""
+def _load_pretrained(name: str, path: str, load_model: Any) -> nn.Module:
+    """Load a model with its weights from the cache, or download them from Google Drive."""
     from robobench.core.paths import cache_root
 
-    data, threat, one = place.split("/")
+    dataset, threat, model_id = path.split("/")
     cache = cache_root() / "robustbench"
-    here = (cache / data / threat / f"{one}.pt").exists()
-    with tempfile.TemporaryDirectory() as fresh, contextlib.redirect_stdout(sys.stderr):
+    cached = (cache / dataset / threat / f"{model_id}.pt").exists()
+    with tempfile.TemporaryDirectory() as download, contextlib.redirect_stdout(sys.stderr):
+        folder = str(cache) if cached else download
         try:
-            model: nn.Module = load_model(
-                one, model_dir=str(cache if here else fresh), dataset=data, threat_model=threat
-            )
-        except Exception as err:  # no network, a page instead of a file, a pickle that would run code
+            model: nn.Module = load_model(model_id, model_dir=folder, dataset=dataset, threat_model=threat)
+        except Exception as err:  # no internet, a web page instead of the file, a pickle that would run code
             why = f"{type(err).__name__}: {' '.join(str(err).split())[:100]}"
             raise RequestError(
-                f"weights of '{name}' cannot be loaded ({why}); fetch them from Google Drive by hand and give the "
+                f"weights of '{name}' cannot be loaded ({why}); download them from Google Drive by hand and give the "
                 f"file: robobench evaluate FILE --model {name}"
             ) from err
-        if not here:
-            shutil.copytree(Path(fresh), cache, dirs_exist_ok=True)
+        if not cached:
+            shutil.copytree(Path(download), cache, dirs_exist_ok=True)
     return model.eval()

@@ -1,4 +1,4 @@
-"""Networks by a user's function, FILE.py:FUNCTION or package.module:FUNCTION: what stands behind it, and calling it."""
+"""User factories FILE.py:FUNCTION and package.module:FUNCTION: find, read and call the function that builds a model."""
 
 from __future__ import annotations
 
@@ -22,52 +22,57 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def source_file(name: str) -> Path:
-    """Return the file behind FILE.py:FUNCTION or package.module:FUNCTION, without running it.
+def find_source_file(name: str) -> Path:
+    """Return the source file of FILE.py:FUNCTION or package.module:FUNCTION without importing it.
+
+    Parent packages of a module are imported.
 
     Raises:
-        RequestError: no such file or module.
+        RequestError: the file or module does not exist.
     """
-    where, _, function = name.rpartition(":")
-    if where.endswith(".py"):
-        if not Path(where).is_file():
-            raise RequestError(f"no file '{where}' for model '{name}'; write FILE.py:FUNCTION")
-        return Path(where).resolve()
-    if not re.fullmatch(r"[\w.]+", where):
+    source, _, function = name.rpartition(":")
+    if source.endswith(".py"):
+        if not Path(source).is_file():
+            raise RequestError(f"no file '{source}' for model '{name}'; write FILE.py:FUNCTION")
+        return Path(source).resolve()
+    if not re.fullmatch(r"[\w.]+", source):
         raise RequestError(f"unknown model '{name}'; write package.module:{function or 'FUNCTION'} or FILE.py:FUNCTION")
     try:
         with _importing_from(Path.cwd()):
-            found = importlib.util.find_spec(where)
+            found = importlib.util.find_spec(source)
     except (ImportError, ValueError):
         found = None
     if found is None or not found.origin or not Path(found.origin).is_file():
         raise RequestError(
-            f"no module '{where}' for model '{name}'; write package.module:{function} or FILE.py:{function}"
+            f"no module '{source}' for model '{name}'; write package.module:{function} or FILE.py:{function}"
         )
     return Path(found.origin)
 
 
 def read_sources(name: str) -> list[bytes]:
-    """Read the file behind a factory, then every local file that it imports at any depth; nothing is run.
+    """Read a factory's source file and all local files that it imports, directly or indirectly.
 
-    Local is what lies below the folder that its imports start from: of FILE.py its own, of package.module the one the
-    package lies in; of an installed package the package alone.
+    Local files are below the import root: the folder of FILE.py, or the folder that contains the package. For an
+    installed package, only the package itself is local.
+
+    Returns:
+        The source file first, then the others sorted by path.
     """
-    where, file = name.rpartition(":")[0], source_file(name)
-    root, start, own = file.parent, [file], ""
-    if not where.endswith(".py"):
-        root = file.parents[where.count(".") + (file.name == "__init__.py")]
-        start, own = [*_modules(root, where), file], where.partition(".")[0]
+    source, file = name.rpartition(":")[0], find_source_file(name)
+    root, pending, package = file.parent, [file], ""
+    if not source.endswith(".py"):
+        root = file.parents[source.count(".") + (file.name == "__init__.py")]
+        pending, package = [*_module_files(root, source), file], source.partition(".")[0]
     installed = root.name in ("site-packages", "dist-packages")
     texts: dict[Path, bytes] = {}
-    while start:
-        path = start.pop()
+    while pending:
+        path = pending.pop()
         if path not in texts:
-            again = path == file and where.endswith(".py")  # runs whenever it is built; Python imports others once
-            texts[path] = path.read_bytes() if again else _read_once(path)
-            for base, module in _imports(path, texts[path], root):
-                if base != root or not installed or module.partition(".")[0] == own:
-                    start += _modules(base, module)
+            reread = path == file and source.endswith(".py")  # executed on each build; Python imports the others once
+            texts[path] = path.read_bytes() if reread else _read_once(path)
+            for base, module in _find_imports(path, texts[path], root):
+                if base != root or not installed or module.partition(".")[0] == package:
+                    pending += _module_files(base, module)
     return [texts.pop(file), *(texts[path] for path in sorted(texts))]
 
 
@@ -76,18 +81,18 @@ def _read_once(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _modules(base: Path, name: str) -> Iterator[Path]:
-    """Find the files that importing a dotted name from a folder may run."""
+def _module_files(base: Path, name: str) -> Iterator[Path]:
+    """Yield the files that importing a dotted name from a folder may execute."""
     for part in name.split("."):
         base = base / part
         yield from (path for path in (base.parent / f"{part}.py", base / "__init__.py") if path.is_file())
 
 
-def _imports(path: Path, text: bytes, root: Path) -> Iterator[tuple[Path, str]]:
-    """Find what a file imports: dotted names, and the folders that they start from."""
+def _find_imports(path: Path, text: bytes, root: Path) -> Iterator[tuple[Path, str]]:
+    """Yield what a file imports: (folder from which the name is resolved, dotted name)."""
     try:
         nodes = list(ast.walk(ast.parse(text)))
-    except (SyntaxError, ValueError):  # nothing imports it with success
+    except (SyntaxError, ValueError):  # cannot be imported
         return
     for node in nodes:
         if isinstance(node, ast.Import):
@@ -98,25 +103,29 @@ def _imports(path: Path, text: bytes, root: Path) -> Iterator[tuple[Path, str]]:
 
 
 def build_user_model(name: str, num_classes: int) -> nn.Module:
-    """Import the user's function and call it with the number of classes; what fails becomes one line."""
+    """Import the user's function and call it with the number of classes.
+
+    Raises:
+        RequestError: the import or the call fails, or the result is not an nn.Module.
+    """
     from torch import nn
 
-    where, _, function = name.rpartition(":")
-    file = source_file(name)
+    source, _, function = name.rpartition(":")
+    file = find_source_file(name)
     try:
-        if where.endswith(".py"):
+        if source.endswith(".py"):
             tag = f"robobench_model_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
             with _importing_from(file.parent):
                 module = import_file(tag, file)
         else:
             with _importing_from(Path.cwd()):
-                module = importlib.import_module(where)
+                module = importlib.import_module(source)
     except Exception as err:
         raise RequestError(f"model '{name}' fails to import: {one_line(err)}") from err
     make = getattr(module, function, None)
     if not callable(make):
         names = sorted(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))
-        raise unknown_name(f"function in {where}", function, names)
+        raise unknown_name(f"function in {source}", function, names)
     try:
         net = make(num_classes)
     except Exception as err:
@@ -128,7 +137,7 @@ def build_user_model(name: str, num_classes: int) -> nn.Module:
 
 @contextmanager
 def _importing_from(folder: Path) -> Iterator[None]:
-    """Let imports see a folder first, as `python FILE.py` would."""
+    """Put a folder first on the import path, as `python FILE.py` does."""
     sys.path.insert(0, str(folder))
     try:
         yield

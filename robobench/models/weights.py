@@ -1,4 +1,4 @@
-"""Reads a network's weights from any usual file, and loads them strictly; no code in a file ever runs."""
+"""Read weights from the usual file formats and load them strictly. Code in a file is never executed."""
 
 from __future__ import annotations
 
@@ -15,20 +15,18 @@ if TYPE_CHECKING:
     from robobench.models.wrapper import PreprocessedModel
 
 
-CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "last", "best")
-
-PREFIXES = ("module.", "model.", "_orig_mod.", "1.")  # DataParallel, Lightning, torch.compile, after a normalization
-
-NORMALIZATION_KEYS = ("mu", "sigma", "mean", "std")  # a stranger's normalization; ours is in the model's spec
+CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "last", "best")  # keys of a nested state dict
+PREFIXES = ("module.", "model.", "_orig_mod.", "1.")  # DataParallel, Lightning, torch.compile, Sequential
+NORMALIZATION_KEYS = ("mu", "sigma", "mean", "std")  # other projects save normalization; ours is in the model's spec
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read a state dict from safetensors, or from what torch.save wrote, in any usual wrapping.
+    """Read a state dict from a safetensors file or a file of torch.save.
 
-    Containers ('state_dict', 'model', 'net', 'last', 'best') are opened, prefixes ('module.', 'model.') stripped.
+    Nested dicts (CONTAINERS) are unpacked, and prefixes that all keys share (PREFIXES) are removed.
 
     Raises:
-        RequestError: no such file, damaged, not weights, or a pickle that would run code.
+        RequestError: the file is missing, damaged, holds no weights, or is a pickle that would run code.
     """
     import torch
 
@@ -44,26 +42,26 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             found = load_file(path)
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as err:  # damaged files fail in many ways, and code in a pickle in one more
+    except Exception as err:  # many types: damage of zip, pickle or header; a pickle with code
         why = " ".join(str(err).split()).split(". ")[0][:120]
         raise RequestError(f"cannot read weights from '{path}' ({type(err).__name__}: {why}); {allowed}") from err
     while isinstance(found, dict) and (inner := [found[c] for c in CONTAINERS if isinstance(found.get(c), dict)]):
         found = inner[0]
     if not isinstance(found, dict) or not any(isinstance(v, torch.Tensor) for v in found.values()):
-        raise RequestError(f"'{path}' holds no state dict but {_contents(found)}; {allowed}")
-    strangers = [str(k) for k, v in found.items() if not isinstance(v, torch.Tensor)]
-    if strangers:
-        raise RequestError(f"'{path}' holds '{strangers[0]}' among its weights, which is no tensor; {allowed}")
+        raise RequestError(f"'{path}' holds {_describe(found)}, not a state dict; {allowed}")
+    others = [str(k) for k, v in found.items() if not isinstance(v, torch.Tensor)]
+    if others:
+        raise RequestError(f"entry '{others[0]}' of '{path}' is not a tensor; {allowed}")
     return _strip_prefixes(found)
 
 
 def _is_normalization_constant(key: str, value: Tensor) -> bool:
-    """Tell whether an entry may be a constant of a normalization."""
+    """Return True if an entry may be a mean or standard deviation of a normalization layer."""
     return key.split(".")[-1] in NORMALIZATION_KEYS and value.numel() <= 3
 
 
 def _strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Drop the prefixes that every key shares, but for normalization constants, which may stand beside the network."""
+    """Remove prefixes that all keys share. Normalization constants may lack the prefix."""
     for prefix in PREFIXES * 2:
         keys = [key for key, value in state.items() if not _is_normalization_constant(key, value)]
         if keys and all(key.startswith(prefix) for key in keys):
@@ -71,96 +69,110 @@ def _strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def _contents(found: object) -> str:
-    """Say what a file holds, for the message that refuses it."""
+def _describe(found: object) -> str:
+    """Describe the content of a file for an error message."""
     if isinstance(found, dict):
         keys = ", ".join(map(str, list(found)[:4]))
         return f"a dict with {keys}" if keys else "an empty dict"
     return f"a {type(found).__name__}"
 
 
-def _named(model: PreprocessedModel, found: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return a file's entries by the model's names for them, and normalization constants that the model has not."""
-    own = model.state_dict().keys()
-    names: list[Callable[[str], str]] = [str, model.map_key, lambda key: model.map_key(key.removeprefix("net."))]
-    names += [lambda key, prefix=prefix: f"net.{prefix}{key}" for prefix in PREFIXES]  # type: ignore[misc]
-    strays = {key: value for key, value in found.items() if _is_normalization_constant(key, value)}
-    layouts = [{name(key): value for key, value in found.items() if key not in strays} for name in names]
-    state, foreign = max(layouts, key=lambda layout: len(layout.keys() & own)), {}
-    for key, value in strays.items():
-        mine = next((name(key) for name in names if name(key) in own), None)
-        if mine is None:
-            foreign[key] = value
-        else:
-            state[mine] = value
-    return state, foreign
+def _match_names(model: PreprocessedModel, found: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return a file's entries under the model's names, and the normalization constants that the model does not have.
 
-
-def infer_class_count(model: PreprocessedModel, found: dict[str, Tensor], classes: int) -> int:
-    """Return for how many classes a file's entries are, given a model like theirs for `classes`; that where none tells.
-
-    The head is what differs between networks for different numbers of classes, in its first dimension only.
+    Of all known naming schemes, the one with the most names of the model is used.
     """
-    state, _ = _named(model, found)
-    heads = [key for key, value in model.state_dict().items() if value.dim() and len(value) == classes and key in state]
-    shapes = {key: (state[key].shape, model.state_dict()[key].shape) for key in heads}
-    others = {theirs[0] for theirs, ours in shapes.values() if theirs != ours and theirs[1:] == ours[1:]}
-    return int(others.pop()) if len(others) == 1 else classes
+    expected = model.state_dict().keys()
+    schemes: list[Callable[[str], str]] = [str, model.map_key, lambda key: model.map_key(key.removeprefix("net."))]
+    schemes += [lambda key, prefix=prefix: f"net.{prefix}{key}" for prefix in PREFIXES]  # type: ignore[misc]
+    constants = {key: value for key, value in found.items() if _is_normalization_constant(key, value)}
+    renamed = [{name(key): value for key, value in found.items() if key not in constants} for name in schemes]
+    state, unused = max(renamed, key=lambda entries: len(entries.keys() & expected)), {}
+    for key, value in constants.items():
+        match = next((name(key) for name in schemes if name(key) in expected), None)
+        if match is None:
+            unused[key] = value
+        else:
+            state[match] = value
+    return state, unused
+
+
+def infer_class_count(model: PreprocessedModel, found: dict[str, Tensor], num_classes: int) -> int:
+    """Return the number of classes of a file's weights; `num_classes` if it cannot be inferred.
+
+    The head is found by comparison with a model for `num_classes`: only its first dimension may differ.
+
+    Args:
+        model: the same architecture, for `num_classes`.
+        found: the file's entries, as `read_weights` returns them.
+    """
+    state, _ = _match_names(model, found)
+    ours = {key: value.shape for key, value in model.state_dict().items() if key in state}
+    heads = [key for key, shape in ours.items() if len(shape) and shape[0] == num_classes]
+    counts = {
+        state[key].shape[0] for key in heads if state[key].shape != ours[key] and state[key].shape[1:] == ours[key][1:]
+    }
+    return int(counts.pop()) if len(counts) == 1 else num_classes
 
 
 def load_weights(model: PreprocessedModel, path: str | Path) -> list[str]:
-    """Load a file into a built model, strictly; its names may be ours or those of the bare network.
+    """Load a weights file into a model, strictly. The file may use our parameter names or the unwrapped network's.
 
     Returns:
-        A line for each normalization constant of the file that the model has not, and that differs from the model's.
+        One warning for each normalization constant of the file that differs from the model's normalization.
 
     Raises:
-        RequestError: as `read_weights`; another number of classes; a missing, unexpected or misshapen entry.
+        RequestError: as `read_weights`; another number of classes; a missing or unexpected entry or a wrong shape.
     """
-    own = model.state_dict()
-    state, foreign = _named(model, read_weights(path))
-    for key in own.keys() - state.keys():
-        tail = key.split(".")[-1]  # older files lack the count, which nothing reads, or hold no constants
-        if tail == "num_batches_tracked" or (tail in NORMALIZATION_KEYS and own[key].numel() <= 3):
-            state[key] = own[key]
-    missing, unexpected = [k for k in own if k not in state], [k for k in state if k not in own]
+    expected = model.state_dict()
+    state, unused = _match_names(model, read_weights(path))
+    for key in expected.keys() - state.keys():
+        tail = key.split(".")[-1]  # older files lack num_batches_tracked, which is unused, or normalization constants
+        if tail == "num_batches_tracked" or (tail in NORMALIZATION_KEYS and expected[key].numel() <= 3):
+            state[key] = expected[key]
+    _check_entries(expected, state, path)
+    model.load_state_dict(state)
+    warnings = (_normalization_warning(model, key, value, path) for key, value in unused.items())
+    return [warning for warning in warnings if warning is not None]
+
+
+def _check_entries(expected: dict[str, Tensor], state: dict[str, Tensor], path: str | Path) -> None:
+    """Raise RequestError unless a file's entries have the names and shapes of the model's."""
+    missing, unexpected = [k for k in expected if k not in state], [k for k in state if k not in expected]
     if missing or unexpected:
         first = f"'{missing[0]}' is missing" if missing else f"'{unexpected[0]}' is unexpected"
         raise RequestError(
             f"weights '{path}' do not fit the model: {first} ({len(missing)} missing, {len(unexpected)} "
-            f"unexpected of {len(own)}); give the --model, stem and image size they were trained with"
+            f"unexpected of {len(expected)}); give the --model, stem and image size they were trained with"
         )
-    classes, own_classes = (len(s["head.weight"]) if "head.weight" in s else 0 for s in (state, own))
-    if classes != own_classes:
+    found, classes = (len(s["head.weight"]) if "head.weight" in s else 0 for s in (state, expected))
+    if found != classes:
         raise RequestError(
-            f"weights '{path}' have {classes} classes, the data set has {own_classes}; give weights or a data set "
-            "that match"
+            f"weights '{path}' have {found} classes, the data set has {classes}; give weights or a data set that match"
         )
-    for key, value in own.items():
+    for key, value in expected.items():
         if state[key].shape != value.shape:
             raise RequestError(
                 f"weights '{path}' do not fit the model: '{key}' has shape {tuple(state[key].shape)}, "
                 f"not {tuple(value.shape)}; give the --model, stem and image size they were trained with"
             )
-    model.load_state_dict(state)
-    said = []
-    for key, value in foreign.items():
-        ours = (model.mean if key.split(".")[-1] in ("mean", "mu") else model.std).flatten().cpu()
-        if (
-            model.normalizes_input
-            and value.numel() in (1, 3)
-            and bool(((value.flatten().cpu() - ours).abs() > 0.01).any())
-        ):
-            theirs, own_values = (", ".join(f"{v:.4g}" for v in values.flatten().tolist()) for values in (value, ours))
-            said.append(
-                f"weights '{path}' hold '{key}' = {theirs}, the model normalizes with {own_values}; give --mean and "
-                "--std if they were trained with theirs"
-            )
-    return said
+
+
+def _normalization_warning(model: PreprocessedModel, key: str, value: Tensor, path: str | Path) -> str | None:
+    """Return a warning if a normalization constant of a file differs from the model's; else None."""
+    ours = (model.mean if key.split(".")[-1] in ("mean", "mu") else model.std).flatten().cpu()
+    theirs = value.flatten().cpu()
+    if not model.normalizes_input or len(theirs) not in (1, 3) or not bool(((theirs - ours).abs() > 0.01).any()):
+        return None
+    file_values, model_values = (", ".join(f"{v:.4g}" for v in values.tolist()) for values in (theirs, ours))
+    return (
+        f"weights '{path}' hold '{key}' = {file_values}, the model normalizes with {model_values}; give --mean and "
+        "--std if they were trained with theirs"
+    )
 
 
 def state_digest(module: nn.Module) -> str:
-    """SHA-256 over the bytes of a network's weights and buffers."""
+    """Return the SHA-256 of a model's parameters and buffers."""
     import torch
 
     digest = hashlib.sha256()

@@ -1,7 +1,6 @@
-"""Classifiers as robobench runs them, and the small CIFAR networks that timm does not have.
+"""Wrappers that put resizing and normalization inside the model, so that every model takes images in [0, 1].
 
-`Prepared` puts resizing and normalization inside the network, so that images in [0, 1] go in everywhere;
-`Classifier` adds the protocol (`features`, `head`) that some defenses need.
+`Classifier` adds `features` and `head`, which some defenses need.
 """
 
 from __future__ import annotations
@@ -13,17 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Triple = tuple[float, float, float]
+Channels = tuple[float, float, float]
 
 
 class PreprocessedModel(nn.Module):
-    """A network behind its input preparation: (B, 3, H, W) in [0, 1] -> (B, K) float32 logits.
+    """A network with input preprocessing: (B, 3, H, W) in [0, 1] -> (B, K) float32 logits.
 
     Args:
-        net: what runs on the prepared images.
-        image_size: side the network sees; 0 leaves images as they come.
-        interpolation: how images of another side are resized; smaller ones get antialiasing.
-        mean, std: of each channel; zeros and ones leave values as they are.
+        net: maps preprocessed images to logits.
+        image_size: side in pixels to which images are resized; 0 keeps their size.
+        interpolation: "bilinear", "bicubic" or "nearest". Downsampling is antialiased, except "nearest".
+        mean, std: of each channel, on the [0, 1] scale; zeros and ones switch normalization off.
     """
 
     mean: Tensor
@@ -35,8 +34,8 @@ class PreprocessedModel(nn.Module):
         net: nn.Module,
         image_size: int = 0,
         interpolation: str = "bilinear",
-        mean: Triple = (0.0, 0.0, 0.0),
-        std: Triple = (1.0, 1.0, 1.0),
+        mean: Channels = (0.0, 0.0, 0.0),
+        std: Channels = (1.0, 1.0, 1.0),
     ) -> None:
         super().__init__()
         self.net, self.image_size, self.interpolation = net, image_size, interpolation
@@ -45,7 +44,7 @@ class PreprocessedModel(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Resize to the network's side, then normalize; both are differentiated through."""
+        """Resize and normalize images; differentiable."""
         size = self.image_size
         if size and images.shape[-2:] != (size, size):
             smooth = self.interpolation != "nearest"
@@ -62,20 +61,20 @@ class PreprocessedModel(nn.Module):
         return cast(Tensor, self.net(self.prepare(images))).float()
 
     def map_key(self, key: str) -> str:
-        """Turn a parameter's name in the bare network, as strangers' files have it, into its name here."""
+        """Map a parameter name of the unwrapped network to its name in this wrapper."""
         return "net." + key
 
 
 class Classifier(PreprocessedModel):
-    """A network cut before its linear head: `forward` is `head(features(images))`.
+    """A feature extractor and a linear head: `forward` is `head(features(images))`.
 
     To retrain the head, change `head` in place or assign a new nn.Linear.
 
     Args:
-        net: prepared images -> (B, D), pooled.
-        head: (B, D) -> (B, K).
-        bare_head: name of the head where the network is one module, as in strangers' weight files.
-        renames: (pattern, replacement) pairs that turn other projects' parameter names into ours.
+        net: maps preprocessed images to pooled features (B, D).
+        head: maps features (B, D) to logits (B, K).
+        head_name: name of the head in the unwrapped network, as in other projects' weight files.
+        renames: (regular expression, replacement) pairs that map other projects' parameter names to ours.
     """
 
     def __init__(
@@ -83,22 +82,22 @@ class Classifier(PreprocessedModel):
         net: nn.Module,
         head: nn.Linear,
         *args: Any,
-        bare_head: str = "fc",
+        head_name: str = "fc",
         renames: tuple[tuple[str, str], ...] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(net, *args, **kwargs)
-        self.head, self.head_name, self.renames = head, bare_head, renames
+        self.head, self.head_name, self.renames = head, head_name, renames
 
     def features(self, images: Tensor) -> Tensor:
-        """Return (B, D) float32: after global pooling, before the head."""
+        """Return features (B, D) float32: after global pooling, before the head."""
         return cast(Tensor, self.net(self.prepare(images))).float()
 
     def forward(self, images: Tensor) -> Tensor:
         return cast(Tensor, self.head(self.features(images))).float()
 
     def map_key(self, key: str) -> str:
-        """Turn a parameter's name in the bare network, timm's or another project's, into its name here."""
+        """Map a parameter name of the unwrapped network (timm's or another project's) to its name in this wrapper."""
         for pattern, replacement in self.renames:
             key = re.sub(pattern, replacement, key)
         head = self.head_name + "."
@@ -106,7 +105,7 @@ class Classifier(PreprocessedModel):
 
 
 class UserModel(PreprocessedModel):
-    """A user's own network, left whole; `features` and `head` appear here where it has them."""
+    """A user's, RobustBench's or timm's network, not split; has `features` and `head` if the network has them."""
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -1,5 +1,5 @@
-"""The MACD paper beside robobench: its published numbers, the runs that answer them, and pictures.
+"""The MACD paper: its published numbers, the experiments that reproduce them, and both side by side.
 
-The data stand in `leaderboards/published/macd-paper/`: `tables.json` has every printed number, `runs.json` says
-which defense, attack and settings answer it.
+The data are in `leaderboards/published/macd-paper/`: `tables.json` holds every printed number, `runs.json` maps each
+to a defense, an attack and settings of robobench.
 """

@@ -1,10 +1,11 @@
-"""Text tables in the formats of robobench, for the paper's tables and for ours beside them."""
+"""Tables of text in the formats of robobench: published tables, and comparisons with measured numbers."""
 
 from __future__ import annotations
 
 import html
 import io
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -21,16 +22,19 @@ FORMATS = ("table", "md", "csv", "latex", "json", "html")
 
 
 def check_format(form: str) -> None:
-    """Raise RequestError for a format that tables are not written in."""
+    """Raise RequestError for an unknown table format."""
     if form not in FORMATS:
         raise unknown_name("format", form, FORMATS)
 
 
-def write(frame: pd.DataFrame, title: str, notes: list[str], form: str, raw: list[dict[str, Any]]) -> str:
-    """Write a frame of text as a table; csv and json hold the records `raw` instead, unrounded.
+def write(frame: pd.DataFrame, title: str, notes: list[str], form: str, raw: Sequence[Mapping[str, Any]]) -> str:
+    """Return a table of text in the format `form`, with notes below it.
+
+    Args:
+        raw: unrounded records, which csv and json hold instead of the text.
 
     Raises:
-        RequestError: an unknown format.
+        RequestError: unknown format.
     """
     check_format(form)
     if form == "csv":
@@ -52,14 +56,14 @@ def write(frame: pd.DataFrame, title: str, notes: list[str], form: str, raw: lis
     for values in frame.itertuples(index=False):
         table.add_row(*map(str, values))
     buffer = io.StringIO()
-    real = Console()
-    console = Console(file=buffer, width=real.width if real.is_terminal else 160)
+    terminal = Console()
+    console = Console(file=buffer, width=terminal.width if terminal.is_terminal else 160)
     console.print(table)
     return buffer.getvalue() + "".join(f"{note}\n" for note in notes)
 
 
 def published_table(table: str, form: str) -> str:
-    """Write one of the paper's tables; raises RequestError for an unknown table or format."""
-    columns, lines = published.layout(published.check(table))
-    frame = pd.DataFrame([[row, *cells] for row, cells in lines.items()], columns=["", *columns])
+    """Return one of the paper's tables as text; raises RequestError for an unknown table or format."""
+    columns, rows = published.layout(published.check_table(table))
+    frame = pd.DataFrame([[row, *cells] for row, cells in rows.items()], columns=["", *columns])
     return write(frame, published.title(table), published.notes(table), form, published.records(table))

@@ -1,6 +1,6 @@
-"""From a table of the paper to requests: which defense, network, radius and setting answers each number.
+"""Requests that reproduce a table: which defense, model, radius and settings belong to each published number.
 
-Everything is looked up in `runs.json`; a scale there says what stands in for what, and what is reduced.
+Everything comes from `runs.json`. Each of its scales defines substitutes and reductions.
 """
 
 from __future__ import annotations
@@ -20,65 +20,69 @@ from robobench.planning.parsing import parse_sets
 from robobench.planning.request import ExperimentConfig
 from robobench.plugins.discovery import load_defense
 
-TRAINED_ON = "Linf"  # every defense of the paper trains against this norm
-
-TIMED = ("CIFAR-10", "ResNet50")  # 4.4 does not say on which network; the paper's ablations use this one
+TRAIN_NORM = "Linf"  # every defense of the paper trains against this norm
+TIMED = ("CIFAR-10", "ResNet50")  # section 4.4 does not name the model; the paper's ablations use this one
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How large the answer is: the preset, what stands in for data sets and networks, what is reduced."""
+    """How large the experiments are: a preset, substitutes for data sets and models, and reductions."""
 
     name: str
-    values: dict[str, Any]
-    swapped: dict[str, str]  # data set -> the one at hand that stands in for it
+    values: dict[str, Any]  # the entry of runs.json
+    substituted: dict[str, str]  # unavailable data set -> its substitute
 
     @classmethod
     def load(cls, name: str, data_dir: Path | None = None) -> Scale:
-        """Look a scale up; where it allows a stand-in, a data set that is not at hand is replaced.
+        """Return a scale. Where it allows a substitute, a data set that is not available is replaced.
 
         Raises:
-            RequestError: no such scale.
+            RequestError: unknown scale.
         """
-        scales = published.answers()["scales"]
+        scales = published.mapping()["scales"]
         if name not in scales:
             raise unknown_name("preset of the paper's tables", name, scales)
-        stand_in: dict[str, str] = scales[name].get("stand_in", {})
-        return cls(name, scales[name], {k: v for k, v in stand_in.items() if not at_hand(k, data_dir)})
+        substitutes: dict[str, str] = scales[name].get("substitutes", {})
+        return cls(name, scales[name], {k: v for k, v in substitutes.items() if not is_available(k, data_dir)})
 
     def dataset(self, printed: str) -> str:
-        """Return robobench's name of the data set that answers for one of the paper's."""
+        """Return robobench's data set for one of the paper's."""
         name: str = self.values["datasets"][printed]
-        return self.swapped.get(name, name)
+        return self.substituted.get(name, name)
 
     def model(self, printed: str) -> str:
-        """Return robobench's name of the network that answers for one of the paper's."""
+        """Return robobench's model name for one of the paper's models."""
         return str(self.values["models"][printed])
 
     def eps(self, printed: str) -> str:
-        """Return the radius that answers for one of the paper's, as text."""
+        """Return the radius used for one of the paper's, as text."""
         return str(self.values["eps"][printed])
 
     def notes(self, places: Iterable[tuple[str, str]], topics: Iterable[str] = ()) -> list[str]:
-        """Say what stands in for (data set, network) pairs, and what is reduced, in general and on some topics."""
-        own = Scale(published.OWN_SCALE, published.answers()["scales"][published.OWN_SCALE], {})
+        """Return notes on substitutes and reductions.
+
+        Args:
+            places: (data set, model) pairs as the paper names them.
+            topics: tables and attacks whose notes are included.
+        """
+        full = Scale(published.FULL_SCALE, published.mapping()["scales"][published.FULL_SCALE], {})
         out = [
-            f"{ours} stands in for {printed}"
+            f"{printed} is replaced by {ours}"
             for dataset, model in places
             for printed, ours, literal in (
-                (dataset, self.dataset(dataset), own.dataset(dataset)),
-                (model, self.model(model), own.model(model)),
+                (dataset, self.dataset(dataset), full.dataset(dataset)),
+                (model, self.model(model), full.model(model)),
             )
             if ours != literal
         ]
         radii = {k: v for k, v in self.values["eps"].items() if k != v}
-        out += [f"radius {name} stands in for {printed}" for printed, name in radii.items()]
-        of: dict[str, list[str]] = self.values.get("notes_of", {})
-        return [*dict.fromkeys(out), *self.values["notes"], *(note for topic in topics for note in of.get(topic, []))]
+        out += [f"radius {printed} is replaced by {ours}" for printed, ours in radii.items()]
+        by_topic: dict[str, list[str]] = self.values.get("notes_of", {})
+        return [*dict.fromkeys(out), *self.values["notes"], *(note for t in topics for note in by_topic.get(t, []))]
 
 
-def at_hand(name: str, data_dir: Path | None) -> bool:
-    """Say whether a data set can be read without a download."""
+def is_available(name: str, data_dir: Path | None) -> bool:
+    """Return whether a data set can be read without a download."""
     try:
         load_dataset(name, data_dir=data_dir, need_train=True, download=False)
     except RequestError:
@@ -88,18 +92,18 @@ def at_hand(name: str, data_dir: Path | None) -> bool:
 
 @dataclass(frozen=True)
 class Group:
-    """Networks that share a data set, an architecture and settings, and so their requests."""
+    """Models that share data set, architecture and settings, and therefore requests."""
 
     dataset: str  # as the paper names it
-    model: str
+    model: str  # as the paper names it
     settings: tuple[str, ...]  # what an ablation changes, NAME.FIELD=VALUE
 
 
-def settings(record: Record, scale: Scale) -> tuple[str, ...]:
-    """Return what a number's network changes against the paper's own method: an ablation is config, not code."""
-    answers = published.answers()
-    changed = dict(answers["ablations"].get(record["defence"], {}))
-    for field, name in answers["varied"].items():
+def ablation_settings(record: Record, scale: Scale) -> tuple[str, ...]:
+    """Return the settings of a number's model that differ from the paper's method, NAME.FIELD=VALUE."""
+    mapping = published.mapping()
+    changed = dict(mapping["ablations"].get(record["defence"], {}))
+    for field, name in mapping["varied"].items():
         if field in record:
             value = str(record[field])
             changed[name] = scale.values.get("values", {}).get(field, {}).get(value, value)
@@ -107,13 +111,13 @@ def settings(record: Record, scale: Scale) -> tuple[str, ...]:
 
 
 def group_of(record: Record, scale: Scale) -> Group:
-    """Return the group whose requests answer a number."""
-    return Group(record["dataset"], record["model_corrected"], settings(record, scale))
+    """Return the group that a number belongs to."""
+    return Group(record["dataset"], record["model_corrected"], ablation_settings(record, scale))
 
 
 def attacks_of(table: str) -> dict[str, list[str]]:
-    """Return a table's attacks and radii as printed; where it states none, what robobench takes."""
-    unstated = published.answers()["unstated"]
+    """Return a table's attacks and their radii as printed, or robobench's choice where the table states none."""
+    unstated = published.mapping()["unstated"]
     out: dict[str, dict[str, None]] = {}
     for r in published.records(table):
         if r["attack"] != "none":
@@ -121,70 +125,73 @@ def attacks_of(table: str) -> dict[str, list[str]]:
     return {attack: list(eps) for attack, eps in out.items()} or {unstated["attack"]: [unstated["eps"]]}
 
 
-def requests(table: str, scale: Scale, base: ExperimentConfig) -> dict[Group, list[ExperimentConfig]]:
-    """Resolve a table into requests: the paper's protocol with its own tool, and white-box with the reference attacks.
+def table_requests(table: str, scale: Scale, base: ExperimentConfig) -> dict[Group, list[ExperimentConfig]]:
+    """Return the requests of a table: transfer with the paper's attack library, white-box with the reference attacks.
 
     Args:
-        base: flags that hold for all of them (store, device, a user's `sets`, `examples`, `epochs`).
+        base: flags that hold for all requests (store, device, a user's `sets`, `examples`, `epochs`).
 
     Raises:
-        RequestError: the base's `sets` name something that no request of this table uses.
+        RequestError: `sets` of the base name something that no request of this table uses.
     """
-    answers = published.answers()
+    mapping = published.mapping()
     defenses: dict[Group, dict[str, None]] = {}
     for r in published.records(table):
-        defenses.setdefault(group_of(r, scale), {})[answers["defenses"][r["defence"]]] = None
-    made = {
+        defenses.setdefault(group_of(r, scale), {})[mapping["defenses"][r["defence"]]] = None
+    by_group = {
         group: [
             _request(group, tuple(defenses[group]), part, scale, base)
-            for part in (*_transfer(table, scale), _white_box(table, scale))
+            for part in (*_transfer_parts(table, scale), _white_box_part(table, scale))
         ]
         for group in defenses
     }
-    used = {name for group in made.values() for request in group for name in _names(request)}
+    used = {name for requests in by_group.values() for request in requests for name in _settable_names(request)}
     for name in parse_sets(base.sets):
         if name not in used:
             raise unknown_name("name in --set", name, used)
-    return made
+    return by_group
 
 
-def training_request(scale: Scale, base: ExperimentConfig) -> ExperimentConfig:
-    """Return the request that trains every timed method of section 4.4 and attacks nothing."""
-    answers = published.answers()
-    chosen = tuple(answers["defenses"][name] for name in answers["times"])
+def timing_request(scale: Scale, base: ExperimentConfig) -> ExperimentConfig:
+    """Return the request that trains every timed method of section 4.4, without attacks."""
+    mapping = published.mapping()
+    chosen = tuple(mapping["defenses"][name] for name in mapping["times"])
     return _request(Group(*TIMED, ()), chosen, {"attacks": ()}, scale, base)
 
 
 def method_request(scale: Scale, base: ExperimentConfig) -> ExperimentConfig:
-    """Return the request that trains the paper's own method and attacks nothing."""
-    name = published.answers()["defenses"][published.METHOD]
+    """Return the request that trains the paper's method, without attacks."""
+    name = published.mapping()["defenses"][published.METHOD]
     return _request(Group(*TIMED, ()), (name,), {"attacks": ()}, scale, base)
 
 
-def _transfer(table: str, scale: Scale) -> list[dict[str, Any]]:
-    """Return the transfer part: a request a norm, since the paper's tool takes the norm from the request."""
+def _transfer_parts(table: str, scale: Scale) -> list[dict[str, Any]]:
+    """Return the transfer fields of the requests, one request per norm.
+
+    The library's attacks take the norm from the request.
+    """
     by_norm: dict[str, dict[str, list[str]]] = {}
     for attack, eps in attacks_of(table).items():
-        by_norm.setdefault(published.answers()["attacks"][attack]["norm"], {})[attack] = eps
+        by_norm.setdefault(published.mapping()["attacks"][attack]["norm"], {})[attack] = eps
     return [
         {
             "protocol": "transfer",
             "norm": norm,
-            "attacks": tuple(published.answers()["attacks"][attack]["transfer"] for attack in attacks),
+            "attacks": tuple(published.mapping()["attacks"][attack]["transfer"] for attack in attacks),
             "eps": (_radii(attacks.values(), scale),),
         }
         for norm, attacks in by_norm.items()
     ]
 
 
-def _white_box(table: str, scale: Scale) -> dict[str, Any]:
-    """Return the white-box part; a radius of L2 is the number of the Linf radius, as in the paper."""
-    attacks = {attack: published.answers()["attacks"][attack] for attack in attacks_of(table)}
+def _white_box_part(table: str, scale: Scale) -> dict[str, Any]:
+    """Return the white-box fields of a request. L2 radii equal the Linf radii in number, as in the paper."""
+    attacks = {attack: published.mapping()["attacks"][attack] for attack in attacks_of(table)}
     norms = dict.fromkeys(a["norm"] for a in attacks.values())
     radii = _radii(attacks_of(table).values(), scale)
     return {
         "protocol": "white-box",
-        "norm": TRAINED_ON,
+        "norm": TRAIN_NORM,
         "attacks": tuple(a["white-box"] for a in attacks.values()),
         "eps": tuple(f"{norm}:{radii}" for norm in norms),
     }
@@ -197,7 +204,7 @@ def _radii(lists: Iterable[list[str]], scale: Scale) -> str:
 def _request(
     group: Group, defenses: tuple[str, ...], part: dict[str, Any], scale: Scale, base: ExperimentConfig
 ) -> ExperimentConfig:
-    """Lay a part over the base; settings are the scale's, then the user's, then the ablation's."""
+    """Return `base` with the fields of `part`; settings of the scale, the user and the ablation apply in this order."""
     model, values = scale.model(group.model), scale.values
     request = replace(
         base,
@@ -205,27 +212,28 @@ def _request(
         dataset=scale.dataset(group.dataset),
         model=model,
         preset=scale.name,
-        train_norm=TRAINED_ON,
+        train_norm=TRAIN_NORM,
         examples=base.examples or values.get("examples"),
         epochs=base.epochs if base.epochs is not None else values.get("epochs", {}).get(model),
         **part,
     )
     fixed = (f"{name}={value}" for name, value in values.get("sets", {}).items())
-    names = _names(request)
-    undefended = published.answers()["defenses"][published.BASELINE]
+    names = _settable_names(request)
+    undefended = published.mapping()["defenses"][published.BASELINE]
     control = () if undefended in defenses else ("run.baseline_control=false",)
     wanted = [*control, *fixed, *base.sets]
     kept = tuple(text for text in wanted if text.partition("=")[0].rpartition(".")[0] in names)
     return replace(request, sets=(*kept, *group.settings))
 
 
-def _names(request: ExperimentConfig) -> set[str]:
-    """Return what `--set` may name in a request: its plug-ins, what they require, and the run itself."""
-    return {"run", *(request.attacks or ()), *(name for defense in request.defenses for name in _closure(defense))}
+def _settable_names(request: ExperimentConfig) -> set[str]:
+    """Return the names that `--set` may use in a request: run, its attacks, its defenses and what they require."""
+    required = (name for defense in request.defenses for name in _with_requirements(defense))
+    return {"run", *(request.attacks or ()), *required}
 
 
 @cache
-def _closure(defense: str) -> frozenset[str]:
-    """Return a defense and everything it requires."""
-    below = (_closure(name) for name in load_defense(defense).requires.values())
-    return frozenset({defense}).union(*below)
+def _with_requirements(defense: str) -> frozenset[str]:
+    """Return a defense and all defenses it requires."""
+    required = (_with_requirements(name) for name in load_defense(defense).requires.values())
+    return frozenset({defense}).union(*required)

@@ -13,7 +13,7 @@ from robobench.data.split import Dataset
 from robobench.errors import RequestError
 from robobench.models.build import build_model
 from robobench.models.checks import check_logits
-from robobench.models.pretrained import with_own_weights
+from robobench.models.pretrained import with_published_weights
 from robobench.models.robustbench_zoo import ZOO_PREFIX
 from robobench.models.spec import ModelSpec, brings_own_normalization
 from robobench.models.weights import infer_class_count, load_weights, read_weights, state_digest
@@ -88,7 +88,7 @@ def _load(
         classes = max([classes, *[len(value) for value in state.values() if value.dim() == 2][-1:]])
     spec = replace(spec, num_classes=classes, pretrained=False)
     if weights is None:
-        spec = with_own_weights(spec)
+        spec = with_published_weights(spec)
     if brings_own_normalization(spec.name) or mean or std:
         spec = replace(spec, mean=_parse_channels("mean", mean, 0.0), std=_parse_channels("std", std, 1.0))
     model = build_model(spec)

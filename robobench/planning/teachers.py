@@ -41,7 +41,7 @@ class Teacher:
             config = json.loads((folder / "config.json").read_text())
             spec = ModelSpec.from_config(config["spec"])
         except (ArtifactError, OSError, ValueError, KeyError, TypeError) as err:
-            raise RequestError(f"'{folder}' is no folder of a trained model ({err}); {TEACHER_FORMAT}") from None
+            raise RequestError(f"'{folder}' is not the folder of a trained model ({err}); {TEACHER_FORMAT}") from None
         return cls(text, folder / "model.safetensors", spec=spec, resolution=config["resolution"])
 
     def refuse_other_images(self, classes: int, resolution: int) -> None:
@@ -70,14 +70,14 @@ class Teachers:
                 raise RequestError(f"--teacher {role} is given twice; give each role once")
             same = [r for r, other in self._given.items() if other.text == rest]
             if same:
-                raise RequestError(f"--teacher {same[0]} and {role} are the same network '{rest}'; give two")
+                raise RequestError(f"--teacher {same[0]} and {role} are the same model '{rest}'; give two models")
             self._given[role] = Teacher.read(rest)
 
     def __contains__(self, role: str) -> bool:
         return role in self._given
 
     def use(self, role: str) -> Teacher:
-        """Return the network of a role."""
+        """Return the model given for a role."""
         return self._given[role]
 
     def check_used(self, roles: Collection[str]) -> None:

@@ -86,42 +86,45 @@ class ModelPlanner:
             role: self._teacher(role, name) if role in self.teachers else self.training(other, seed, (*below, name))
             for role, other in cls(config).requires.items()
         }
-        threat = self.threat if cls.adversarial else None
-        images_seen = config.epochs * self.train_images
-        recipe = {
-            "defense": name,
-            "version": cls.version,
-            "code": code_digest(cls),
-            "config": asdict(config),
-            "model": spec.recipe(),
+        job = TrainingJob(
+            defense=cls,
+            config=config,
+            seed=seed,
+            spec=spec,
+            threat=self.threat if cls.adversarial else None,
+            requires=requires,
+            recipe={},
+            dataset=request.dataset,
+        )
+        self._planned[name, seed] = replace(job, recipe=self._recipe(job))
+        return self._planned[name, seed]
+
+    def _recipe(self, job: TrainingJob) -> dict[str, Any]:
+        """Return everything that the weights of a training depend on; the job's key is its hash."""
+        settings = self.settings
+        images_seen = job.config.epochs * self.train_images
+        return {
+            "defense": job.defense.name,
+            "version": job.defense.version,
+            "code": code_digest(job.defense),
+            "config": asdict(job.config),
+            "model": job.spec.recipe(),
             "data": self.dataset.digest,
             "train_images": self.train_images,
             "held_out": settings.run.held_out,
             "resolution": settings.run.attack_resolution,
-            "threat": asdict(threat) if threat else None,
-            "seed": seed,
+            "threat": asdict(job.threat) if job.threat else None,
+            "seed": job.seed,
             "precision": settings.precision,
             "device": torch.device(settings.device).type,
             "threads": settings.threads,
             "torch": torch.__version__,
             "store": STORE_VERSION,
             **tf32_setting(settings.device),
-            "requires": {role: other.key for role, other in requires.items()},
-            **({"compiled": True} if should_compile(request.compile, settings.device, images_seen) else {}),
-            **self._device_count_key(spec),
+            "requires": {role: other.key for role, other in job.requires.items()},
+            **({"compiled": True} if should_compile(settings.request.compile, settings.device, images_seen) else {}),
+            **self._device_count_key(job.spec),
         }
-        job = TrainingJob(
-            defense=cls,
-            config=config,
-            seed=seed,
-            spec=spec,
-            threat=threat,
-            requires=requires,
-            recipe=recipe,
-            dataset=request.dataset,
-        )
-        self._planned[name, seed] = job
-        return job
 
     def external(
         self, name: str, weights: Path | None, spec: ModelSpec | None = None, *, role: str = "evaluated"

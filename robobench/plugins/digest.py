@@ -1,4 +1,4 @@
-"""Digest of a plug-in's code. Docstrings, comments, imports and formatting do not change it."""
+"""Digest of a plug-in's code, part of every key. Docstrings, comments, imports and formatting do not change it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 def code_digest(cls: type) -> str:
     """Hash the code of a plug-in class to 16 hexadecimal digits.
 
-    It covers the class's file, or every .py file of its package, and the code of an attack's components.
+    The digest covers the file of the class, or every .py file of its package, and the code of an attack's components.
     """
     path = Path(str(sys.modules[cls.__module__].__file__))
     package = path.parent if (path.parent / "__init__.py").exists() and path.parent.name != "src" else None
@@ -28,12 +28,12 @@ def code_digest(cls: type) -> str:
 
 
 def source_digest(source: str) -> str:
-    """Hash the syntax tree of a Python file, without docstrings and imports, the same in every Python version."""
+    """Hash the syntax tree of a Python file without docstrings and imports; equal in Python 3.11 to 3.13."""
     return hashlib.sha256("\x1f".join(_tokens(ast.parse(source))).encode()).hexdigest()
 
 
 def _tokens(node: object) -> Iterator[str]:
-    """Walk a syntax tree: the types of its nodes, the names of their fields, and plain values."""
+    """Yield node types, field names and plain values of a syntax tree, in order."""
     if isinstance(node, list):
         yield "["
         for item in node:
@@ -45,6 +45,8 @@ def _tokens(node: object) -> Iterator[str]:
         for name, value in ast.iter_fields(node):
             if name == "body" and isinstance(node, DOCUMENTED) and ast.get_docstring(node) is not None:
                 value = value[1:]
+            if isinstance(node, ast.JoinedStr):  # Python 3.12 adds empty strings to nested format specs
+                value = [part for part in value if not (isinstance(part, ast.Constant) and part.value == "")]
             if value is not None and value != []:  # newer Python versions have more empty fields
                 yield name
                 yield from _tokens(value)

@@ -1,8 +1,8 @@
 """Find and import defenses and attacks.
 
 They come from three places: robobench's own folders, entry points of installed packages (groups `robobench.defenses`
-and `robobench.attacks`), and files named by the user. Discovery reads source text and metadata and imports nothing, so
-`robobench list` needs no torch, and a broken plug-in affects only runs that use it.
+and `robobench.attacks`), and files given with `--plugin`. Discovery reads source text and metadata and imports nothing.
+Therefore `robobench list` needs no torch, and a broken plug-in affects only runs that use it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from robobench.errors import PluginError, RequestError
 
 KINDS = {"defense": "defenses", "attack": "attacks"}  # kind -> folder, entry-point group, registry
 
-_plugin_files: dict[str, Path] = {}  # module name -> file the user named with --plugin
+_plugin_files: dict[str, Path] = {}  # module name -> file given with --plugin
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """A plug-in that was found but not imported."""
+    """A plug-in found by `discover`, not imported yet."""
 
     kind: str  # "defense" or "attack"
     name: str
@@ -47,34 +47,34 @@ def builtin_folder(kind: str) -> Path:
 
 
 @cache
-def _registered(source: str) -> list[tuple[str, str, str]]:
+def _find_registrations(source: str) -> list[tuple[str, str, str]]:
     """Return (kind, name, summary) of every class decorated with `@DEFENSES.register` or `@ATTACKS.register`."""
-    found = []
+    registrations = []
     for node in ast.parse(source).body:
-        for mark in getattr(node, "decorator_list", []):
-            match mark:
+        for decorator in getattr(node, "decorator_list", []):
+            match decorator:
                 case ast.Call(
                     func=ast.Attribute(value=ast.Name(id=registry) | ast.Attribute(attr=registry), attr="register"),
                     args=[ast.Constant(value=str(name))],
                 ) if registry in ("DEFENSES", "ATTACKS"):
                     kind = "defense" if registry == "DEFENSES" else "attack"
                     summary = (ast.get_docstring(node) or "").split("\n")[0]  # type: ignore[arg-type]
-                    found.append((kind, name, summary))
-    return found
+                    registrations.append((kind, name, summary))
+    return registrations
 
 
 def add_plugin_file(path: str | Path) -> None:
-    """Make the plug-ins of a file known (`--plugin FILE`). The file is parsed, not run.
+    """Add the plug-ins of a file (`--plugin FILE`). The file is parsed, not run.
 
     Raises:
-        RequestError: no such file, or no class in it registers with DEFENSES or ATTACKS.
-        PluginError: the file is not Python.
+        RequestError: the file does not exist, or no class in it registers with DEFENSES or ATTACKS.
+        PluginError: the file is not valid Python.
     """
-    if not os.path.isfile(path):  # Path.is_file raises where a name holds a null character
+    if not os.path.isfile(path):  # Path.is_file raises for a name with a null character
         raise RequestError(f"no plug-in file '{path}'; give the path of a .py file")
     file = Path(path).resolve()
     try:
-        names = _registered(file.read_text())
+        names = _find_registrations(file.read_text())
     except (SyntaxError, UnicodeDecodeError) as err:
         raise PluginError(f"plug-in '{path}' is not valid Python: {err}") from None
     if not names:
@@ -93,10 +93,14 @@ def _entry_points(group: str, path: tuple[str, ...]) -> EntryPoints:
 
 
 def discover(kind: str) -> dict[str, Plugin]:
-    """Return every plug-in of a kind ("defense" or "attack") by name, without importing any."""
+    """Return all plug-ins of a kind ("defense" or "attack") by name, without importing them.
+
+    Raises:
+        RequestError: two plug-ins have the same name.
+    """
     plugins: dict[str, Plugin] = {}
 
-    def see(plugin: Plugin) -> None:
+    def add(plugin: Plugin) -> None:
         other = plugins.get(plugin.name)
         if other is not None and other.module != plugin.module:
             raise RequestError(
@@ -109,25 +113,25 @@ def discover(kind: str) -> dict[str, Plugin]:
         if source.suffix == ".py" and source.is_file():
             module = f"robobench.{KINDS[kind]}.{path.stem}"
             try:
-                registered = _registered(source.read_text())
-            except SyntaxError as err:  # one broken file must not hide the others; the error appears when it is loaded
+                registered = _find_registrations(source.read_text())
+            except SyntaxError as err:  # a broken file must not hide the others; loading it raises
                 registered = [(kind, path.stem, f"not valid Python: {err.msg}, line {err.lineno}")]
             for k, name, summary in registered:
                 if k == kind:
-                    see(Plugin(kind, name, summary, module, "robobench"))
+                    add(Plugin(kind, name, summary, module, "robobench"))
     for entry in _entry_points(f"robobench.{KINDS[kind]}", tuple(sys.path)):
         origin = entry.dist.name if entry.dist else "an installed package"
         summary = str(entry.dist.metadata["Summary"] or "") if entry.dist else ""
-        see(Plugin(kind, entry.name, summary, entry.module, origin))
+        add(Plugin(kind, entry.name, summary, entry.module, origin))
     for module, file in _plugin_files.items():
-        for k, name, summary in _registered(file.read_text()):
+        for k, name, summary in _find_registrations(file.read_text()):
             if k == kind:
-                see(Plugin(kind, name, summary, module, str(file)))
+                add(Plugin(kind, name, summary, module, str(file)))
     return plugins
 
 
-def _import(module: str) -> Any:
-    """Import a plug-in's module; raises PluginError with a one-line reason."""
+def _import_module(module: str) -> Any:
+    """Import a plug-in's module; raise PluginError with a one-line reason if that fails."""
     if module in sys.modules:
         return sys.modules[module]
     try:
@@ -143,16 +147,16 @@ def _import(module: str) -> Any:
 
 
 def load_plugin(kind: str, name: str) -> Any:
-    """Import the module behind a name and return its registered class.
+    """Import the module of a plug-in and return its registered class.
 
     Raises:
-        RequestError: no plug-in has that name (with a suggestion).
-        PluginError: its module fails to import, or registers another name.
+        RequestError: no plug-in has that name; the message suggests a similar one.
+        PluginError: its module fails to import or does not register that name.
     """
     plugins = discover(kind)
     if name not in plugins:
         raise unknown_name(kind, name, plugins)
-    _import(plugins[name].module)
+    _import_module(plugins[name].module)
     registry = DEFENSES if kind == "defense" else ATTACKS
     if name not in registry:
         raise PluginError(f"module '{plugins[name].module}' did not register {kind} '{name}'")
@@ -170,10 +174,10 @@ def load_attack(name: str) -> Any:
 
 
 def parse_attack_spec(text: str) -> tuple[Any, dict[str, str]]:
-    """Parse 'NAME' or 'NAME:VALUE'; return the class and the config values that the text sets.
+    """Parse 'NAME' or 'NAME:VALUE'; return the attack class and the config values given by the text.
 
     Raises:
-        RequestError: no such attack, or a value that is missing or not wanted.
+        RequestError: unknown attack, a missing value, or a value for an attack that takes none.
     """
     name, colon, argument = text.partition(":")
     cls = load_attack(name)
@@ -191,12 +195,11 @@ def load_plugin_module(module: str) -> list[tuple[str, str]]:
         dotted = next(name for name, file in _plugin_files.items() if file == path)
     else:
         dotted = module
-    loaded = _import(dotted)
+    loaded = _import_module(dotted)
     tables = {"defense": DEFENSES, "attack": ATTACKS}
-    prefix = loaded.__name__
     return [
         (kind, name)
         for kind, table in tables.items()
         for name in table
-        if table.get(name).__module__ == prefix or table.get(name).__module__.startswith(prefix + ".")
+        if f"{table.get(name).__module__}.".startswith(f"{loaded.__name__}.")
     ]

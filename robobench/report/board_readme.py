@@ -1,138 +1,135 @@
-"""A board as a folder to keep beside code: a store without what is large, its tables, and what changed.
-
-`leaderboard`, `report`, `load` and `verify` take such a folder as they take a store.
-"""
+"""Tables in Markdown files that are made from a store or snapshot: the method summary and where results come from."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from robobench.errors import RequestError
-from robobench.report.board_folder import Record
-from robobench.report.formatting import point
+from robobench.planning.repro_command import ReproCommands, format_value, json_roundtrip
+from robobench.plugins.discovery import load_defense
+from robobench.report.formatting import format_threat
 from robobench.report.leaderboard_formats import markdown, markdown_escape
-from robobench.report.method_summary import front
+from robobench.report.method_summary import method_summary
+from robobench.results.records import EvaluationRecord
 from robobench.results.rows import make_frame, read_records
 from robobench.store.artifacts import write_atomic
 
-BLOCK = re.compile(r"(<!-- (board|details): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+TABLE = re.compile(r"(<!-- (board|details): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def fill(text: str, base: Path) -> str:
-    """Rewrite what stands between the comments `board: FOLDER` or `details: FOLDER` and `end` in a Markdown text.
+def update_tables(text: str, base: Path) -> str:
+    """Rewrite the text between `<!-- board: FOLDER -->` or `<!-- details: FOLDER -->` and `<!-- end -->`.
 
     Args:
+        text: Markdown.
         base: folder that the FOLDERs are relative to.
     """
 
-    def made(match: re.Match[str]) -> str:
+    def rewrite(match: re.Match[str]) -> str:
         begin, kind, name, end = match.groups()
         place = base / name
         if not (place / "rows.csv").is_file():
-            return f"{begin}\nNo board is in `{name}` yet.\n\n{end}"
-        return f"{begin}\n{front(place) if kind == 'board' else details(place)}\n\n{end}"
+            return f"{begin}\nNo results in `{name}` yet.\n\n{end}"
+        return f"{begin}\n{method_summary(place) if kind == 'board' else make_details(place)}\n\n{end}"
 
-    return BLOCK.sub(made, text)
+    return TABLE.sub(rewrite, text)
 
 
-def fill_file(file: Path) -> None:
+def update_file(file: Path) -> None:
     """Rewrite the tables of a Markdown file.
 
     Raises:
-        RequestError: no such file, or no such comments in it.
+        RequestError: there is no such file, or it contains no such comments.
     """
-    if not file.is_file() or not BLOCK.search(file.read_text()):
+    if not file.is_file() or not TABLE.search(file.read_text()):
         raise RequestError(
-            f"'{file}' has no table to fill; it needs a line '<!-- board: FOLDER -->' and below it '<!-- end -->'"
+            f"'{file}' has no table to update; it needs a line '<!-- board: FOLDER -->' and below it '<!-- end -->'"
         )
-    write_atomic(file, fill(file.read_text(), file.parent))
+    write_atomic(file, update_tables(file.read_text(), file.parent))
 
 
-def _readme(folder: Path, work: Path, intro: str) -> str:
-    """Fill the folder's README, or a new one, from the new board."""
+def make_readme(folder: Path, work: Path, intro: str) -> str:
+    """Return the README of snapshot `folder`, or a new one, with the tables of the new snapshot in `work`."""
     old = folder / "README.md"
-    blocks = "\n".join(f"<!-- {kind}: . -->\n<!-- end -->\n" for kind in ("board", "details"))
-    text = old.read_text() if old.is_file() else f"# {folder.name}\n\n{intro.strip()}\n\n{blocks}"
-    return fill(text.replace("\n\n\n\n", "\n\n"), work)
+    tables = "\n".join(f"<!-- {kind}: . -->\n<!-- end -->\n" for kind in ("board", "details"))
+    text = old.read_text() if old.is_file() else f"# {folder.name}\n\n{intro.strip()}\n\n{tables}"
+    return update_tables(text.replace("\n\n\n\n", "\n\n"), work)
 
 
-def details(place: Path) -> str:
-    """Write where the figures come from: setting, machine, versions, stages, what is not as published, commands."""
-    from robobench.planning.repro_command import ReproCommands
-
-    redo, records = ReproCommands(place), read_records(place)
-    rows = make_frame(records)
-    parts = ["## Setting", _setting(rows, records, redo), "## Stages", _stages(records)]
-    parts += ["## Values that are not the published ones", _unpublished(redo), "## Commands"]
+def make_details(place: Path) -> str:
+    """Write setting, hardware, versions, stages, changed settings and commands of a store or snapshot in Markdown."""
+    repro, records = ReproCommands(place), read_records(place)
     commands = [
-        redo.command(name, examples=examples)
+        repro.command(name, examples=examples)
         for name, examples in sorted({(r["training"], r["examples"]) for r in records})
-        if name in redo.configs  # a training that failed left none
+        if name in repro.configs  # not for a training that failed
     ]
-    text = "\n".join(commands)
-    parts.append(
-        "`robobench verify` attacks a sample of these cells again. Each network from the start (with `--data-dir DIR` "
-        "where the files it was measured on are not inside robobench):\n\n"
-        f"```\n{text}\n```"
+    return "\n\n".join(
+        [
+            "## Setting",
+            _setting(make_frame(records), records, repro),
+            "## Stages",
+            _stages(records),
+            "## Settings that differ from the published ones",
+            _changed_settings(repro),
+            "## Commands",
+            "`robobench reproduce` attacks a sample of these cells again. These commands train every model from the "
+            "start. Add `--data-dir DIR` if the data set is not bundled with robobench.",
+            "```\n" + "\n".join(commands) + "\n```",
+        ]
     )
-    return "\n\n".join(parts)
 
 
-def _setting(rows: pd.DataFrame, records: list[Record], redo: Any) -> str:
-    def of(name: str) -> str:
+def _setting(rows: pd.DataFrame, records: list[EvaluationRecord], repro: ReproCommands) -> str:
+    def values(name: str) -> str:
         return ", ".join(sorted({str(v) for v in rows[name].dropna()}))
 
-    configs = [c for c in redo.configs.values() if c["train_images"]]
-    threats = rows[["train_norm", "train_eps"]].dropna().drop_duplicates().itertuples(index=False, name=None)
+    configs = [c for c in repro.configs.values() if c["train_images"]]
+    trained = rows[["train_norm", "train_eps"]].dropna().drop_duplicates().itertuples(index=False, name=None)
     lines = {
-        "data": f"{of('dataset')}, test images {of('data_digest')}",
-        "network": f"{of('model')}, images of {of('image_size')} px, preset {of('preset')}",
+        "data": f"{values('dataset')}, test images {values('data_digest')}",
+        "model": f"{values('model')}, images of {values('image_size')} px, preset {values('preset')}",
         "training images": ", ".join(sorted({f"{c['train_images']} ({c['held_out']} held out)" for c in configs})),
-        "trained against": ", ".join(sorted(point(*threat) for threat in threats)),
-        "hardware": of("hardware"),
-        "precision, threads a process, compiled": f"{of('precision')}, {of('threads')}, {of('compiled')}",
-        "torch": of("torch_version"),
+        "training threat": ", ".join(sorted(format_threat(*threat) for threat in trained)),
+        "hardware": values("hardware"),
+        "precision, threads per process, compiled": f"{values('precision')}, {values('threads')}, {values('compiled')}",
+        "torch": values("torch_version"),
         "robobench commits, training": ", ".join(sorted({str(r["timing"].get("commit")) for r in records})),
-        "robobench commits, attacks": of("commit"),
+        "robobench commits, attacks": values("commit"),
     }
     return "\n".join(f"* {name}: {markdown_escape(value)}" for name, value in lines.items() if value)
 
 
-def _stages(records: list[Record]) -> str:
+def _stages(records: list[EvaluationRecord]) -> str:
     lines = {}
     for record in records:
         for number, stage in enumerate(record["timing"].get("stages", [])):
             lines[record["training"], number] = {
-                "network": markdown_escape(f"{record['defense']}, seed {record['seed']}"),
+                "model": markdown_escape(f"{record['defense']}, seed {record['seed']}"),
                 "stage": stage["name"],
                 "epochs": str(stage["epochs"]),
-                "s": f"{stage['seconds']:.1f}",
-                "CPU s": f"{stage['cpu_seconds']:.1f}",
-                "warm-up s": f"{stage['warmup_seconds']:.1f}",
+                "time (s)": f"{stage['seconds']:.1f}",
+                "CPU time (s)": f"{stage['cpu_seconds']:.1f}",
+                "warm-up (s)": f"{stage['warmup_seconds']:.1f}",
                 "images/s": f"{stage['images_per_second']:.0f}",
-                "peak GiB": f"{stage['peak_memory_bytes'] / 2**30:.2f}",
+                "peak memory (GiB)": f"{stage['peak_memory_bytes'] / 2**30:.2f}",
             }
     return markdown(pd.DataFrame(lines.values()))
 
 
-def _unpublished(redo: Any) -> str:
-    """List, defense by defense, the config's values that are not its Config's defaults."""
-    from dataclasses import asdict
-
-    from robobench.planning.repro_command import format_value, json_roundtrip
-    from robobench.plugins.discovery import load_defense
-
+def _changed_settings(repro: ReproCommands) -> str:
+    """List for every defense the config values that differ from the defaults of its Config."""
     lines = {}
-    for config in redo.configs.values():
+    for config in repro.configs.values():
         try:
             published = json_roundtrip(asdict(load_defense(config["defense"]).Config()))
         except (RequestError, TypeError, ValueError):
-            continue  # from elsewhere, or a plug-in that is not here
-        ours = [k for k, v in config["config"].items() if published[k] != v]
-        values = ", ".join(f"{k}={format_value(config['config'][k])} ({format_value(published[k])})" for k in ours)
+            continue  # an external model, or a plug-in that is not installed here
+        names = [k for k, v in config["config"].items() if published[k] != v]
+        values = ", ".join(f"{k}={format_value(config['config'][k])} ({format_value(published[k])})" for k in names)
         lines[config["defense"]] = f"* {config['defense']}: {markdown_escape(values) or 'none'}"
-    return "\n".join(["In brackets what the papers or their code have.", "", *(lines[name] for name in sorted(lines))])
+    return "\n".join(["In brackets: the value of the paper or its code.", "", *(lines[name] for name in sorted(lines))])

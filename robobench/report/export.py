@@ -1,4 +1,4 @@
-"""Everything a store can show, as files."""
+"""Write the report of a store: the HTML page, the figures and the tables."""
 
 from __future__ import annotations
 
@@ -8,56 +8,65 @@ import pandas as pd
 
 from robobench.core.paths import check_writable
 from robobench.errors import RequestError
-from robobench.report import figures as draw
-from robobench.report.formatting import BOARD, groups
-from robobench.report.html.page import html as page
-from robobench.report.html.page import pictures_of, sections
+from robobench.report.figures import save_figures
+from robobench.report.formatting import COMPARABLE_KEYS, iter_groups
+from robobench.report.html.page import list_figures, make_sections, render_page
 from robobench.report.leaderboard_formats import leaderboard, markdown, markdown_escape
-from robobench.report.matrix import PROTOCOLS, costs, matrix
+from robobench.report.matrix import PROTOCOLS, cost_table, matrix
 from robobench.store.artifacts import write_atomic
 
 SUFFIXES = {"csv": "csv", "md": "md", "json": "json", "latex": "tex", "robustbench": "robustbench.json"}
 
 
-def write(
+def write_report(
     rows: pd.DataFrame,
     place: Path,
     *,
     html: Path | None = None,
     figures: Path | None = None,
-    out_dir: Path | None = None,
+    export: Path | None = None,
     data_dir: Path | None = None,
 ) -> list[Path]:
-    """Write the page, and where asked the figures and tables; return the files, the page first.
+    """Write the report of the rows of a store.
+
+    Args:
+        place: the store, or a folder of leaderboards/.
+        html: file of the page; default report.html in `export`, else in `place`.
+        figures: folder for the figures as PNG and SVG.
+        export: folder for the page, figures/ and tables/.
+        data_dir: folder of data sets, for figures of images.
+
+    Returns:
+        The written files, the page first.
 
     Raises:
-        RequestError: there is no row to show, or a place cannot be written.
+        RequestError: there are no rows, or a path is not writable.
     """
     if rows.empty:
-        raise RequestError(f"the rows in '{place}' are none; run 'robobench compare' first")
-    target = html or (out_dir or place) / "report.html"
-    figures = figures or (out_dir / "figures" if out_dir else None)
-    for folder, flag in ((target.parent, "--html"), (figures, "--figures"), (out_dir, "--out-dir")):
+        raise RequestError(f"'{place}' contains no results; run 'robobench compare' first")
+    page = html or (export or place) / "report.html"
+    figures = figures or (export / "figures" if export else None)
+    for folder, flag in ((page.parent, "--html"), (figures, "--figures"), (export, "--export")):
         if folder is not None:
             check_writable(folder, flag)
-    parts = sections(rows, place, data_dir)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(target, page(parts, f"robobench: {place.resolve().name}"))
-    written = [target]
+    sections = make_sections(rows, place, data_dir)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(page, render_page(sections, f"robobench: {place.resolve().name}"))
+    written = [page]
     if figures:
-        written += draw.save(pictures_of(parts), figures)
-    if out_dir:
-        written += tables(rows, out_dir / "tables")
+        written += save_figures(list_figures(sections), figures)
+    if export:
+        written += write_tables(rows, export / "tables")
     return written
 
 
-def tables(rows: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write the leaderboard in every format of SUFFIXES, and each board's matrices as CSV and Markdown."""
+def write_tables(rows: pd.DataFrame, folder: Path) -> list[Path]:
+    """Write the leaderboard in every format of SUFFIXES, and all matrices as CSV and Markdown; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = {f"leaderboard.{suffix}": leaderboard(rows, form) for form, suffix in SUFFIXES.items()}
-    for number, part in enumerate(groups(rows, BOARD), 1):
-        made = {protocol: matrix(part, protocol) for protocol in PROTOCOLS if (part["protocol"] == protocol).any()}
-        for name, table in {**made, "costs": costs(part)}.items():
+    for number, part in enumerate(iter_groups(rows, COMPARABLE_KEYS), 1):
+        tables = {protocol: matrix(part, protocol) for protocol in PROTOCOLS if (part["protocol"] == protocol).any()}
+        for name, table in {**tables, "costs": cost_table(part)}.items():
             flat = table.reset_index()
             texts[f"matrix-{number}-{name}.csv"] = flat.to_csv(index=False)
             texts[f"matrix-{number}-{name}.md"] = markdown(flat.map(markdown_escape)) + "\n"

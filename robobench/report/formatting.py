@@ -1,8 +1,8 @@
-"""Values as text, and what groups rows into tables. Rounding and percent signs happen here only."""
+"""Format values and group rows for tables. Only this package rounds values and writes percentages."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pandas as pd
@@ -10,27 +10,23 @@ import pandas as pd
 from robobench.core.formatting import format_eps
 
 MISSING = "-"
-
-# Rows that may stand in one table, and what makes one network in it.
-BOARD = ["dataset", "data_digest", "examples"]
-
-NAMED = ["defense", "seed", "is_control", "selection"]
-
-NETWORK = ["model", "preset", "defense", "seed", "config_digest", "weights_digest", "precision", "threads"]
+COMPARABLE_KEYS = ["dataset", "data_digest", "examples"]  # only rows with the same values share a table
+NAME_COLUMNS = ["defense", "seed", "is_control", "selection"]  # make up a model's name
+MODEL_COLUMNS = ["model", "preset", "defense", "seed", "config_digest", "weights_digest", "precision", "threads"]
 
 
-def percent(value: Any) -> str:
-    """Write a fraction as a percentage with one decimal, or a dash where it is missing."""
+def format_percent(value: Any) -> str:
+    """Format a fraction as a percentage with one decimal; MISSING for NaN or None."""
     return MISSING if pd.isna(value) else f"{100 * value:.1f}"
 
 
-def seconds(value: Any) -> str:
-    """Write seconds with a sensible number of digits, or a dash."""
+def format_seconds(value: Any) -> str:
+    """Format seconds, with one decimal below 100; MISSING for NaN or None."""
     return MISSING if pd.isna(value) else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
-def count(value: Any) -> str:
-    """Write a large count with three digits and its unit: 3.21k, 45.6M, 1.2G; a dash where it is missing."""
+def format_count(value: Any) -> str:
+    """Format a count with three digits and a unit: 3.21k, 45.6M, 1.2G; MISSING for NaN or None."""
     if pd.isna(value):
         return MISSING
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
@@ -39,73 +35,87 @@ def count(value: Any) -> str:
     return f"{value:.3g}"
 
 
-def text(value: Any) -> str:
-    """Write any value, missing ones as a dash."""
+def format_text(value: Any) -> str:
+    """Format any value as text; MISSING for NaN, None or an empty text."""
     return MISSING if pd.isna(value) or value == "" else str(value)
 
 
-def groups(rows: pd.DataFrame, by: list[str]) -> Iterator[pd.DataFrame]:
-    """Walk groups in order of first appearance; missing values are a value of their own."""
-    for _, group in rows.groupby(by, dropna=False, sort=False):
-        yield group
+def format_threat(norm: str, eps: float) -> str:
+    """Format a norm and radius: 'Linf 8/255'."""
+    return f"{norm} {format_eps(eps)}"
 
 
-def cells(rows: pd.DataFrame) -> Iterator[Any]:
-    """Walk rows as tuples with names."""
-    yield from rows.itertuples()
+def format_interval(low: Any, high: Any) -> str:
+    """Format a confidence interval of fractions in percent: '[47.9, 52.1]'."""
+    return f"[{format_percent(low)}, {format_percent(high)}]"
 
 
-def name_of(defense: Any, seed: Any, control: Any, selection: Any) -> str:
-    """Name a network in a table: its defense, its seed where it is not 0, 'control' or 'best epoch' where it is one."""
-    marks = ["control"] if bool(control) else []
+def format_model_name(defense: Any, seed: Any, is_control: Any, selection: Any) -> str:
+    """Name a model after its defense: 'at', 'at (seed 1)', 'standard (control, seed 1)', 'at, best epoch'."""
+    marks = ["control"] if bool(is_control) else []
     marks += [f"seed {seed:g}"] if seed else []
     name = f"{defense} ({', '.join(marks)})" if marks else str(defense)
     return f"{name}, best epoch" if selection == "best" else name
 
 
-def label(network: pd.DataFrame) -> str:
-    """Name a network by the first of its rows."""
-    return name_of(*network.iloc[0][NAMED])
+def format_budgets(rows: pd.DataFrame) -> pd.Series:
+    """Return each row's attack budget as text, with ', bfloat16 search' where the attack ran in bfloat16."""
+    bf16 = rows["search_precision"].astype(str) == "bf16"
+    return rows["attack_budget"].astype(str) + bf16.map({True: ", bfloat16 search", False: ""})
 
 
-def labelled(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """Return the networks of a table with names that differ: a model or a dash is added where two are alike."""
+def iter_groups(rows: pd.DataFrame, by: list[str]) -> Iterator[pd.DataFrame]:
+    """Iterate over groups in order of first appearance. Missing values form a group."""
+    for _, group in rows.groupby(by, dropna=False, sort=False):
+        yield group
+
+
+def iter_rows(rows: pd.DataFrame) -> Iterator[Any]:
+    """Iterate over rows as named tuples."""
+    yield from rows.itertuples()
+
+
+def label_model(model_rows: pd.DataFrame) -> str:
+    """Return a model's name, taken from the first of its rows."""
+    return format_model_name(*model_rows.iloc[0][NAME_COLUMNS])
+
+
+def named_models(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Return (name, rows) of every model. Names are made unique with the architecture or a prime."""
     if "name" in rows:
-        return [(str(network.iloc[0]["name"]), network) for network in groups(rows, ["name"])]
+        return [(str(group.iloc[0]["name"]), group) for group in iter_groups(rows, ["name"])]
     several = rows["model"].nunique() > 1
     out: dict[str, pd.DataFrame] = {}
-    for network in groups(rows, NETWORK):
-        name = label(network) + (f" {network.iloc[0]['model']}" if several else "")
+    for group in iter_groups(rows, MODEL_COLUMNS):
+        name = label_model(group) + (f" {group.iloc[0]['model']}" if several else "")
         while name in out:
             name += "'"
-        out[name] = network
+        out[name] = group
     return list(out.items())
 
 
-def with_names(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of a board with the names of its networks, so that parts of it name them alike."""
-    parts = [network.assign(name=name) for name, network in labelled(rows)]
+def add_names(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return rows with a column 'name', so that every table made from a part of them uses the same names."""
+    parts = [group.assign(name=name) for name, group in named_models(rows)]
     return pd.concat(parts).loc[rows.index]
 
 
-def point(norm: str, eps: float) -> str:
-    """Name a test radius: 'Linf 8/255'."""
-    return f"{norm} {format_eps(eps)}"
-
-
-def points(rows: pd.DataFrame) -> list[tuple[str, float]]:
-    """List the (norm, eps) of rows: Linf before L2, small radii first."""
+def threats(rows: pd.DataFrame) -> list[tuple[str, float]]:
+    """List the (norm, eps) pairs of rows: Linf before L2, small radii first."""
     pairs = rows[["threat_norm", "threat_eps"]].drop_duplicates()
     pairs = pairs.sort_values(["threat_norm", "threat_eps"], ascending=[False, True])
     return list(pairs.itertuples(index=False, name=None))
 
 
-def flags_of(rows: pd.DataFrame) -> list[str]:
-    """List every flag that some of these rows carry."""
+def flag_notes(flags_of_models: Iterable[tuple[str, Iterable[str]]]) -> list[str]:
+    """List every flag with the names of the models that have it, from (name, flags) of every model."""
+    names: dict[str, list[str]] = {}
+    for name, flags in flags_of_models:
+        for flag in flags:
+            names.setdefault(flag, []).append(name)
+    return [f"flag {flag}: {', '.join(names[flag])}" for flag in sorted(names)]
+
+
+def list_flags(rows: pd.DataFrame) -> list[str]:
+    """List the flags that any of the rows has, sorted."""
     return sorted({flag for value in rows["flags"].dropna() for flag in str(value).split(",") if flag})
-
-
-def budget_texts(rows: pd.DataFrame) -> pd.Series:
-    """Return the attack budget of each row as text, with the precision of the search where it is bfloat16."""
-    bf16 = rows["search_precision"].astype(str) == "bf16"
-    return rows["attack_budget"].astype(str) + bf16.map({True: ", bfloat16 search", False: ""})

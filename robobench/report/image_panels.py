@@ -1,4 +1,4 @@
-"""Pictures from what a store keeps: the images that most networks lose, and what a method shows of its own.
+"""Image panels of the report, from stored results: the images that most models misclassify, and figures of methods.
 
 Nothing is trained or attacked here.
 """
@@ -15,7 +15,7 @@ import numpy as np
 
 from robobench.errors import RequestError, RobobenchError
 from robobench.plugins.discovery import load_defense
-from robobench.report.formatting import point
+from robobench.report.formatting import format_threat
 from robobench.results.records import EvaluationRecord
 from robobench.store.artifacts import Store
 
@@ -24,85 +24,87 @@ if TYPE_CHECKING:
 
     from robobench.data.split import Split
 
+COLUMNS = 8  # images in a panel
 
-SHOWN = 8
-
-Look = Callable[[], "Split | str"]  # the test images, or why they are not at hand
+LoadImages = Callable[[], "Split | str"]  # returns the test images, or why they are not available
 
 
 @dataclass(frozen=True)
-class Worst:
-    """A few test images and what an attack made of them: (N, 3, H, W) in [0, 1]."""
+class AdversarialPanel:
+    """Test images and their adversarial examples, (N, 3, H, W) each in [0, 1]."""
 
     images: np.ndarray[Any, Any]
     adv: np.ndarray[Any, Any]
-    notes: list[str]
+    notes: list[str]  # one per image
     title: str
 
 
-def lost_most(store: Store, records: Sequence[EvaluationRecord], data_digest: str, look: Look) -> Worst | str:
-    """Show the images that most networks lose under the strongest stored transfer attack.
+def most_misclassified_images(
+    store: Store, records: Sequence[EvaluationRecord], data_digest: str, load_images: LoadImages
+) -> AdversarialPanel | str:
+    """Show the images that most models misclassify under the strongest stored transfer attack.
 
-    Only the first chunk of test images is looked at.
+    Only the first batch of stored transfer examples is used.
 
     Returns:
-        The pictures, or in one line why there are none.
+        The panel, or a line that says why there is none.
 
     Raises:
-        ArtifactError: the examples are damaged.
+        ArtifactError: the transfer examples are damaged.
     """
     records = [r for r in records if (r["protocol"], r["status"], r["data_digest"]) == ("transfer", "ok", data_digest)]
-    chunks = []
+    batches = []
     for folder in store.iter_artifacts("transfer"):
         recipe = store.manifest(folder)["recipe"]
         if recipe["data"] == data_digest and recipe["examples"][0] == 0:
-            chunks.append((recipe["attack"]["eps"], recipe["attack"]["attack"], folder, recipe))
-    if not chunks or not records:
-        return "no pictures: the store keeps no transfer examples for these images"
-    top = max(chunk[0] for chunk in chunks)
-    choices = []
-    for eps, attack, folder, recipe in chunks:
+            batches.append((recipe["attack"]["eps"], recipe["attack"]["attack"], folder, recipe))
+    if not batches or not records:
+        return "no panel of attacked images: the store has no transfer examples of these images"
+    max_eps = max(batch[0] for batch in batches)
+    candidates = []
+    for eps, attack, folder, recipe in batches:
         at = [r for r in records if (r["attack"], r["threat_eps"]) == (attack, eps)]
-        if eps == top and at:
+        if eps == max_eps and at:
             length = recipe["examples"][1] + 1
-            kept = np.array(
+            robust = np.array(
                 [[bit == "1" for bit in bits[:length]] for r in at if len(bits := r["robust_bits"] or "") >= length]
             )
-            if len(kept):
-                choices.append((kept.mean(), attack, folder, recipe, (~kept).sum(0), len(kept)))
-    if not choices:
-        return "no pictures: no evaluation fits the transfer examples in the store"
-    _, attack, folder, recipe, lost, networks = min(choices, key=lambda choice: (choice[0], choice[1]))
-    index = np.sort(np.argsort(-lost, kind="stable")[:SHOWN])
-    split = look()
+            if len(robust):
+                candidates.append((robust.mean(), attack, folder, recipe, (~robust).sum(0), len(robust)))
+    if not candidates:
+        return "no panel of attacked images: no evaluation used the transfer examples in the store"
+    _, attack, folder, recipe, wrong, models = min(candidates, key=lambda candidate: (candidate[0], candidate[1]))
+    index = np.sort(np.argsort(-wrong, kind="stable")[:COLUMNS])
+    split = load_images()
     if isinstance(split, str):
         return split
-    images, labels = _of(split, index)
+    images, labels = _select(split, index)
     store.verify(folder)
-    return Worst(
+    threat = format_threat(recipe["attack"]["norm"], recipe["attack"]["eps"])
+    return AdversarialPanel(
         images,
-        _examples(folder, index),
-        [f"no. {i}, class {label}\nlost by {lost[i]} of {networks}" for i, label in zip(index, labels, strict=True)],
-        f"Lost by most networks: {attack}, {point(recipe['attack']['norm'], recipe['attack']['eps'])}, "
-        "made on the source",
+        _load_examples(folder, index),
+        [f"no. {i}, class {label}\nwrong in {wrong[i]} of {models}" for i, label in zip(index, labels, strict=True)],
+        f"Images that most models misclassify: {attack}, {threat}, transfer",
     )
 
 
-def _examples(folder: Path, index: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _load_examples(folder: Path, index: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     from safetensors.numpy import load_file
 
     return np.asarray(load_file(folder / "examples.safetensors")["adv"][index])
 
 
-def _of(split: Split, index: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], list[int]]:
+def _select(split: Split, index: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], list[int]]:
+    """Return the images and labels at `index`."""
     import torch
 
-    chosen = torch.from_numpy(index)
-    return split.images(chosen).numpy(), split.labels[chosen].tolist()
+    rows = torch.from_numpy(index)
+    return split.images(rows).numpy(), split.labels[rows].tolist()
 
 
-def images_at_hand(store: Store, data_digest: str, data_dir: Path | None) -> Split | str:
-    """Load the test images a store was made with, if they are at hand; else say why not."""
+def load_test_images(store: Store, data_digest: str, data_dir: Path | None) -> Split | str:
+    """Load the test images that a store was made with, without a download; or return why that is not possible."""
     from robobench.data import load_dataset
 
     for folder in store.iter_artifacts("model"):
@@ -110,9 +112,9 @@ def images_at_hand(store: Store, data_digest: str, data_dir: Path | None) -> Spl
         if config["data_digest"] == data_digest:
             break
     else:
-        return "no pictures: no network in the store says which data set this is"
+        return "no image panels: no model in the store names the data set"
     try:
-        found = load_dataset(
+        dataset = load_dataset(
             config["dataset"],
             data_dir=data_dir,
             resolution=config["resolution"],
@@ -121,32 +123,32 @@ def images_at_hand(store: Store, data_digest: str, data_dir: Path | None) -> Spl
             download=False,
         )
     except (RobobenchError, OSError) as err:
-        return f"no pictures: {err}"
-    if found.test.digest != data_digest:
-        return f"no pictures: '{config['dataset']}' here is not the data set the store was made with"
-    return found.test
+        return f"no image panels: {err}"
+    if dataset.test.digest != data_digest:
+        return f"no image panels: '{config['dataset']}' on this machine differs from the data the store was made with"
+    return dataset.test
 
 
-def states(store: Store, training: dict[str, Any]) -> Callable[[str], dict[str, Tensor] | None]:
-    """Return what gives the state that a stage left in the training of this recipe, or None where it is gone."""
+def stage_state_loader(store: Store, recipe: dict[str, Any]) -> Callable[[str], dict[str, Tensor] | None]:
+    """Return a function from stage name to the state that the stage of this training left, None if it is deleted."""
 
-    def left(stage: str) -> dict[str, Tensor] | None:
+    def load_state(stage: str) -> dict[str, Tensor] | None:
         from safetensors.torch import load_file
 
-        folder = store.find_stage(training, stage)
+        folder = store.find_stage(recipe, stage)
         if folder is None:
             return None
         store.verify(folder)
         return load_file(folder / "state.safetensors")
 
-    return left
+    return load_state
 
 
-def of_method(store: Store, name: str, look: Look) -> dict[str, np.ndarray[Any, Any]] | str:
-    """Return the rows of pictures that the method of the network in folder `name` makes of the first test images.
+def method_panel(store: Store, name: str, load_images: LoadImages) -> dict[str, np.ndarray[Any, Any]] | str:
+    """Call `Defense.visualize` for the model in folder `name` on the first test images.
 
     Returns:
-        Row -> (N, 3, H, W), empty where the method shows nothing; or in one line why there are none.
+        Row name -> (N, 3, H, W), empty if the method has no figure; or a line that says why there is none.
     """
     import torch
 
@@ -156,20 +158,20 @@ def of_method(store: Store, name: str, look: Look) -> dict[str, np.ndarray[Any, 
     config = json.loads((folder / "config.json").read_text())
     try:
         cls = load_defense(config["defense"])
-    except RequestError:  # a stranger's plug-in that is not here, or a network from elsewhere
+    except RequestError:  # an external model, or a plug-in that is not installed here
         return {}
     if cls.visualize is Defense.visualize:
         return {}
-    split = look()
+    split = load_images()
     if isinstance(split, str):
         return split
-    left = states(store, store.manifest(folder)["recipe"])
-    images = split.images(torch.arange(min(SHOWN, len(split))))
+    load_state = stage_state_loader(store, store.manifest(folder)["recipe"])
+    images = split.images(torch.arange(min(COLUMNS, len(split))))
     try:
-        shown = cls(cls.Config(**config["config"])).visualize(left, images, config["seed"])
-        for row, pictures in shown.items():
-            if pictures.shape != images.shape:
-                raise ValueError(f"the row '{row}' is {tuple(pictures.shape)}, not {tuple(images.shape)}")
-        return {row: pictures.detach().numpy() for row, pictures in shown.items()}
-    except Exception as err:  # the plug-in's edge: the reason becomes a line of the page
-        return f"no pictures of {config['defense']}: {' '.join(str(err).split())}"
+        shown = cls(cls.Config(**config["config"])).visualize(load_state, images, config["seed"])
+        for row, panel in shown.items():
+            if panel.shape != images.shape:
+                raise ValueError(f"row '{row}' has shape {tuple(panel.shape)}, expected {tuple(images.shape)}")
+        return {row: panel.detach().numpy() for row, panel in shown.items()}
+    except Exception as err:  # plug-in code: the report shows the reason
+        return f"no image panel of {config['defense']}: {' '.join(str(err).split())}"

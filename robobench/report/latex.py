@@ -1,32 +1,52 @@
-"""Tables for a paper: booktabs, bold for the best and for all inside its 95 % interval."""
+"""LaTeX tables with booktabs. Bold: the best value and all values inside its 95 % CI."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import pandas as pd
 
 from robobench.core.formatting import format_eps
-from robobench.report.formatting import BOARD, MISSING, budget_texts, groups, labelled, percent, points, with_names
-from robobench.report.leaderboard import board_text, boards
-from robobench.report.matrix import PROTOCOLS, budgets
+from robobench.report.formatting import (
+    COMPARABLE_KEYS,
+    MISSING,
+    add_names,
+    format_budgets,
+    format_percent,
+    iter_groups,
+    named_models,
+    threats,
+)
+from robobench.report.leaderboard import DEFAULT_COLUMNS, format_leaderboard, split_leaderboards
+from robobench.report.matrix import PROTOCOLS, budget_notes
 
 PACKAGES = "% needs \\usepackage{booktabs}\n"
-COLUMNS = ("rank", "defense", "model", "clean", "worst", "95 %", "transfer", "gap", "own s", "whole s", "flags")
+CI_LOW = {"robust_accuracy": "ci_low", "worst_case_accuracy": "worst_case_ci_low"}  # of a value's 95 % CI
+
+
+class Column(NamedTuple):
+    """A column of a matrix: an attack (or "worst case") at a radius, and the column of the rows that it shows."""
+
+    attack: str
+    norm: str
+    eps: float
+    value: str
 
 
 def latex_escape(value: object) -> str:
-    """Escape what LaTeX would read as a command."""
+    """Escape the special characters of LaTeX."""
     pairs = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     pairs |= {"<": r"\textless{}", ">": r"\textgreater{}"}
     return "".join(pairs.get(c, "\\" + c if c in "&%$#_{}" else c) for c in str(value))
 
 
-def bold(value: str, best: bool) -> str:
-    """Set text in bold where it is one of the best."""
-    return rf"\textbf{{{value}}}" if best else value
+def bold(value: str, condition: bool) -> str:
+    """Set text in bold if the condition holds."""
+    return rf"\textbf{{{value}}}" if condition else value
 
 
-def table(caption: str, layout: str, head: list[str], body: list[str]) -> str:
-    """Put header and body lines into a table float; caption and lines come escaped."""
+def latex_table(caption: str, layout: str, head: list[str], body: list[str]) -> str:
+    """Return a table float. Caption and lines must be escaped already."""
     parts = [
         r"\begin{table}",
         r"\centering",
@@ -43,81 +63,93 @@ def table(caption: str, layout: str, head: list[str], body: list[str]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def latex_boards(lines: pd.DataFrame) -> str:
-    """Write every board as a ranked table."""
+def latex_leaderboards(lines: pd.DataFrame) -> str:
+    """Write every leaderboard as a table."""
     out = [PACKAGES]
-    for title, part in boards(lines):
-        shown = board_text(part, COLUMNS).map(latex_escape)
+    for title, part in split_leaderboards(lines):
+        shown = format_leaderboard(part, DEFAULT_COLUMNS).map(latex_escape)
         shown["worst"] = [bold(w, b) for w, b in zip(shown["worst"], part["best"], strict=True)]
-        head = [" & ".join(latex_escape(c) for c in COLUMNS) + r" \\"]
+        head = [" & ".join(latex_escape(c) for c in shown.columns) + r" \\"]
         body = [" & ".join(values) + r" \\" for values in shown.itertuples(index=False)]
-        out.append(table(latex_escape(title), "rll" + "r" * 7 + "l", head, body))
+        out.append(latex_table(latex_escape(title), "rll" + "r" * 7 + "l", head, body))
     return "\n".join(out)
 
 
 def latex_matrices(rows: pd.DataFrame) -> str:
-    """Write the matrices as the MACD paper prints them: attacks over their radii, a defense a line."""
+    """Write all matrices in the layout of the MACD paper: attacks with their radii, a row for every defense."""
     out = []
-    for board in map(with_names, groups(rows, BOARD)):
+    for part in map(add_names, iter_groups(rows, COMPARABLE_KEYS)):
         for protocol in PROTOCOLS:
-            part = board[board["protocol"] == protocol]
-            if len(part):
-                out.append(latex_matrix(part, protocol))
+            selected = part[part["protocol"] == protocol]
+            if len(selected):
+                out.append(latex_matrix(selected, protocol))
     return "\n".join(out)
 
 
 def latex_matrix(rows: pd.DataFrame, protocol: str) -> str:
-    """Write one board's matrix of a protocol. Bold: a column's best figure and all inside that one's interval."""
-    reduced = budgets(rows)
-    rows = rows.assign(budget=budget_texts(rows))
+    """Write the matrix of comparable rows of one protocol."""
+    reduced = budget_notes(rows)
+    rows = rows.assign(budget=format_budgets(rows))
     several = rows.groupby("attack")["budget"].transform("nunique") > 1
     rows = rows.assign(attack=rows["attack"].where(~several, rows["attack"] + " [" + rows["budget"] + "]"))
-    done = rows[rows["status"] == "ok"]
-    columns: list[tuple[str, str, float, str]] = []  # attack (or worst case), norm, eps, column of rows
-    for norm in dict.fromkeys(norm for norm, _ in points(rows)):
-        for attack in sorted(set(rows.loc[rows["threat_norm"] == norm, "attack"])):
-            columns += [
-                (attack, norm, eps, "robust_accuracy") for n, eps in points(rows[rows["attack"] == attack]) if n == norm
-            ]
-        columns += [("worst case", norm, eps, "worst_case_accuracy") for n, eps in points(rows) if n == norm]
-    names = {"robust_accuracy": "ci_low", "worst_case_accuracy": "worst_case_ci_low"}
-    networks = labelled(rows)
-    lines = {name: [latex_escape(name), percent(network["clean_accuracy"].max())] for name, network in networks}
-    clean = done["clean_accuracy"].max()
-    for name, network in networks:
-        lines[name][1] = bold(lines[name][1], bool(network["clean_accuracy"].max() == clean))
-    for attack, norm, eps, value in columns:
-        cells = {}
-        for name, network in networks:
-            at = network[
-                (network["threat_norm"] == norm) & (network["threat_eps"] == eps) & (network["status"] == "ok")
-            ]
-            at = at if attack == "worst case" else at[at["attack"] == attack]
-            cells[name] = at.iloc[0] if len(at) else None
-        there = [cell for cell in cells.values() if cell is not None]
-        floor = max(there, key=lambda cell: cell[value])[names[value]] if there else 1.0
-        for name, cell in cells.items():
-            if cell is None:
-                lines[name].append(MISSING)
-                continue
-            mark = "*" if value == "robust_accuracy" and cell["budget_reduced"] else ""
-            lines[name].append(bold(percent(cell[value]), bool(cell[value] >= floor)) + mark)
-    above, rules, start = ["", ""], [], 3
-    for attack, norm in dict.fromkeys((a, n) for a, n, _, _ in columns):
-        span = sum((a, n) == (attack, norm) for a, n, _, _ in columns)
-        above.append(rf"\multicolumn{{{span}}}{{c}}{{{latex_escape(f'{attack} {norm}')}}}")
-        rules.append(rf"\cmidrule(lr){{{start}-{start + span - 1}}}")
-        start += span
-    head = [
-        " & ".join(above) + r" \\",
-        " ".join(rules),
-        " & ".join(["Defense", "Clean", *(format_eps(eps) for _, _, eps, _ in columns)]) + r" \\",
-    ]
+    columns = _columns(rows)
+    models = named_models(rows)
+    best_clean = rows.loc[rows["status"] == "ok", "clean_accuracy"].max()
+    cells = {}
+    for name, model_rows in models:
+        clean = model_rows["clean_accuracy"].max()
+        cells[name] = [latex_escape(name), bold(format_percent(clean), bool(clean == best_clean))]
+    for column in columns:
+        for name, text in _column_cells(column, models).items():
+            cells[name].append(text)
     first = rows.iloc[0]
     caption = (
         f"{protocol} accuracy in percent on {first['dataset']}, {', '.join(sorted(set(rows['model'])))}, "
-        f"{first['examples']} test images; {PROTOCOLS[protocol]}. Bold: best and all within its 95 % interval."
+        f"{first['examples']} test images; {PROTOCOLS[protocol]}. Bold: best and all within its 95 % CI."
     )
-    caption = " ".join([caption, *reduced])
-    body = [" & ".join(values) + r" \\" for values in lines.values()]
-    return table(latex_escape(caption), "lr" + "r" * len(columns), head, body)
+    body = [" & ".join(values) + r" \\" for values in cells.values()]
+    caption = latex_escape(" ".join([caption, *reduced]))
+    return latex_table(caption, "lr" + "r" * len(columns), _header(columns), body)
+
+
+def _columns(rows: pd.DataFrame) -> list[Column]:
+    """List the columns of a matrix: for every norm its attacks, then the worst case, each with its radii."""
+    columns = []
+    for norm in dict.fromkeys(norm for norm, _ in threats(rows)):
+        for attack in sorted(set(rows.loc[rows["threat_norm"] == norm, "attack"])):
+            radii = [eps for n, eps in threats(rows[rows["attack"] == attack]) if n == norm]
+            columns += [Column(attack, norm, eps, "robust_accuracy") for eps in radii]
+        columns += [Column("worst case", norm, eps, "worst_case_accuracy") for n, eps in threats(rows) if n == norm]
+    return columns
+
+
+def _column_cells(column: Column, models: list[tuple[str, pd.DataFrame]]) -> dict[str, str]:
+    """Format one column: model name -> accuracy, in bold if it is the best or inside the best one's 95 % CI."""
+    found = {}
+    for name, rows in models:
+        at = (rows["threat_norm"] == column.norm) & (rows["threat_eps"] == column.eps) & (rows["status"] == "ok")
+        if column.attack != "worst case":
+            at &= rows["attack"] == column.attack
+        found[name] = rows[at].iloc[0] if at.any() else None
+    measured = [row for row in found.values() if row is not None]
+    low = max(measured, key=lambda row: row[column.value])[CI_LOW[column.value]] if measured else 1.0
+    out = {}
+    for name, row in found.items():
+        if row is None:
+            out[name] = MISSING
+            continue
+        mark = "*" if column.value == "robust_accuracy" and row["budget_reduced"] else ""
+        out[name] = bold(format_percent(row[column.value]), bool(row[column.value] >= low)) + mark
+    return out
+
+
+def _header(columns: list[Column]) -> list[str]:
+    """Return the header lines: attacks and norms over rules, then radii."""
+    above, rules, start = ["", ""], [], 3
+    for attack, norm in dict.fromkeys((c.attack, c.norm) for c in columns):
+        span = sum((c.attack, c.norm) == (attack, norm) for c in columns)
+        above.append(rf"\multicolumn{{{span}}}{{c}}{{{latex_escape(f'{attack} {norm}')}}}")
+        rules.append(rf"\cmidrule(lr){{{start}-{start + span - 1}}}")
+        start += span
+    radii = ["Defense", "Clean", *(format_eps(c.eps) for c in columns)]
+    return [" & ".join(above) + r" \\", " ".join(rules), " & ".join(radii) + r" \\"]

@@ -1,150 +1,153 @@
-"""The leaderboard: networks ranked by their white-box worst case, one board a setting."""
+"""Leaderboards: models ranked by their white-box worst case, separately for every setting (data, threat, attacks)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
+from typing import Any
 
 import pandas as pd
 
 from robobench.core.registry import unknown_name
 from robobench.errors import RequestError
 from robobench.report.formatting import (
-    BOARD,
+    COMPARABLE_KEYS,
     MISSING,
-    NAMED,
-    NETWORK,
-    budget_texts,
-    count,
-    groups,
-    name_of,
-    percent,
-    point,
-    seconds,
-    text,
+    MODEL_COLUMNS,
+    NAME_COLUMNS,
+    format_budgets,
+    format_count,
+    format_interval,
+    format_model_name,
+    format_percent,
+    format_seconds,
+    format_text,
+    format_threat,
+    iter_groups,
 )
 
-KEYS = [*BOARD, "threat_norm", "threat_eps", "attacks", "budgets"]  # lines that differ in one are not comparable
-
-BETWEEN = "; "  # two attacks' budgets
-SPENT = ["attack", "attack_budget", "search_precision", "budget_reduced"]
-
+# Lines with the same values are ranked together.
+LEADERBOARD_KEYS = [*COMPARABLE_KEYS, "threat_norm", "threat_eps", "attacks", "budgets"]
+BUDGET_SEPARATOR = "; "  # between the budgets of two attacks
+COSTS = (
+    *("train_seconds", "total_train_seconds", "train_cpu_seconds", "total_train_cpu_seconds"),
+    *("train_forwards", "total_train_forwards"),
+)
 LEADERBOARD = [
-    *("defense", "model", "clean", "worst", "ci_low", "ci_high", "best", "transfer", "gap"),
-    *(
-        "train_seconds",
-        "total_train_seconds",
-        "train_cpu_seconds",
-        "total_train_cpu_seconds",
-        "train_forwards",
-        "total_train_forwards",
-    ),
+    *("defense", "model", "clean", "worst", "ci_low", "ci_high", "best", "transfer", "gap", *COSTS),
     *("flags", "preset", "seed", "precision", "hardware", "weights_digest", "reduced_budgets"),
 ]
 
-# Ways to sort a board: column, and whether the smallest comes first.
-SORTS = {
-    "worst": ("worst", False),
-    "clean": ("clean", False),
-    "transfer": ("transfer", False),
-    "gap": ("gap", False),
-    "own": ("train_seconds", True),
-    "whole": ("total_train_seconds", True),
-    "forwards": ("train_forwards", True),
-    "defense": ("defense", True),
-}
+# --sort: column -> ascending
+SORTS = {**dict.fromkeys(("worst", "clean", "transfer", "gap"), False), **dict.fromkeys((*COSTS, "defense"), True)}
 
-# What --filter takes, and the column of rows it looks at; flag is looked up in the board itself.
+# --filter: name -> column of the rows
 FILTERS = {
     **{name: name for name in ("dataset", "model", "preset", "defense", "seed", "precision", "hardware", "examples")},
     "norm": "threat_norm",
     "eps": "threat_eps",
 }
 
+# --columns: name -> heading
+HEADINGS = {
+    **{name: name for name in ("rank", "defense", "model", "clean", "worst")},
+    "ci": "95 % CI",
+    "transfer": "transfer",
+    "gap": "transfer - white-box",
+    "train_seconds": "train time (s)",
+    "total_train_seconds": "incl. teachers (s)",
+    "train_cpu_seconds": "CPU time (s)",
+    "total_train_cpu_seconds": "CPU incl. teachers (s)",
+    "train_forwards": "train cost (forward equiv.)",
+    "total_train_forwards": "cost incl. teachers (forward equiv.)",
+    **{name: name for name in ("flags", "preset", "seed", "precision", "hardware")},
+}
+WORST_HEADING = "worst-case robust acc. (white-box)"  # of "worst" where there is room
+DEFAULT_COLUMNS = (
+    *("rank", "defense", "model", "clean", "worst", "ci", "transfer", "gap"),
+    *("train_seconds", "total_train_seconds", "flags"),
+)
+
 
 def rank_models(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rank networks by their white-box worst case, one board per (threat, attack set and budgets, image count).
+    """Rank models by their white-box worst case, separately for every threat, attack set, budgets and image count.
 
     Returns:
-        One line per network and (norm, eps): figures as fractions, rank within its board, boards in the
-        order of their radii. `best` marks the first of a board and every line inside its 95 % interval, unless
-        nothing is left of it.
-        Lines of different boards are not comparable.
+        One line per model and (norm, eps), with accuracies as fractions. `gap` is transfer minus worst-case accuracy.
+        `best` marks the first of a leaderboard and all lines inside its 95 % CI, unless its accuracy is 0. Lines that
+        differ in LEADERBOARD_KEYS are not comparable.
     """
-    at = [*BOARD, *NETWORK, "threat_norm", "threat_eps"]
+    at = [*COMPARABLE_KEYS, *MODEL_COLUMNS, "threat_norm", "threat_eps"]
     done = rows[rows["status"] == "ok"].drop_duplicates([*at, "protocol"])
     out = done[done["protocol"] == "white-box"].drop(columns="flags")
     transfer = done.loc[done["protocol"] == "transfer", [*at, "worst_case_accuracy"]]
     out = out.merge(transfer.rename(columns={"worst_case_accuracy": "transfer"}), on=at, how="left")
-    spent = rows.loc[(rows["status"] == "ok") & (rows["protocol"] == "white-box"), [*at, *SPENT]]
-    spent = spent.assign(budgets=spent["attack"] + ": " + budget_texts(spent))
-    out = _joined(out, at, spent, "budgets", BETWEEN)
+    columns = [*at, "attack", "attack_budget", "search_precision", "budget_reduced"]
+    spent = rows.loc[(rows["status"] == "ok") & (rows["protocol"] == "white-box"), columns]
+    spent = spent.assign(budgets=spent["attack"] + ": " + format_budgets(spent))
+    out = _join_texts(out, at, spent, "budgets", BUDGET_SEPARATOR)
     reduced = spent.assign(reduced_budgets=spent["budgets"])[spent["budget_reduced"].astype(bool)]
-    out = _joined(out, at, reduced, "reduced_budgets", BETWEEN)
+    out = _join_texts(out, at, reduced, "reduced_budgets", BUDGET_SEPARATOR)
     flagged = rows.loc[rows["flags"].notna(), [*at, "flags"]]
     flagged = flagged.assign(flags=flagged["flags"].astype(str).str.split(",")).explode("flags")
-    out = _joined(out, at, flagged[flagged["flags"] != ""], "flags", ",")
-    out["defense"] = [name_of(*parts) for parts in out[NAMED].itertuples(index=False)]
-    out = out.rename(
+    out = _join_texts(out, at, flagged[flagged["flags"] != ""], "flags", ",")
+    out["defense"] = [format_model_name(*values) for values in out[NAME_COLUMNS].itertuples(index=False)]
+    out = out.drop(columns=["ci_low", "ci_high"]).rename(
         columns={
             "worst_case_attacks": "attacks",
             "clean_accuracy": "clean",
             "worst_case_accuracy": "worst",
-            "worst_case_ci_low": "low",
-            "worst_case_ci_high": "high",
+            "worst_case_ci_low": "ci_low",
+            "worst_case_ci_high": "ci_high",
         }
     )
-    out = out.drop(columns=["ci_low", "ci_high"]).rename(columns={"low": "ci_low", "high": "ci_high"})
     out["gap"] = pd.to_numeric(out["transfer"]) - out["worst"]
-    out = out.sort_values([*KEYS, "worst", "clean"], ascending=[True] * len(KEYS) + [False, False], kind="stable")
-    by = out.groupby(KEYS, dropna=False)
+    ascending = [True] * len(LEADERBOARD_KEYS) + [False, False]
+    out = out.sort_values([*LEADERBOARD_KEYS, "worst", "clean"], ascending=ascending, kind="stable")
+    by = out.groupby(LEADERBOARD_KEYS, dropna=False)
     out["rank"] = by["worst"].rank(ascending=False, method="min").astype(int)
     out["best"] = (out["worst"] >= by["ci_low"].transform("first")) & (out["worst"] > 0)
-    return out[["rank", *KEYS, *LEADERBOARD]].reset_index(drop=True)
+    return out[["rank", *LEADERBOARD_KEYS, *LEADERBOARD]].reset_index(drop=True)
 
 
-def _joined(out: pd.DataFrame, at: list[str], values: pd.DataFrame, name: str, by: str) -> pd.DataFrame:
-    """Add a column of text: the distinct values of each network and radius, in order, '' where there is none."""
-    some = values[[*at, name]].drop_duplicates().sort_values(name)
-    joined = some.groupby(at, dropna=False)[name].agg(by.join).reset_index()
-    merged = out.merge(joined.astype(out[at].dtypes), on=at, how="left")  # a column of None alone came back as numbers
+def _join_texts(out: pd.DataFrame, at: list[str], values: pd.DataFrame, name: str, separator: str) -> pd.DataFrame:
+    """Add column `name`: the distinct sorted texts of every model and radius, joined; '' if there are none."""
+    distinct = values[[*at, name]].drop_duplicates().sort_values(name)
+    joined = distinct.groupby(at, dropna=False)[name].agg(separator.join).reset_index()
+    merged = out.merge(joined.astype(out[at].dtypes), on=at, how="left")  # pandas makes a column of only None numeric
     merged[name] = merged[name].fillna("")
     return merged
 
 
-def boards(lines: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Walk the boards in a table of lines, with their titles; only lines of one board may be compared.
+def split_leaderboards(lines: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Split ranked lines into leaderboards and yield each with its title.
 
-    A title tells reduced budgets, and all of them where boards differ in nothing else.
+    A title names reduced budgets. It names all budgets where two leaderboards differ in nothing else.
     """
-    several = lines.groupby([key for key in KEYS if key != "budgets"], dropna=False)["budgets"].transform("nunique") > 1
-    for part in groups(lines, KEYS):
+    keys = [key for key in LEADERBOARD_KEYS if key != "budgets"]
+    several = lines.groupby(keys, dropna=False)["budgets"].transform("nunique") > 1
+    for part in iter_groups(lines, LEADERBOARD_KEYS):
         first = part.iloc[0]
         models = sorted(set(part["model"]))
         title = (
             f"{first['dataset']}, {', '.join(models[:3])}{', ...' if len(models) > 3 else ''}, "
-            f"{point(first['threat_norm'], first['threat_eps'])}, "
+            f"{format_threat(first['threat_norm'], first['threat_eps'])}, "
             f"{first['examples']} images; worst case over {first['attacks']}"
         )
         budgets = first["budgets"] if several[part.index[0]] else first["reduced_budgets"]
         yield title + (f" ({budgets})" if budgets else ""), part
 
 
-def board_titles(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Walk the boards of rows with their titles."""
-    yield from boards(rank_models(rows))
-
-
-def chosen(rows: pd.DataFrame, filters: Sequence[str]) -> pd.DataFrame:
-    """Keep the rows that every NAME=VALUE[,VALUE] of `filters` lets through.
+def filter_rows(rows: pd.DataFrame, filters: Sequence[str]) -> pd.DataFrame:
+    """Keep the rows that match every filter NAME=VALUE[,VALUE].
 
     Raises:
-        RequestError: an unknown name, or nothing is left.
+        RequestError: an unknown name or bad value, or no row matches.
     """
-    for text_ in filters:
-        name, equals, values = (part.strip() for part in text_.partition("="))
+    for filter_ in filters:
+        name, equals, values = (part.strip() for part in filter_.partition("="))
         if not equals or not values:
-            raise RequestError(f"--filter '{text_}' is not NAME=VALUE[,VALUE]; names: {', '.join(FILTERS)}")
+            raise RequestError(f"--filter '{filter_}' is not NAME=VALUE[,VALUE]; names: {', '.join(FILTERS)}")
         if name not in FILTERS:
             raise unknown_name("name in --filter", name, FILTERS)
         column = rows[FILTERS[name]]
@@ -153,60 +156,55 @@ def chosen(rows: pd.DataFrame, filters: Sequence[str]) -> pd.DataFrame:
             try:
                 numbers = [float(Fraction(value)) for value in wanted]
             except (ValueError, ZeroDivisionError):
-                raise RequestError(f"--filter '{text_}': {name} is a number such as 8/255 or 1") from None
+                raise RequestError(f"--filter '{filter_}': {name} must be a number such as 8/255 or 1") from None
             keep = pd.Series(False, index=rows.index)
             for number in numbers:
                 keep |= (column - number).abs() < 1e-9
         else:
             keep = column.astype(str).str.lower().isin([value.lower() for value in wanted])
         if not keep.any():
-            there = ", ".join(sorted({f"{v:g}" if isinstance(v, float) else str(v) for v in column.dropna()})[:12])
-            raise RequestError(f"--filter '{text_}' leaves no row; there are: {there}")
+            known = ", ".join(sorted({f"{v:g}" if isinstance(v, float) else str(v) for v in column.dropna()})[:12])
+            raise RequestError(f"--filter '{filter_}' matches no row; values: {known}")
         rows = rows[keep]
     return rows
 
 
-def ordered(lines: pd.DataFrame, by: str) -> pd.DataFrame:
-    """Sort the lines inside each board by a name of SORTS; ranks stay those of the white-box worst case."""
+def sort_rows(lines: pd.DataFrame, by: str) -> pd.DataFrame:
+    """Sort the lines of every leaderboard by a name of SORTS. Ranks do not change."""
     if by not in SORTS:
         raise unknown_name("column to sort by", by, SORTS)
-    column, ascending = SORTS[by]
-    return lines.sort_values([*KEYS, column], ascending=[True] * len(KEYS) + [ascending], kind="stable")
+    ascending = [True] * len(LEADERBOARD_KEYS) + [SORTS[by]]
+    return lines.sort_values([*LEADERBOARD_KEYS, by], ascending=ascending, kind="stable")
 
 
-# Columns as people read them: heading, and the text of a line.
-SHOWN = (
-    *("rank", "defense", "model", "clean", "worst", "95 %", "transfer", "gap", "own s", "whole s"),
-    *("own CPU s", "whole CPU s", "own fwd", "whole fwd", "flags", "preset", "seed", "precision", "hardware"),
-)
+def format_leaderboard(lines: pd.DataFrame, columns: Sequence[str] = DEFAULT_COLUMNS, mark: str = "") -> pd.DataFrame:
+    """Format one leaderboard as text with headings; `mark` follows the worst case of the best lines.
 
-DEFAULT = ("rank", "defense", "model", "clean", "worst", "95 %", "transfer", "gap", "own s", "whole s", "flags")
+    Args:
+        columns: names of HEADINGS.
 
-
-def board_text(lines: pd.DataFrame, columns: Sequence[str] = DEFAULT, mark: str = "") -> pd.DataFrame:
-    """Round one board for reading; `mark` follows the best worst case and every one inside its interval."""
+    Raises:
+        RequestError: an unknown column.
+    """
     for name in columns:
-        if name not in SHOWN:
-            raise unknown_name("column", name, SHOWN)
-    shown = {
-        "rank": lines["rank"].astype(str),
-        "defense": lines["defense"],
-        "model": lines["model"],
-        "clean": lines["clean"].map(percent),
-        "worst": [percent(w) + (mark if best else "") for w, best in zip(lines["worst"], lines["best"], strict=True)],
-        "95 %": [f"[{percent(a)}, {percent(b)}]" for a, b in zip(lines["ci_low"], lines["ci_high"], strict=True)],
-        "transfer": lines["transfer"].map(percent),
-        "gap": lines["gap"].map(percent),
-        "own s": lines["train_seconds"].map(seconds),
-        "whole s": lines["total_train_seconds"].map(seconds),
-        "own CPU s": lines["train_cpu_seconds"].map(seconds),
-        "whole CPU s": lines["total_train_cpu_seconds"].map(seconds),
-        "own fwd": lines["train_forwards"].map(count),
-        "whole fwd": lines["total_train_forwards"].map(count),
-        "flags": [text(flags).replace(",", ", ") for flags in lines["flags"]],
-        "preset": lines["preset"].map(text),
-        "seed": lines["seed"].map(lambda seed: MISSING if pd.isna(seed) else f"{seed:g}"),
-        "precision": lines["precision"].map(text),
-        "hardware": lines["hardware"].map(text),
+        if name not in HEADINGS:
+            raise unknown_name("column", name, HEADINGS)
+    formats: dict[str, Callable[[Any], str]] = {
+        **dict.fromkeys(("clean", "transfer", "gap"), format_percent),
+        **dict.fromkeys(("train_seconds", "total_train_seconds"), format_seconds),
+        **dict.fromkeys(("train_cpu_seconds", "total_train_cpu_seconds"), format_seconds),
+        **dict.fromkeys(("train_forwards", "total_train_forwards"), format_count),
+        "flags": lambda flags: format_text(flags).replace(",", ", "),
+        "seed": lambda seed: MISSING if pd.isna(seed) else f"{seed:g}",
     }
-    return pd.DataFrame({name: shown[name] for name in columns})
+    out = {}
+    for name in columns:
+        if name == "worst":
+            pairs = zip(lines["worst"], lines["best"], strict=True)
+            values = [format_percent(worst) + (mark if best else "") for worst, best in pairs]
+        elif name == "ci":
+            values = [format_interval(a, b) for a, b in zip(lines["ci_low"], lines["ci_high"], strict=True)]
+        else:
+            values = lines[name].map(formats.get(name, format_text)).tolist()
+        out[HEADINGS[name]] = values
+    return pd.DataFrame(out)

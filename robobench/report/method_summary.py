@@ -1,206 +1,217 @@
-"""The table of a board's front page: a method a line, both protocols side by side, cost and flags."""
+"""The summary table of a README: a row for every method, with both protocols, training cost and flags."""
 
 from __future__ import annotations
 
-import statistics as numbers
+import statistics
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
-from robobench.report.formatting import MISSING, budget_texts, flags_of, groups, percent, point, seconds
-from robobench.report.leaderboard import BETWEEN
+from robobench.report.formatting import (
+    MISSING,
+    format_budgets,
+    format_interval,
+    format_percent,
+    format_seconds,
+    format_threat,
+    iter_groups,
+    list_flags,
+)
+from robobench.report.leaderboard import BUDGET_SEPARATOR, HEADINGS
 from robobench.report.leaderboard_formats import markdown, markdown_escape
 from robobench.results.records import EvaluationRecord
 from robobench.results.rows import make_frame, read_records
 from robobench.results.statistics import combine_worst_case, compact_letter_display
 
-METHOD = ["model", "preset", "defense", "selection", "precision"]
+METHOD_COLUMNS = ["model", "preset", "defense", "selection", "precision"]
+SETTING_COLUMNS = [*METHOD_COLUMNS, "config_digest"]  # models with the same values differ in their seed only
 
-SETTING = [*METHOD, "config_digest"]  # networks that differ in their seed only
+NOTE = (
+    "Accuracies in percent. One seed: with the 95 % CI over images. Several seeds: mean ± standard deviation over "
+    "trainings. n: number of test images. Transfer examples are made on one undefended model, which is left out of the "
+    "transfer column. (control): undefended models of other seeds, which show the transfer accuracy without defense."
+)
+GROUPS_NOTE = (
+    " Significance group: models that share a letter do not differ significantly (exact McNemar test of all pairs, "
+    "white-box, one seed, Holm-corrected over a column, alpha = 0.05). This compares trained models, not methods."
+)
 
 
-class Point(NamedTuple):
-    """A column group: test images, norm, radius, and the attacks with their budgets."""
+class Threat(NamedTuple):
+    """A group of columns: number of test images, norm, radius, and the attacks with their budgets."""
 
     examples: int
     norm: str
     eps: float
-    effort: str
-    transfer_effort: str  # without the precision of the search: transfer examples are always made in float32
+    attacks: str  # "pgd (steps=20); ..."
+    transfer_attacks: str  # the same without the search precision: transfer examples are always made in float32
+
+    @property
+    def heading(self) -> str:
+        """'pgd Linf 8/255 (n = 200)', or '3 attacks Linf 8/255 (n = 200)'."""
+        count = self.attacks.count(BUDGET_SEPARATOR) + 1
+        name = f"{count} attacks" if count > 1 else self.attacks.partition(" (")[0]
+        return f"{name} {format_threat(self.norm, self.eps)} (n = {self.examples})"
 
 
-def front(place: Path) -> str:
-    """Write the front table of a board or store, in Markdown, best white-box worst case first.
+def method_summary(place: Path) -> str:
+    """Write the summary tables of a store or snapshot in Markdown, with the best white-box worst case first.
 
-    For each norm and number of images the smallest radius is shown, that with the most attacks first. Several seeds:
-    mean ± standard deviation of the trainings; one: the 95 % interval over images. Letters say which networks of one
-    seed the images tell apart. Transfer leaves out the network the examples were made on.
+    For every norm and number of images, the smallest radius is shown with the largest set of attacks.
     """
     records = read_records(place)
     rows = make_frame(records)
-    parts = groups(rows[rows["status"] == "ok"], ["dataset", "data_digest"])
+    parts = iter_groups(rows[rows["status"] == "ok"], ["dataset", "data_digest"])
     return "\n\n".join(
-        _table(part, [r for r in records if r["data_digest"] == part.iloc[0]["data_digest"]]) for part in parts
+        _summarize(part, [r for r in records if r["data_digest"] == part.iloc[0]["data_digest"]]) for part in parts
     )
 
 
-def _table(rows: pd.DataFrame, records: list[EvaluationRecord]) -> str:
-    """Write the table of networks that saw the same images, with its legend."""
-    settings = rows.drop_duplicates(SETTING)[SETTING]
-    rows = rows.merge(settings.assign(nth=settings.groupby(METHOD, dropna=False).cumcount()), on=SETTING)
-    met = ["seed", "weights_digest", "examples", "threat_norm", "threat_eps", "protocol", "source_digest"]
-    for column, budgets in (("effort", budget_texts(rows)), ("transfer_effort", rows["attack_budget"].astype(str))):
-        rows[column] = rows["attack"] + " (" + budgets + ")"
-        by = rows.groupby([*SETTING, *met], dropna=False)[column]
-        rows[column] = by.transform(lambda each: BETWEEN.join(sorted(set(each))))
-    points = _points(rows)
-    methods = list(groups(rows, SETTING))
-    several = {name: rows[name].nunique() > 1 for name in METHOD}
-    methods.sort(key=lambda m: -(_mean(m, points[0]) or 0.0) if points else 0.0)
-    ties = [_ties(records, methods, at) for at in points]
+def _summarize(rows: pd.DataFrame, records: list[EvaluationRecord]) -> str:
+    """Write the table of all models on the same data, with its legend."""
+    rows = _add_attacks(rows)
+    threats = _select_threats(rows)
+    methods = list(iter_groups(rows, SETTING_COLUMNS))
+    methods.sort(key=lambda method: -(_mean_worst_case(method, threats[0]) or 0.0) if threats else 0.0)
+    groups = [_significance_groups(records, methods, threat) for threat in threats]
+    several = [name for name in METHOD_COLUMNS if name != "defense" and rows[name].nunique() > 1]
     sources = set(rows["source_digest"].dropna())
     lines = []
-    for nth, method in enumerate(methods):
+    for number, method in enumerate(methods):
         first = method.iloc[0]
-        name = ", ".join(
-            str(first[c]) for c in ("defense", *(c for c in METHOD if c != "defense")) if c == "defense" or several[c]
-        )
+        name = ", ".join(str(first[c]) for c in ("defense", *several))
         line = {"defense": markdown_escape(name) + "'" * int(first["nth"]), "seeds": str(method["seed"].nunique())}
-        for number, at in enumerate(points):
-            letter = _letter(number)
-            if at[0] not in [seen[0] for seen in points[:number]]:
-                line[f"{letter} clean"] = _spread(method[method["examples"] == at[0]], "clean_accuracy", method)
-            line[f"{letter} white-box"] = _worst(method, at, "white-box")
-            if ties[number]:
-                line[f"{letter} ties"] = ties[number].get(nth, "")
-            shown = _worst(method, at, "transfer")
-            is_control = shown != MISSING and bool(sources & set(method["weights_digest"]))
-            line[f"{letter} transfer"] = shown + ", control" * is_control
-        networks = method.drop_duplicates("weights_digest")
-        for title, column in (
-            ("own s", "train_seconds"),
-            ("own CPU s", "train_cpu_seconds"),
-            ("whole CPU s", "total_train_cpu_seconds"),
-        ):
-            line[title] = seconds(pd.to_numeric(networks[column]).mean())
-        line["flags"] = _flags(method, points)
+        for threat, letters in zip(threats, groups, strict=True):
+            clean = f"clean (n = {threat.examples})"
+            if clean not in line:
+                line[clean] = _format_spread(method[method["examples"] == threat.examples], "clean_accuracy", method)
+            line[f"{threat.heading}: white-box"] = _format_worst_case(method, threat, "white-box")
+            if letters:
+                line[f"{threat.heading}: significance group"] = letters.get(number, "")
+            transfer = _format_worst_case(method, threat, "transfer")
+            is_control = transfer != MISSING and bool(sources & set(method["weights_digest"]))
+            line[f"{threat.heading}: transfer"] = transfer + " (control)" * is_control
+        models = method.drop_duplicates("weights_digest")
+        for column in ("train_seconds", "train_cpu_seconds", "total_train_cpu_seconds"):
+            line[HEADINGS[column]] = format_seconds(pd.to_numeric(models[column]).mean())
+        line["flags"] = _format_flags(method, threats)
         lines.append(line)
-    table = markdown(pd.DataFrame(lines).fillna(MISSING))
-    legend = [
-        f"{_letter(number)}: worst case over {effort} at {point(norm, eps)}, "
-        f"{examples} images of {rows.iloc[0]['dataset']} (data {rows.iloc[0]['data_digest']})"
-        for number, (examples, norm, eps, effort, _) in enumerate(points)
-    ]
-    note = (
-        "In percent. Several seeds: mean ± standard deviation over trainings; one: 95 % interval over images. Transfer "
-        "examples are made on one undefended network, which is left out of that column; what undefended networks of "
-        "other seeds keep is the control: what transfer alone is worth."
-    )
-    if any(ties):
-        note += (
-            " Ties: networks that share a letter are not told apart by these images (exact McNemar in pairs, "
-            "white-box, one seed, Holm-corrected over the column, 5 %); about these networks, not about the methods."
-        )
-    machine = rows[["hardware", "threads", "compiled"]].drop_duplicates().itertuples(index=False, name=None)
-    told = sorted(f"{hardware}, threads: {threads}{', compiled' * bool(on)}" for hardware, threads, on in machine)
-    return "\n".join([table, "", *(f"* {line}" for line in legend), "", f"{note} Hardware: {'; '.join(told)}."])
+    data = f"on {rows.iloc[0]['dataset']} (data {rows.iloc[0]['data_digest']})"
+    legend = [f"* {threat.heading}: worst case per image over {threat.attacks}, {data}" for threat in threats]
+    machines = rows[["hardware", "threads", "compiled"]].drop_duplicates().itertuples(index=False, name=None)
+    hardware = sorted(f"{name}, threads: {threads}{', compiled' * bool(on)}" for name, threads, on in machines)
+    note = NOTE + GROUPS_NOTE * any(groups) + f" Hardware: {'; '.join(hardware)}."
+    return "\n".join([markdown(pd.DataFrame(lines).fillna(MISSING)), "", *legend, "", note])
 
 
-def _letter(number: int) -> str:
-    return chr(ord("A") + number)
+def _add_attacks(rows: pd.DataFrame) -> pd.DataFrame:
+    """Add the attacks behind every worst case, and `nth`: the number of a method among those of the same name."""
+    settings = rows.drop_duplicates(SETTING_COLUMNS)[SETTING_COLUMNS]
+    nth = settings.groupby(METHOD_COLUMNS, dropna=False).cumcount()
+    rows = rows.merge(settings.assign(nth=nth), on=SETTING_COLUMNS)
+    at = ["seed", "weights_digest", "examples", "threat_norm", "threat_eps", "protocol", "source_digest"]
+    for column, budgets in (("used", format_budgets(rows)), ("transfer_used", rows["attack_budget"].astype(str))):
+        rows[column] = rows["attack"] + " (" + budgets + ")"
+        by = rows.groupby([*SETTING_COLUMNS, *at], dropna=False)[column]
+        rows[column] = by.transform(lambda each: BUDGET_SEPARATOR.join(sorted(set(each))))
+    return rows
 
 
-def _points(rows: pd.DataFrame) -> list[Point]:
-    """Choose the columns: for each number of images and norm the smallest radius, under the most attacks."""
-    white = rows[rows["protocol"] == "white-box"]
+def _select_threats(rows: pd.DataFrame) -> list[Threat]:
+    """Select for every number of images and norm the smallest radius with the most attacks."""
     out = []
-    for part in groups(white, ["examples", "threat_norm"]):
+    for part in iter_groups(rows[rows["protocol"] == "white-box"], ["examples", "threat_norm"]):
         eps, first = part["threat_eps"].min(), part.iloc[0]
         here = part[part["threat_eps"] == eps]
-        effort = max(set(here["effort"]), key=lambda e: (e.count(BETWEEN), e))
-        transfer_effort = here.loc[here["effort"] == effort, "transfer_effort"].iloc[0]
-        point = (int(first["examples"]), str(first["threat_norm"]), float(eps), str(effort), str(transfer_effort))
-        out.append(Point(*point))
-    return sorted(out, key=lambda p: (-p.effort.count(BETWEEN), -p.examples, p.norm != "Linf", p.eps))
+        attacks = max(set(here["used"]), key=lambda used: (used.count(BUDGET_SEPARATOR), used))
+        transfer_attacks = here.loc[here["used"] == attacks, "transfer_used"].iloc[0]
+        out.append(
+            Threat(int(first["examples"]), str(first["threat_norm"]), float(eps), str(attacks), str(transfer_attacks))
+        )
+    return sorted(out, key=lambda t: (-t.attacks.count(BUDGET_SEPARATOR), -t.examples, t.norm != "Linf", t.eps))
 
 
-def _at(rows: pd.DataFrame, at: Point) -> pd.DataFrame:
-    """Keep the rows of a point's images and radius."""
-    return rows[(rows["examples"] == at[0]) & (rows["threat_norm"] == at[1]) & (rows["threat_eps"] == at[2])]
+def _rows_at(rows: pd.DataFrame, threat: Threat) -> pd.DataFrame:
+    """Return the rows of a threat's number of images and radius."""
+    at = (rows["threat_norm"] == threat.norm) & (rows["threat_eps"] == threat.eps)
+    return rows[at & (rows["examples"] == threat.examples)]
 
 
-def _networks(method: pd.DataFrame, at: Point, protocol: str) -> pd.DataFrame:
-    """One row a network that was measured at a point."""
-    found = _at(method, at)
-    column = "effort" if protocol == "white-box" else "transfer_effort"
-    keep = (found["protocol"] == protocol) & (found[column] == getattr(at, column))
+def _models_at(method: pd.DataFrame, threat: Threat, protocol: str) -> pd.DataFrame:
+    """Return one row for every model that was evaluated under a threat, without the transfer source under transfer."""
+    rows = _rows_at(method, threat)
+    used = (
+        rows["used"] == threat.attacks if protocol == "white-box" else rows["transfer_used"] == threat.transfer_attacks
+    )
+    keep = (rows["protocol"] == protocol) & used
     if protocol == "transfer":
-        keep &= found["source_digest"] != found["weights_digest"]
-    networks: pd.DataFrame = found[keep].drop_duplicates("weights_digest")
-    return networks
+        keep &= rows["source_digest"] != rows["weights_digest"]
+    models: pd.DataFrame = rows[keep].drop_duplicates("weights_digest")
+    return models
 
 
-def _mean(method: pd.DataFrame, at: Point) -> float | None:
-    found = _networks(method, at, "white-box")["worst_case_accuracy"]
+def _mean_worst_case(method: pd.DataFrame, threat: Threat) -> float | None:
+    found = _models_at(method, threat, "white-box")["worst_case_accuracy"]
     return float(pd.to_numeric(found).mean()) if len(found) else None
 
 
-def _worst(method: pd.DataFrame, at: Point, protocol: str) -> str:
-    found = _networks(method, at, protocol)
+def _format_worst_case(method: pd.DataFrame, threat: Threat, protocol: str) -> str:
+    """Format the worst case with its 95 % CI for one model, or with the standard deviation for several."""
+    found = _models_at(method, threat, protocol)
     if len(found) == 1:
-        low, high = found.iloc[0]["worst_case_ci_low"], found.iloc[0]["worst_case_ci_high"]
-        return f"{percent(found.iloc[0]['worst_case_accuracy'])} [{percent(low)}, {percent(high)}]"
-    return _spread(found, "worst_case_accuracy", method)
+        row = found.iloc[0]
+        interval = format_interval(row["worst_case_ci_low"], row["worst_case_ci_high"])
+        return f"{format_percent(row['worst_case_accuracy'])} {interval}"
+    return _format_spread(found, "worst_case_accuracy", method)
 
 
-def _spread(found: pd.DataFrame, column: str, method: pd.DataFrame) -> str:
-    """Mean over networks, with the standard deviation where there are several, and their number where some lack."""
+def _format_spread(found: pd.DataFrame, column: str, method: pd.DataFrame) -> str:
+    """Format the mean over models and the standard deviation; with the number of models if some were not evaluated."""
     values = [float(v) for v in found.drop_duplicates("weights_digest")[column]]
     if not values:
         return MISSING
-    mean = percent(numbers.fmean(values))
-    some = f" (n = {len(values)})" if 1 < len(values) < method["weights_digest"].nunique() else ""
-    return f"{mean} ± {100 * numbers.stdev(values):.1f}{some}" if len(values) > 1 else mean
+    mean = format_percent(statistics.fmean(values))
+    some = f" ({len(values)} seeds)" if 1 < len(values) < method["weights_digest"].nunique() else ""
+    return f"{mean} ± {100 * statistics.stdev(values):.1f}{some}" if len(values) > 1 else mean
 
 
-def _ties(records: list[EvaluationRecord], methods: list[pd.DataFrame], at: Point) -> dict[int, str]:
-    """Give the methods (by number) letters: their networks of the lowest seed that all those measured have."""
-    found = {nth: _networks(method, at, "white-box") for nth, method in enumerate(methods)}
-    found = {nth: network for nth, network in found.items() if len(network)}
-    seeds = set.intersection(*(set(network["seed"]) for network in found.values())) if found else set()
+def _significance_groups(
+    records: list[EvaluationRecord], methods: list[pd.DataFrame], threat: Threat
+) -> dict[int, str]:
+    """Return the letters of every method (by its number), from models of the lowest seed that all methods have."""
+    found = {number: _models_at(method, threat, "white-box") for number, method in enumerate(methods)}
+    found = {number: models for number, models in found.items() if len(models)}
+    seeds = set.intersection(*(set(models["seed"]) for models in found.values())) if found else set()
     if len(found) < 2 or not seeds:
         return {}
-    bits = {}
-    for nth, network in found.items():
-        one = network[network["seed"] == min(seeds)].iloc[0]
+    outcomes = {}
+    for number, models in found.items():
+        one = models[models["seed"] == min(seeds)].iloc[0]
         same = {name: one[name] for name in ("weights_digest", "examples", "threat_norm", "threat_eps", "precision")}
         same |= {"protocol": "white-box", "status": "ok"}
         combined = combine_worst_case(r for r in records if same.items() <= dict(r).items())
         assert combined is not None
-        bits[nth] = combined
-    return compact_letter_display(bits)
+        outcomes[number] = combined
+    return compact_letter_display(outcomes)
 
 
-def _flags(method: pd.DataFrame, points: list[Point]) -> str:
-    """List flags with the columns or radii they were raised at; one that every cell carries stands alone."""
+def _format_flags(method: pd.DataFrame, threats: list[Threat]) -> str:
+    """List flags with the threats and the number of models that have them; a flag of all rows stands alone."""
+    first = [(t.examples, t.norm, t.eps) for t in threats]
+    rest = method[["examples", "threat_norm", "threat_eps"]].drop_duplicates().itertuples(index=False, name=None)
     places: dict[str, list[str]] = {}
-    for number, at in enumerate(points):
-        for flag in flags_of(_at(method, at)):
-            places.setdefault(flag, []).append(_letter(number))
-    shown = {at[:3] for at in points}
-    for part in groups(method, ["examples", "threat_norm", "threat_eps"]):
-        first = part.iloc[0]
-        if (first["examples"], first["threat_norm"], first["threat_eps"]) not in shown:
-            for flag in flags_of(part):
-                places.setdefault(flag, []).append(f"{point(first['threat_norm'], first['threat_eps'])}")
-    each = method["flags"].fillna("").str.split(",")
-    networks = method["weights_digest"].nunique()
-    told = []
+    for examples, norm, eps in dict.fromkeys([*first, *rest]):
+        at = (method["examples"] == examples) & (method["threat_norm"] == norm) & (method["threat_eps"] == eps)
+        for flag in list_flags(method[at]):
+            places.setdefault(flag, []).append(f"{format_threat(norm, eps)}, n = {examples}")
+    flags_of_rows = method["flags"].fillna("").str.split(",")
+    models = method["weights_digest"].nunique()
+    out = []
     for flag, where in sorted(places.items()):
-        carried = each.map(lambda flags, flag=flag: flag in flags)
-        some = method.loc[carried, "weights_digest"].nunique()
-        where = [] if carried.all() else list(dict.fromkeys(where))
-        where += [f"{some} of {networks} networks"] if some < networks else []
-        told.append(f"{flag} ({', '.join(where)})" if where else flag)
-    return ", ".join(told) or MISSING
+        has_flag = flags_of_rows.map(lambda flags, flag=flag: flag in flags)
+        count = method.loc[has_flag, "weights_digest"].nunique()
+        details = [] if has_flag.all() else where
+        details += [f"{count} of {models} models"] if count < models else []
+        out.append(f"{flag} ({'; '.join(details)})" if details else flag)
+    return ", ".join(out) or MISSING

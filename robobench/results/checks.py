@@ -1,4 +1,4 @@
-"""Checks for signs that a robust accuracy is overestimated, and those that the records of a run show by themselves.
+"""Checks for signs that a robust accuracy is overestimated. Some of them need only the records of a run.
 
 Sources: Carlini et al., "On Evaluating Adversarial Robustness", 2019, arXiv:1902.06705; Athalye et al., "Obfuscated
 Gradients Give a False Sense of Security", ICML 2018, arXiv:1802.00420; Croce and Hein's AutoAttack, checks.py; Pintor
@@ -22,7 +22,7 @@ BATCH_TOLERANCE = 2e-3  # distance of one image's logits, scaled to length 1, in
 
 
 def min_count(count: int) -> int:
-    """Return the number of images, of `count`, from which a check is raised: 2, or 0.2 % if that is more."""
+    """Return the number of images from which a check is raised: 2, or 0.2 % of `count` if that is more."""
     return max(2, math.ceil(0.002 * count))
 
 
@@ -43,49 +43,49 @@ CHECKS = {
             "train-mode",
             "a module in training mode, or a buffer that a forward pass changes",
             "RobustBench, eval.py",
-            "call model.eval() and let nothing in forward() depend on the batch",
+            "call model.eval(), and make forward() independent of the batch",
         ),
         Check(
             "input-range",
             "a value outside [0, 1] by more than 1e-6",
             "torchattacks and auto-attack, whose radii are on [0, 1]",
-            "give images in [0, 1] and normalize inside the model (--mean, --std)",
+            "pass images in [0, 1], and normalize inside the model (--mean, --std)",
         ),
         Check(
             "softmax-output",
             "every row in [0, 1] with sum 1, within 1e-5",
             "AutoAttack, checks.py",
-            "return logits: a second softmax flattens the loss that attacks climb",
+            "return logits: a second softmax flattens the loss that attacks maximize",
         ),
         Check(
             "random-output",
-            "5 passes (in a run 3) over the same images: another number correct, or unit logits more than 1e-4 apart",
+            "5 passes (3 in a run) over the same images: another number correct, or unit logits more than 1e-4 apart",
             "AutoAttack, checks.py",
-            "attack the expectation over the randomness (EoT, 20 samples a gradient); judge several evaluations",
+            "attack the expectation over the randomness (EoT, 20 samples per gradient), and average evaluations",
         ),
         Check(
             "batch-dependent",
-            f"unit logits over {BATCH_TOLERANCE:g} from those in two halves, reversed (float32 rounding: 1e-7)",
+            f"unit logits differ by over {BATCH_TOLERANCE:g} in two reversed half batches (float32 rounding: 1e-7)",
             "robobench",
-            "let no image see another (BatchNorm with running statistics): attacks drop images from the batch",
+            "compute each image independently (BatchNorm with running statistics): attacks remove images from a batch",
         ),
         Check(
             "zero-gradients",
             f"zero gradient of the cross-entropy at correctly classified images: {MIN_COUNT_TEXT}",
             "AutoAttack, checks.py; ART, loss_gradient_check",
-            "attack with a margin loss where that has a gradient; replace rounding by a differentiable function (BPDA)",
+            "attack with a margin loss if it has a gradient; replace rounding by a differentiable function (BPDA)",
         ),
         Check(
             "non-finite-gradients",
             "NaN or infinity in the gradient of any image, or NaN during an attack",
             "ART, loss_gradient_check",
-            "find the division, root or logarithm in the model, or rescale its logits",
+            "find the division, root or logarithm in the model that causes it, or rescale the logits",
         ),
         Check(
             "one-step-stronger",
             f"a single-step attack leaves fewer images correct than many steps do: {MIN_COUNT_TEXT}",
             "Athalye et al., section 3.1; Carlini et al.",
-            "more steps with a smaller relative step, other losses; look for a loss that is rough at small scale",
+            "more steps with a smaller relative step, other losses; check whether the loss is rough at small scale",
         ),
         Check(
             "not-monotone",
@@ -97,31 +97,31 @@ CHECKS = {
             "survives-large-eps",
             f"images still correct after 100 steps at Linf 0.5, where any image can become gray: {MIN_COUNT_TEXT}",
             "Athalye et al., section 3.1; Carlini et al.; ART, security_curve",
-            "the attack gets no useful gradient: check gradients, scale and randomness before any other result",
+            "the attack gets no useful gradient: check gradients, logit scale and randomness first",
         ),
         Check(
             "black-box-stronger",
             f"images that only gradient-free attacks find: {MIN_COUNT_TEXT}",
             "Carlini et al.; Athalye et al., section 3.1",
-            "report the worst case with the black-box attack in it, and give it more queries",
+            "include the black-box attack in the worst case, and give it more queries",
         ),
         Check(
             "noise-stronger",
             f"images that random noise in the ball finds and white-box attacks miss: {MIN_COUNT_TEXT}",
             "Carlini et al.; Athalye et al., section 3.1",
-            "look for a loss whose gradient does not point at its neighbors: more restarts, averaged gradients",
+            "the local gradient is not useful at distance eps: more restarts, averaged gradients",
         ),
         Check(
             "transfer-stronger",
             f"images that transfer examples find and white-box attacks miss: {MIN_COUNT_TEXT}",
             "Carlini et al.",
-            "start the white-box attack from the transferred examples; attack with another loss",
+            "start the white-box attack from the transfer examples; use another loss",
         ),
         Check(
             "transfer-only",
             "white-box at most 0.1 of clean, transfer at least 0.5 of clean, 200 images or more",
             "robobench",
-            "report white-box accuracy: this model only differs from the transfer source",
+            "report white-box accuracy: the model only differs from the transfer source",
         ),
         Check(
             "loss-still-rising",
@@ -131,15 +131,15 @@ CHECKS = {
         ),
         Check(
             "restarts-help",
-            f"images that a second set of as many restarts still finds: {MIN_COUNT_TEXT}",
+            f"images that a second, equally large set of restarts still finds: {MIN_COUNT_TEXT}",
             "Carlini et al.: twice the restarts should change nothing",
             "more restarts, until doubling them changes nothing",
         ),
         Check(
             "black-box-lowers-ensemble",
-            "its gradient-free attack lowers an ensemble by more than 0.2 points, at least 2 images",
+            "the gradient-free attack of an ensemble lowers its accuracy by more than 0.2 points and 2 images or more",
             "AutoAttack, checks.py",
-            "the gradient attacks of the ensemble fail here: adapt them, and give the black-box one more queries",
+            "the gradient attacks of the ensemble fail here: adapt them, and give the black-box attack more queries",
         ),
     )
 }
@@ -168,7 +168,7 @@ def make_finding(name: str, raised: bool | None, measured: str) -> Finding:
 
 
 def attack_kind(record: EvaluationRecord) -> str | None:
-    """Return "one-step", "many-step" or "gradient-free"; None for a record that does not say."""
+    """Return "one-step", "many-step" or "gradient-free"; None if the record does not state it."""
     if record.get("gradient_free") is None:
         return None
     return "gradient-free" if record["gradient_free"] else "one-step" if record["steps"] == 1 else "many-step"
@@ -180,12 +180,12 @@ def _is_own_source(record: EvaluationRecord) -> bool:
 
 
 def raised_by_examination(records: Iterable[EvaluationRecord]) -> dict[str, str]:
-    """Return the flags that the quick checks of a model raised before any attack, with what was measured."""
+    """Return the flags that the quick model checks raised, and what each of them measured."""
     return {f["flag"]: f["measured"] for r in records for f in r.get("findings") or () if f["raised"]}
 
 
 def check_records(group: list[EvaluationRecord], norm: str, eps: float) -> list[Finding]:
-    """Make the checks that need only the records of one model, at one (norm, eps). Others are left out.
+    """Run the checks that need only records of one model, at one (norm, eps). Checks that lack a record are left out.
 
     Args:
         group: all records of one trained model on one set of images.

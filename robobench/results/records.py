@@ -1,4 +1,4 @@
-"""What is stored about a training and about an evaluated cell: the JSON of timing.json and record.json, key by key."""
+"""Records of trainings and of evaluated cells: the keys of timing.json and record.json."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class StageTiming(TypedDict):
 
 
 class TeacherTiming(TypedDict):
-    """A teacher as it was measured on training images before it was used."""
+    """Accuracy of a teacher on training images, measured before it was used."""
 
     network: str  # its defense, or external:NAME
     key: str
@@ -59,7 +59,7 @@ class TrainingTiming(TypedDict):
 
 
 class FindingRecord(TypedDict):
-    """What a quick check of the model found before any attack."""
+    """Result of a quick model check, before any attack."""
 
     flag: str
     raised: bool | None  # None: the check could not be made
@@ -74,7 +74,7 @@ class EvaluationRecord(TypedDict):
     dataset: str
     data_digest: str  # of the test images
     model: str
-    image_size: int  # side the network sees, px; 0: as the images come
+    image_size: int  # side of the model's input, px; 0: the data set's size
     stem: str
     interpolation: str
     preset: str
@@ -89,7 +89,7 @@ class EvaluationRecord(TypedDict):
     threat_eps: float
     relative_step: float | None  # step size as a fraction of eps
     steps: int | None
-    gradient_free: bool | None  # None in records that do not say
+    gradient_free: bool | None  # None: not stated
     early_stop: bool  # an image left the attack at its first success
     attack_budget: str  # for tables
     budget_reduced: bool  # weaker than the attack's reference settings
@@ -109,7 +109,7 @@ class EvaluationRecord(TypedDict):
     commit: str
     is_control: bool  # undefended baseline of another seed
     status: Status
-    reason: str  # why it is not ok
+    reason: str  # why status is not "ok"
     clean_bits: str | None  # one '0' or '1' per image: correct when clean
     robust_bits: str | None  # correct when clean and under the attack
     seconds: float | None  # of the attack

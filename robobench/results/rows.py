@@ -1,4 +1,4 @@
-"""Rows of tables, made from the records of a store. rows.csv is rewritten from the records and never edited.
+"""Rows of tables, made from the records of a store. rows.csv is always rewritten from the records.
 
 A row is one model under one attack at one radius and protocol. Accuracies are fractions over all test images.
 """
@@ -62,7 +62,7 @@ def read_records(root: Path, repair: Store | None = None) -> list[EvaluationReco
         repair: quarantine damaged records in this store and leave them out, as during a run.
 
     Raises:
-        ArtifactError: a record is damaged. Leaving it out would make a worst case look better than it is.
+        ArtifactError: a record is damaged. Leaving it out could raise a worst-case accuracy.
     """
     store, out = Store(root), list[EvaluationRecord]()
 
@@ -93,9 +93,9 @@ def read_records(root: Path, repair: Store | None = None) -> list[EvaluationReco
         record = read("evaluations", folder.name, "record.json")
         if record is not None:
             out.append(cast(EvaluationRecord, {**record, "timing": timing(record["training"])}))
-    asked = {r["training"] for r in out if not r["is_control"]}  # a baseline of one run may be asked for in another
+    requested = {r["training"] for r in out if not r["is_control"]}  # another run may evaluate a baseline by itself
     for r in out:
-        r["is_control"] = r["is_control"] and r["training"] not in asked
+        r["is_control"] = r["is_control"] and r["training"] not in requested
     out.sort(key=_order)
     return out
 
@@ -109,8 +109,8 @@ def _order(r: EvaluationRecord) -> tuple[str | int, ...]:
 def count_forwards(timing: Any) -> float | None:
     """Sum the passes that the stages of a training declare, in forward passes; None if a stage declares none.
 
-    A backward pass to the input counts one forward, to the parameters two. Passes of a teacher count as forwards of
-    the teacher, whatever its size.
+    An input gradient counts as one forward pass, a weight gradient as two. A teacher's pass counts like one of the
+    student, whatever the teacher's size.
     """
     stages = timing.get("stages") or []
     if not stages or any(stage.get("passes") is None for stage in stages):
@@ -154,7 +154,7 @@ def transfer_only(
 
 
 def make_rows(group: list[EvaluationRecord]) -> list[dict[str, Any]]:
-    """Make rows of the records of one model on one set of images."""
+    """Return one row per record, for the records of one model on one set of images."""
     rows = []
     for record in group:
         timing: dict[str, Any] = dict(record.get("timing", {}))
@@ -184,7 +184,7 @@ def make_rows(group: list[EvaluationRecord]) -> list[dict[str, Any]]:
 
 
 def format_passes(timing: dict[str, Any]) -> str:
-    """Write the declared passes per image and epoch, stage by stage: F forward, Gx input gradient, Gw weight gradient.
+    """Format the declared passes per image and epoch by stage: F forward, Gx input gradient, Gw weight gradient.
 
     T marks passes of teachers.
     """
@@ -198,14 +198,14 @@ def format_passes(timing: dict[str, Any]) -> str:
 
 
 def format_stage_memory(timing: dict[str, Any]) -> str:
-    """Write the peak memory of a training, stage by stage."""
+    """Format the peak memory of a training by stage."""
     return "; ".join(f"{s['name']} {s['peak_memory_bytes'] / 2**20:.0f} MiB" for s in timing.get("stages", []))
 
 
 def group_by_model(records: list[EvaluationRecord]) -> dict[tuple[Any, ...], list[EvaluationRecord]]:
     """Group records by trained model, selected epoch and test images, in their order.
 
-    A model trained again under the same name, as with `--overwrite`, is another model if its weights differ.
+    A model that was retrained under the same name, as by `--overwrite`, is another model if its weights differ.
     """
     groups: dict[tuple[Any, ...], list[EvaluationRecord]] = {}
     for record in records:
@@ -230,8 +230,8 @@ def rewrite_rows(store: Store) -> list[EvaluationRecord]:
     """
     root = store.root
     with wrap_write_errors(root / "rows.csv"), FileLock(root / ".rows.lock"):
-        for left in root.glob(".rows.csv.*"):  # of a process that died while writing
-            left.unlink(missing_ok=True)
+        for file in root.glob(".rows.csv.*"):  # of a process that died while writing
+            file.unlink(missing_ok=True)
         found = read_records(root, repair=store)
         write_atomic(root / "rows.csv", make_frame(found).to_csv(index=False))
     return found
@@ -241,7 +241,7 @@ def read_rows(place: Path) -> pd.DataFrame:
     """Read the rows of a store from its records, or the rows.csv of a folder without records.
 
     Raises:
-        RequestError: no rows there, or no table of rows.
+        RequestError: there are no rows, or rows.csv is not a table of rows.
         ArtifactError: a record of the store is damaged.
     """
     import pandas as pd
@@ -264,8 +264,8 @@ def read_rows(place: Path) -> pd.DataFrame:
 
 
 def bundled_boards() -> list[Path]:
-    """Return the folders of the boards that robobench measured and ships."""
+    """Return the folders of the leaderboards that ship with robobench."""
     found = importlib.util.find_spec("robobench.leaderboards")
     assert found is not None and found.submodule_search_locations
     place = Path(next(iter(found.submodule_search_locations)))
-    return sorted(file.parent for file in place.glob("[!.]*/rows.csv"))  # without what an aborted `publish` left
+    return sorted(file.parent for file in place.glob("[!.]*/rows.csv"))  # dot folders: an aborted `write_snapshot`

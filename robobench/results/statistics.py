@@ -1,7 +1,7 @@
 """Statistics of per-image outcomes: intervals, paired tests between trained models, spread over seeds.
 
-A paired test is about two trained models on one set of images. It says nothing about two *methods*: that takes several
-seeds of each.
+A paired test compares two trained models on one set of images. A comparison of two *methods* needs several seeds of
+each.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def to_bitstring(outcomes: Tensor) -> str:
 def wilson(successes: int, count: int) -> tuple[float, float]:
     """Return the 95 % interval of a fraction. Source: Wilson, JASA 22, 1927.
 
-    Written out, since scipy's takes 1.7 ms, and a table may have 10,000 rows; a test compares the two.
+    Not scipy's: it takes 1.7 ms, and a table may have 10,000 rows. A test compares the two.
     """
     if count == 0:
         return math.nan, math.nan
@@ -84,7 +84,7 @@ def wilson(successes: int, count: int) -> tuple[float, float]:
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Return the exact two-sided p-value that two models err equally often on the same images.
+    """Return the exact two-sided p-value of the hypothesis that two models are equally accurate on the same images.
 
     Args:
         only_first: number of images that only the first model classifies correctly.
@@ -100,10 +100,10 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for testing all of them, in the order given.
+    """Return Holm-corrected p-values, in the given order.
 
-    Source: Holm, Scandinavian Journal of Statistics 6, 1979: the i-th smallest of m is multiplied by m - i + 1, never
-    below the one before.
+    Source: Holm, Scandinavian Journal of Statistics 6, 1979: the i-th smallest of m is multiplied by m - i + 1, and is
+    at least the one before.
     """
     out, highest = [0.0] * len(values), 0.0
     for rank, at in enumerate(sorted(range(len(values)), key=values.__getitem__)):
@@ -113,9 +113,9 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 def compact_letter_display(models: Mapping[Name, PerImageOutcomes], level: float = 0.05) -> dict[Name, str]:
-    """Return letters for models on the same images: models that share no letter differ significantly.
+    """Return the letters of each model's significance groups: models that share no letter differ significantly.
 
-    Every pair is tested (exact McNemar), Holm-corrected over all pairs. The most robust model has an "a".
+    Every pair is tested (exact McNemar), with Holm's correction over all pairs. The most robust model has an "a".
 
     Source: Piepho, Journal of Computational and Graphical Statistics 13, 2004 (insert and absorb).
     """
@@ -145,7 +145,7 @@ def clean_outcomes_of(record: EvaluationRecord) -> PerImageOutcomes:
 
 
 def combine_worst_case(records: Iterable[EvaluationRecord]) -> PerImageOutcomes | None:
-    """Combine attacks on the same images: an image counts as robust only if it survives all. None without records."""
+    """Combine attacks on the same images: an image is robust only if it survives all. None if there are no records."""
     out: PerImageOutcomes | None = None
     for record in records:
         outcomes = outcomes_of(record)
@@ -181,8 +181,8 @@ def attack_budgets(records: Iterable[EvaluationRecord]) -> dict[Column, frozense
 def _group_by_name(records: Iterable[EvaluationRecord]) -> dict[tuple[str, int], list[EvaluationRecord]]:
     """Group the white-box records by model name and seed, without undefended baselines of another seed.
 
-    A model is named by its defense. If both epochs were attacked, the best one is "NAME, best epoch". "NAME'" is a
-    training with other settings (the same ones for every seed), or a second one with the same settings.
+    The name is the defense. If both the last and the best epoch were attacked, the latter is "NAME, best epoch".
+    "NAME'" is a training with other settings, the same for every seed, or a second training with the same settings.
     """
     shown = [r for r in records if r["status"] == "ok" and not r["is_control"] and r["protocol"] == "white-box"]
     both = len({r["selection"] for r in shown}) > 1
@@ -226,11 +226,10 @@ def paired_differences(records: Iterable[EvaluationRecord], baseline: str) -> li
 
     Args:
         records: of models on the same images.
-        baseline: a defense, or a model's name as it comes back; its model of each seed is compared with the others of
-            that seed.
+        baseline: a defense, or a model's name as in the result. Models are compared with the baseline of their seed.
 
     Returns:
-        Differences, column by column. Only results of the same attacks with the same budgets are compared.
+        Differences by column. Only results of the same attacks with the same budgets are compared.
     """
     groups = _group_by_name(records)
     found = {model: column_outcomes(group) for model, group in groups.items()}
@@ -275,7 +274,7 @@ class SeedStats:
 
 
 def seed_stats(records: Iterable[EvaluationRecord]) -> list[SeedStats]:
-    """Return what was measured on two seeds or more: clean accuracy, and each column with the same budgets."""
+    """Return statistics of what at least two seeds have: clean accuracy, and each column with the same budgets."""
     found: dict[tuple[str, Column, frozenset[Budget]], list[float]] = {}
     for (defense, _), group in _group_by_name(records).items():
         found.setdefault((defense, CLEAN, frozenset()), []).append(clean_outcomes_of(group[0]).accuracy)

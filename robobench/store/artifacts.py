@@ -1,8 +1,9 @@
-"""The store: a folder of artifacts, each under a key made of everything that determines it.
+"""The store: a folder of artifacts. The key of an artifact is a hash of everything that determines it.
 
 An artifact is a folder with its files and an `artifact.json` that holds the recipe and the SHA-256 of every file. It is
 written under a temporary name and renamed when it is complete. An artifact that does not match its digests is renamed
-("quarantined") and built again. A builder holds the artifact's lock; the system frees the locks of a dead process.
+("quarantined") and computed again. The process that builds an artifact holds its lock; the operating system releases
+the locks of a dead process.
 """
 
 from __future__ import annotations
@@ -26,14 +27,12 @@ from safetensors import SafetensorError
 from robobench.errors import ArtifactError, StorageError
 
 MANIFEST = "artifact.json"
-
 WEIGHT_FILES = {"last": "model.safetensors", "best": "best.safetensors"}  # of a trained model, by selection
-
-QUARANTINE_MARKS = (".damaged-", ".replaced-")  # in the name of a quarantined folder, which is never read again
+QUARANTINE_MARKS = (".damaged-", ".replaced-")  # in the names of quarantined folders, which are never read
 
 
 def canonical_json(value: Any) -> str:
-    """Return plain values as JSON in one canonical form, for hashing."""
+    """Return plain values as canonical JSON, for hashing."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
 
 
@@ -43,7 +42,7 @@ def hash_recipe(recipe: dict[str, Any]) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file. A process reads it once, until the file changes."""
+    """Return the SHA-256 of a file. It is cached until the file changes."""
     state = path.stat()
     return _digest(path, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
 
@@ -55,7 +54,7 @@ def _digest(path: Path, *state: int) -> str:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Replace a file's text atomically: readers see the old or the new text.
+    """Replace a file's text atomically: a reader sees the old text or the new text.
 
     Raises:
         StorageError: the file cannot be written; the old one is unchanged.
@@ -80,19 +79,19 @@ def _write_atomic(path: Path, text: str) -> None:
 
 
 @contextmanager
-def wrap_write_errors(what: Path) -> Iterator[None]:
-    """Turn an OSError or SafetensorError of writing into a StorageError with the next move."""
+def wrap_write_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError or SafetensorError of writing into a StorageError."""
     try:
         yield
     except (OSError, SafetensorError) as err:
         why = getattr(err, "strerror", None) or str(err).split("(os error")[0].removeprefix("Error while serializing: ")
         raise StorageError(
-            f"cannot write '{what}' ({why.strip()}); fix this and rerun the same command to resume"
+            f"cannot write '{path}' ({why.strip()}); fix this and rerun the same command to resume"
         ) from err
 
 
 def fsync_file(path: Path) -> None:
-    """Flush a file to disk, so that a later rename never exposes half of it."""
+    """Flush a file to disk, so that a later rename never exposes an incomplete file."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -104,28 +103,28 @@ class Store:
     """Artifacts under one root folder.
 
     Args:
-        overwrite: quarantine artifacts that this object did not build, instead of reusing them.
-        log: gets a line for each damaged artifact and for each wait.
+        overwrite: quarantine artifacts of earlier runs instead of reusing them.
+        log: called with a message for each damaged artifact and for each wait.
     """
 
     def __init__(self, root: Path, *, overwrite: bool = False, log: Callable[[str], None] = lambda line: None) -> None:
         self.root, self.overwrite, self.log = root, overwrite, log
-        self._own: set[Path] = set()  # built or opened by this object
+        self._created: set[Path] = set()  # by this object, so not overwritten
 
     def folder(self, kind: str, name: str) -> Path:
-        """Return an artifact's folder. Trained models are at the top, everything else is below artifacts/."""
+        """Return an artifact's folder: trained models at the top level, everything else below artifacts/."""
         return self.root / name if kind == "model" else self.root / "artifacts" / kind / name
 
     def _lock(self, kind: str, name: str) -> Path:
         return self.root / "artifacts" / "locks" / f"{kind}-{name}.lock"
 
     def is_locked(self, kind: str, name: str) -> bool:
-        """Return whether a process builds an artifact, or was killed while building it. For progress display only."""
+        """Return whether a process builds an artifact, or was killed while it did. For progress display only."""
         return self._lock(kind, name).with_suffix(".owner").exists()
 
     @contextmanager
     def lock(self, kind: str, name: str) -> Iterator[None]:
-        """Hold the lock of an artifact; if another process has it, log who and wait."""
+        """Hold the lock of an artifact. If another process holds it, log its owner and wait."""
         path = self._lock(kind, name)
         owner = path.with_suffix(".owner")
         with wrap_write_errors(path):
@@ -138,7 +137,7 @@ class Store:
                     self.log(f"waiting for lock on {kind} '{name}' (held by {owner.read_text()})")
                 lock.acquire()
         try:
-            with contextlib.suppress(OSError):  # for people only
+            with contextlib.suppress(OSError):  # only for the message above
                 owner.write_text(f"process {os.getpid()} on host {socket.gethostname()}")
             yield
         finally:
@@ -150,28 +149,28 @@ class Store:
     def create(self, kind: str, name: str, recipe: dict[str, Any]) -> Iterator[Path]:
         """Yield a temporary folder to fill. If the block ends without error, it becomes the artifact.
 
-        The caller holds the artifact's lock, so files of another build are those of a dead process.
+        The caller holds the artifact's lock, so leftover files belong to a dead process.
 
         Raises:
-            StorageError: it cannot be written; an older artifact is unchanged.
+            StorageError: the artifact cannot be written; an older one is unchanged.
         """
         final = self.folder(kind, name)
         work, old = (final.with_name(f".{final.name}.{end}") for end in ("building", "old"))
         try:
             with wrap_write_errors(final):
-                for left in (work, old):
-                    shutil.rmtree(left, ignore_errors=True)
+                for leftover in (work, old):
+                    shutil.rmtree(leftover, ignore_errors=True)
                 work.mkdir(parents=True)
                 yield work
                 files = {p.name: file_digest(p) for p in sorted(work.iterdir()) if p.is_file()}
-                made = json.loads(canonical_json({"name": name, "recipe": recipe, "files": files}))
-                (work / MANIFEST).write_text(json.dumps({**made, "digest": hash_recipe(made)}, indent=1))
+                manifest = json.loads(canonical_json({"name": name, "recipe": recipe, "files": files}))
+                (work / MANIFEST).write_text(json.dumps({**manifest, "digest": hash_recipe(manifest)}, indent=1))
                 for path in work.iterdir():
                     fsync_file(path)
-                if final.exists():  # a failed cell is replaced
+                if final.exists():  # the record of a failed cell
                     os.rename(final, old)
                 os.rename(work, final)
-                self._own.add(final)
+                self._created.add(final)
                 shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -180,12 +179,12 @@ class Store:
         """Return an artifact's folder if it exists and is undamaged; a damaged one is quarantined.
 
         Args:
-            files: the only files to verify; default: all.
+            files: names of the files to verify; default: all.
         """
         folder = self.folder(kind, name)
         if not folder.is_dir():
             return None
-        if self.overwrite and folder not in self._own:
+        if self.overwrite and folder not in self._created:
             self.quarantine(folder, ".replaced-")
             return None
         try:
@@ -199,20 +198,20 @@ class Store:
     def open_partial(self, kind: str) -> None:
         """Begin or resume unfinished work. With `overwrite`, work of an earlier run is quarantined first."""
         folder = self.root / "artifacts" / kind
-        if self.overwrite and folder not in self._own and folder.is_dir():
+        if self.overwrite and folder not in self._created and folder.is_dir():
             self.quarantine(folder, ".replaced-")
-        self._own.add(folder)
+        self._created.add(folder)
 
     def discard(self, kind: str) -> None:
         """Remove unfinished work that is no longer needed."""
         shutil.rmtree(self.root / "artifacts" / kind, ignore_errors=True)
 
     def digest(self, kind: str, name: str, file: str) -> str:
-        """Return the SHA-256 with which a file of an artifact was stored; raises ArtifactError."""
+        """Return the stored SHA-256 of an artifact's file; raises ArtifactError."""
         return str(self.manifest(self.folder(kind, name))["files"][file])
 
     def find_trained(self, defense: str, digest: str | None) -> Path | None:
-        """Return the folder of the model of `defense` whose weights file has this SHA-256, if there is one."""
+        """Return the folder of the model of `defense` with a weights file of this SHA-256, or None."""
         for folder in self.iter_artifacts("model"):
             manifest = self.manifest(folder)
             if manifest["recipe"].get("defense") == defense and digest in manifest["files"].values():
@@ -220,14 +219,14 @@ class Store:
         return None
 
     def find_stage(self, training: dict[str, Any], name: str) -> Path | None:
-        """Return the folder of a stage's result in the training of this recipe; None if the store does not have it.
+        """Return the folder of a stage's result in the training of this recipe, or None.
 
-        Trainings that differ only in values the stage does not depend on share its result.
+        Trainings that differ only in values that do not affect the stage share its result.
         """
         for folder in self.iter_artifacts("stages"):
-            made = self.manifest(folder)["recipe"]
-            config = {field: training["config"].get(field) for field in made["training"].get("config", {})}
-            if made["stage"] == name and canonical_json(made["training"]) == canonical_json(
+            recipe = self.manifest(folder)["recipe"]
+            config = {field: training["config"].get(field) for field in recipe["training"].get("config", {})}
+            if recipe["stage"] == name and canonical_json(recipe["training"]) == canonical_json(
                 {**training, "config": config}
             ):
                 return folder
@@ -237,40 +236,40 @@ class Store:
     def manifest(folder: Path) -> dict[str, Any]:
         """Read an artifact's manifest; raises ArtifactError if it was changed or damaged."""
         try:
-            made: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-            if made.pop("digest") != hash_recipe(made):
-                raise ArtifactError(f"'{folder / MANIFEST}' has changed since it was written")
-            if made["name"] != folder.name:
-                raise ArtifactError(f"'{folder}' was stored as '{made['name']}'")
-            if not isinstance(made["files"], dict):
+            manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+            if manifest.pop("digest") != hash_recipe(manifest):
+                raise ArtifactError(f"checksum mismatch in '{folder / MANIFEST}'")
+            if manifest["name"] != folder.name:
+                raise ArtifactError(f"'{folder}' was stored as '{manifest['name']}'")
+            if not isinstance(manifest["files"], dict):
                 raise TypeError("files")
-            return made
+            return manifest
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
-            raise ArtifactError(f"'{folder}' is damaged ({_why(err)})") from None
+            raise ArtifactError(f"'{folder}' is damaged ({_reason(err)})") from None
 
     @classmethod
     def verify(cls, folder: Path, *files: str) -> None:
-        """Raise ArtifactError unless every file of an artifact (or those named) has the digest it was stored with."""
+        """Raise ArtifactError unless all files of an artifact (or the named ones) match their stored digests."""
         digests = cls.manifest(folder)["files"]
         try:
             for name in files or digests:
                 if file_digest(folder / name) != digests[name]:
-                    raise ArtifactError(f"'{folder / name}' has changed since it was written")
+                    raise ArtifactError(f"checksum mismatch in '{folder / name}'")
         except (OSError, KeyError, TypeError, ValueError) as err:
-            raise ArtifactError(f"'{folder}' is damaged ({_why(err)})") from None
+            raise ArtifactError(f"'{folder}' is damaged ({_reason(err)})") from None
 
     @staticmethod
     def quarantine(folder: Path, mark: str) -> Path:
-        """Rename an artifact so that it is not read again and not lost; return the new path."""
+        """Rename an artifact so that it is kept but never read again; return the new path."""
         number = 1
         while (moved := folder.with_name(f"{folder.name}{mark}{number}")).exists():
             number += 1
-        with wrap_write_errors(folder), contextlib.suppress(FileNotFoundError):  # another process was faster
+        with wrap_write_errors(folder), contextlib.suppress(FileNotFoundError):  # another process has renamed it
             os.rename(folder, moved)
         return moved
 
     def iter_artifacts(self, kind: str) -> Iterator[Path]:
-        """Iterate over the folders of a kind's artifacts, without quarantined and unfinished ones."""
+        """Iterate over the artifact folders of a kind, without quarantined and unfinished ones."""
         top = self.root if kind == "model" else self.root / "artifacts" / kind
         if top.is_dir():
             for folder in sorted(top.iterdir()):
@@ -279,19 +278,19 @@ class Store:
                     yield folder
 
     def iter_folders(self) -> Iterator[tuple[str, Path]]:
-        """Iterate over (kind, folder) of every folder of the store that holds files, damaged or not."""
-        own = {MANIFEST, "model.safetensors", "config.json", "timing.json"}
+        """Iterate over (kind, folder) of all artifact folders, also damaged, quarantined and unfinished ones."""
+        model_files = {MANIFEST, "model.safetensors", "config.json", "timing.json"}
         for place, _, files in sorted(os.walk(self.root)):
             folder = Path(place)
             parts = folder.relative_to(self.root).parts
-            if len(parts) == 1 and own & set(files):
+            if len(parts) == 1 and model_files & set(files):
                 yield "model", folder
             elif len(parts) > 2 and parts[0] == "artifacts" and files:
                 yield parts[1], folder
 
 
-def _why(err: Exception) -> str:
+def _reason(err: Exception) -> str:
     """Return in a few words what is wrong with an artifact."""
     if isinstance(err, OSError):
         return f"{Path(err.filename or '').name}: {err.strerror}"
-    return f"its {MANIFEST} is not what was written"
+    return f"{MANIFEST} is invalid"

@@ -1,4 +1,4 @@
-"""Unfinished work on disk, so that an interrupted run can resume."""
+"""Saves of unfinished work, from which an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from robobench.store.artifacts import Store
 
 
 class PartialResults:
-    """Numbered saves of one unfinished piece of work. Each save is an artifact of the store.
+    """Numbered saves of an unfinished stage or evaluation. Each save is an artifact of the store.
 
     Args:
         kind: folder below artifacts/ that holds the saves.
@@ -40,13 +40,13 @@ class PartialResults:
         return [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
 
     def quarantine(self, folder: Path) -> None:
-        """Rename an undamaged save that does not belong to this work."""
+        """Rename an undamaged save that does not fit this run."""
         moved = self.store.quarantine(folder, ".damaged-")
         self.store.log(f"'{folder}' does not fit this run; moved to '{moved.name}'")
 
     @contextmanager
     def saving(self, number: int, *, keep: bool = False) -> Iterator[Path]:
-        """Yield a folder to fill. When it is complete, earlier saves are removed unless `keep`."""
+        """Yield a folder to fill. Once it is stored, earlier saves are removed unless `keep`."""
         with self.store.create(self.kind, f"{number:08d}", {}) as work:
             yield work
         for other in () if keep else self._numbers():
@@ -54,5 +54,5 @@ class PartialResults:
                 shutil.rmtree(self.store.folder(self.kind, f"{other:08d}"), ignore_errors=True)
 
     def clear(self) -> None:
-        """Remove every save: the work is done."""
+        """Remove every save, once the work is finished."""
         self.store.discard(self.kind)

@@ -26,14 +26,14 @@ def one_step(
 
     Args:
         accumulation_steps: number of micro-batches whose gradients are added up.
-        weight: factor on the gradient, for one process's share of a larger batch.
+        weight: factor on the gradient, for one process's shard of a larger batch.
     """
-    pieces, whole = micro_batches(batch, accumulation_steps), len(batch.index)
+    pieces, batch_size = micro_batches(batch, accumulation_steps), len(batch.index)
     total, metrics = torch.zeros(()), dict[str, Tensor]()
     for piece in pieces:
         with runtime.autocast():
             loss: Loss = objective(piece)
-        share = len(piece.index) / whole
+        share = len(piece.index) / batch_size
         has_gradient = loss.total.requires_grad
         if has_gradient:
             scale = weight * share
@@ -61,7 +61,7 @@ def micro_batches(batch: Batch, count: int) -> list[Batch]:
 
 
 def batch_sizes(count: int, batch_size: int) -> list[int]:
-    """Split an epoch into batches of nearly equal size, since a small last batch would disturb BatchNorm."""
+    """Return batch sizes of an epoch. They are nearly equal, since a small last batch would disturb BatchNorm."""
     batches = max(1, math.ceil(count / batch_size))
     return [count // batches + (i < count % batches) for i in range(batches)]
 
@@ -71,14 +71,14 @@ def increase_accumulation(stage: Train, accumulation_steps: int, batch_size: int
 
     Raises:
         OutOfMemoryError: the batch cannot be split further, or the stage's loss depends on the whole batch.
-        PeerLost: memory ran out in one of several processes, which cannot split a batch alone.
+        PeerLost: memory ran out in one of several processes. It cannot split a batch alone.
         Exception: `err` itself, if it has another cause.
     """
     if not is_out_of_memory(err):
         raise err
     if collectives.world_size() > 1:
         why = f"stage '{stage.name}' ran out of memory; use more devices or lower --batch-size"
-        raise collectives.PeerLost(why, own=True) from err
+        raise collectives.PeerLost(why, local=True) from err
     if stage.whole_batch:
         raise OutOfMemoryError(
             f"stage '{stage.name}' ran out of memory with batches of {batch_size}; its loss depends on the whole "

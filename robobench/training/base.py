@@ -1,6 +1,6 @@
-"""Base class of defenses, and the stages they are made of.
+"""Base class of defenses, and their stages.
 
-A defense returns a list of stages. The method computes a loss; the core steps, times, stores and resumes.
+A defense returns a list of stages. Each one computes a loss; the core takes the steps, times, stores and resumes them.
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ class Train:
             whether training ends here. Its state belongs into buffers of `objective`, so that checkpoints include it.
         whole_batch: the loss of an image depends on the other images of its batch, so that a batch is never split when
             memory runs out.
-        config_fields: config fields that this stage and what it builds on depend on; None means all. Trainings that
-            differ in other fields share the stage's result.
+        config_fields: config fields that the stage's result depends on, earlier stages included; None means all.
+            Trainings that differ in other fields only share the result.
     """
 
     name: str
@@ -220,14 +220,14 @@ class Defense(ABC):
     def visualize(
         self, stage_state: Callable[[str], Mapping[str, Tensor] | None], images: Tensor, seed: int
     ) -> Mapping[str, Tensor]:
-        """Return pictures of what the method does with a few test images, for the report. Default: none.
+        """Return images that show the method on a few test images, for the report. Default: none.
 
         Args:
-            stage_state: returns the state dict a stage of this training left, by the stage's name; None if not kept.
+            stage_state: maps a stage's name to the final state dict of its objective; None if it was not kept.
             images: (N, C, H, W) in [0, 1], of the size of the training images.
             seed: of the training.
 
         Returns:
-            Rows of pictures by title, each (N, C, H, W); values outside [0, 1] are clipped.
+            Rows of images by title, each (N, C, H, W); values outside [0, 1] are clipped.
         """
         return {}

@@ -25,11 +25,11 @@ from robobench.distributed import collectives, signals
 from robobench.store.partial import PartialResults
 from robobench.store.tensors import Array, save_array, save_tensors
 
-MAX_SAVE_FRACTION = 0.02  # of wall time that saving may cost
+MAX_SAVE_FRACTION = 0.02  # of wall time
 
 
 class BestEpoch(Protocol):
-    """What a checkpoint saves of epoch selection; see `EpochSelection`."""
+    """The part of `EpochSelection` that a checkpoint saves."""
 
     weights: dict[str, Tensor]
 
@@ -87,18 +87,16 @@ class Checkpoint:
         self.cost = self.saved - begun
         signals.raise_if_stop_requested()
 
-    # --- a training stage ---------------------------------------------------------------------
+    # --- Train stages -------------------------------------------------------------------------
 
     def save(
         self, objective: nn.Module, optimizer: torch.optim.Optimizer, position: StageProgress, account: Account
     ) -> None:
-        """Save everything the rest of the stage depends on.
-
-        Of several processes rank 0 writes its state; the others wait.
+        """Save everything that the rest of the stage depends on. Rank 0 writes its state; other ranks wait.
 
         Raises:
             StorageError: it cannot be written; the earlier save is unchanged.
-            Interrupted: a signal came; the stage was saved before.
+            Interrupted: a signal asked to stop; the stage was saved before.
         """
         with self._timed():
             collectives.on_rank_zero(lambda: self._write(objective, optimizer, position, account))
@@ -117,14 +115,14 @@ class Checkpoint:
                     tensors[f"optimizer/{index}/{name}"] = value
                 else:
                     plain.setdefault(str(index), {})[name] = value
-        place = {**vars(position), "sums": list(position.sums)}
+        progress = {**vars(position), "sums": list(position.sums)}
         try:
-            text = json.dumps({"position": place, "account": asdict(account), "optimizer": plain})
+            text = json.dumps({"position": progress, "account": asdict(account), "optimizer": plain})
             save = {name: value.detach() for name, value in tensors.items()}
-        except (TypeError, AttributeError) as err:  # an optimizer or extra state of a plug-in
+        except (TypeError, AttributeError) as err:  # from an optimizer or the extra state of a plug-in
             self.every = math.inf
             self.states.store.log(
-                f"this stage cannot be saved before its end: its state is neither tensor nor JSON ({err})"
+                f"this stage cannot be saved before its end: its state is neither tensors nor JSON ({err})"
             )
             return
         with self.states.saving(self.states.last + 1) as work:
@@ -132,16 +130,16 @@ class Checkpoint:
             (work / "state.json").write_text(text)
 
     def restore(self, objective: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[StageProgress, Account] | None:
-        """Restore the newest undamaged save that fits; None if there is none.
+        """Restore the newest save that is undamaged and fits; return None if there is none.
 
-        Any number of processes can resume, however many saved it: rank 0 reads for all.
+        Any number of processes can resume: rank 0 reads for all.
         """
         restored, state = collectives.on_rank_zero(lambda: (self._read(objective, optimizer), optimizer.state_dict()))
         if restored and not collectives.is_rank_zero():
             optimizer.load_state_dict(state)
             position, account = restored
             position.sums = {name: value.to(_device(objective)) for name, value in position.sums.items()}
-            account.cpu_seconds = 0.0  # rank 0's account counts them
+            account.cpu_seconds = 0.0  # counted in rank 0's account
         return restored
 
     def _read(self, objective: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[StageProgress, Account] | None:
@@ -151,31 +149,32 @@ class Checkpoint:
         try:
             saved = json.loads((folder / "state.json").read_text())
             tensors = load_file(folder / "state.safetensors", device=str(_device(objective)))
-            own = objective.state_dict()
+            expected = objective.state_dict()
             found = _under("objective/", tensors)
-            if found.keys() != own.keys() or any(found[k].shape != v.shape for k, v in own.items()):
-                raise ValueError("another objective")
+            if found.keys() != expected.keys() or any(found[k].shape != v.shape for k, v in expected.items()):
+                raise ValueError("saved by another objective")
             account = Account(**saved["account"])
             sums = _under("sums/", tensors)
             position = StageProgress(
                 **{**saved["position"], "sums": {name: sums[name] for name in saved["position"]["sums"]}}
             )
-            kept = _optimizer_state(optimizer, _under("optimizer/", tensors), saved["optimizer"])
+            optimizer_state = _optimizer_state(optimizer, _under("optimizer/", tensors), saved["optimizer"])
         except (OSError, ValueError, KeyError, IndexError, TypeError, SafetensorError):
             self.states.quarantine(folder)
             return None
         if self.selection:
             self.selection.restore(position.epoch_metrics, {k: v.cpu() for k, v in _under("best/", tensors).items()})
         objective.load_state_dict(found)
-        optimizer.load_state_dict(kept)
+        optimizer.load_state_dict(optimizer_state)
         return position, account
 
-    # --- a stage that produces an array ---------------------------------------------------------
+    # --- Precompute stages --------------------------------------------------------------------
 
     def save_part(self, begin: int, pieces: Sequence[Array], account: Account) -> Array:
-        """Save the entries from image `begin` on, beside those saved before; return them memory-mapped.
+        """Save the entries from image `begin` on, and return them memory-mapped. Earlier parts are kept.
 
-        Raises as `save` does.
+        Raises:
+            StorageError, Interrupted: as in `save`.
         """
 
         def write() -> None:
@@ -188,19 +187,19 @@ class Checkpoint:
         return self._part(begin)
 
     def _part(self, begin: int) -> Array:
-        """Memory-map a part."""
+        """Return a saved part, memory-mapped."""
         folder = self.states.store.folder(self.states.kind, f"{begin:08d}")
         part: Array = np.load(folder / "array.npy", mmap_mode="r", allow_pickle=False)
         return part
 
     def restore_parts(self) -> tuple[list[Array], Account | None]:
-        """Return the consecutive parts from image 0 on, and the account at the time of the last one."""
-        begins, account = collectives.on_rank_zero(self._whole_parts)
+        """Return the consecutive parts from image 0 on, and the account saved with the last one."""
+        begins, account = collectives.on_rank_zero(self._consecutive_parts)
         if account and not collectives.is_rank_zero():
             account.cpu_seconds = 0.0
         return [self._part(begin) for begin in begins], account
 
-    def _whole_parts(self) -> tuple[list[int], Account | None]:
+    def _consecutive_parts(self) -> tuple[list[int], Account | None]:
         begins, account, begin = list[int](), None, 0
         while (folder := self.states.find(begin)) is not None:
             begins.append(begin)
@@ -220,9 +219,9 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _optimizer_state(
     optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], plain: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
-    """Return a fresh optimizer's state dict with stored values, in the memory layout of each parameter.
+    """Return the state dict of a new optimizer with the saved values, in the memory layout of each parameter.
 
-    Fused kernels read parameter and state in memory order, so another layout would pair the wrong values.
+    Fused kernels read parameter and state in memory order, so that another layout would pair the wrong values.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in plain.items()}

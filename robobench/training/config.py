@@ -1,4 +1,4 @@
-"""Training settings that every defense shares: optimizer, schedule, augmentation."""
+"""Training settings of all defenses: optimizer, schedule, augmentation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from robobench.core.threat import ThreatModel
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How a defense is trained. Its Config extends this class with the method's own fields."""
+    """Training settings of a defense. Its Config extends this class with the method's fields."""
 
     epochs: int = 200
     batch_size: int = 128
@@ -22,7 +22,7 @@ class TrainConfig:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     schedule: str = "step"  # step | cosine | constant | one-cycle
-    drops: tuple[float, ...] = (0.5, 0.75)  # where "step" divides the rate by 10, as fractions of training
+    drops: tuple[float, ...] = (0.5, 0.75)  # times when "step" divides the rate by 10, as fractions of training
     augment: str = "crop-flip"  # crop-flip | flip | none
     eps_rampup: float = 0.0  # fraction of training over which the training radius grows
 
@@ -53,7 +53,7 @@ class TrainConfig:
 
 
 def sgd(config: TrainConfig) -> Callable[[nn.Module], torch.optim.Optimizer]:
-    """Return a function that makes SGD with the config's rate, momentum and weight decay for a module."""
+    """Return a function that makes SGD with the config's learning rate, momentum and weight decay for a module."""
 
     def build(objective: nn.Module) -> torch.optim.Optimizer:
         parameters = [p for p in objective.parameters() if p.requires_grad]
@@ -69,11 +69,11 @@ def lr_schedule(config: TrainConfig) -> Callable[[float], float]:
     def factor(epoch: float) -> float:
         done = epoch / total
         match config.schedule:
-            case "step":  # at whole epochs, as in published code
+            case "step":  # changes between epochs, as in published code
                 return 0.1 ** sum(int(epoch) >= round(drop * total) for drop in config.drops)
             case "cosine":
                 return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-            case "one-cycle":  # up over the first 30 %, then down to zero
+            case "one-cycle":  # linear to 1 over the first 30 %, then linear to 0
                 return done / 0.3 if done < 0.3 else max(0.0, (1 - done) / 0.7)
             case _:
                 return 1.0

@@ -1,4 +1,4 @@
-"""What the training loop works with: images, device and precision, and the record of a stage."""
+"""Inputs and outputs of the training loop: image source, runtime (device, precision, seed), record of a stage."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from robobench.training.base import Batch, Stage, Train
 
 
 class ImageSource(Protocol):
-    """Training images, wherever they are kept."""
+    """Training images in any storage."""
 
     labels: Tensor  # (N,) int64
 
@@ -33,7 +33,7 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True)
 class TrainRuntime:
-    """Where and how stages run: device, precision, seed, compilation."""
+    """Device, precision, seed and compilation of a run."""
 
     device: str
     precision: str
@@ -46,7 +46,7 @@ class TrainRuntime:
         return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def compile(self, module: nn.Module) -> None:
-        """Compile the networks inside a module in place, if the run asks for it. The first passes are then slow."""
+        """Compile the models inside a module in place, if compilation is on. Their first passes are then slow."""
         if self.compiled:
             for part in module.modules():
                 if isinstance(part, PreprocessedModel):
@@ -62,7 +62,7 @@ class TrainRuntime:
 
 @dataclass
 class StageRecord:
-    """What a stage cost and what it reported."""
+    """Cost and metrics of a stage."""
 
     name: str
     seconds: float
@@ -89,7 +89,7 @@ class StageRecord:
 def make_stage_record(
     stage: Stage, account: Account, *, warmup_seconds: float, epochs: int, images: int
 ) -> StageRecord:
-    """Make a stage's record from its account."""
+    """Return a stage's record, with the cost from its account."""
     return StageRecord(
         name=stage.name,
         seconds=account.seconds,
@@ -103,7 +103,7 @@ def make_stage_record(
 
 
 def build_objective(stage: Train, device: str) -> nn.Module:
-    """Return a stage's objective on the device; built now if the stage gave a function."""
+    """Return a stage's objective on the device. If the stage has a function for it, it is called now."""
     made = stage.objective if isinstance(stage.objective, nn.Module) else stage.objective()
     return made.to(device)
 

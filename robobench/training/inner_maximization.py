@@ -40,9 +40,9 @@ def pgd_ascent(
 class AdvTrainConfig(TrainConfig):
     """Settings of a defense that attacks every batch during training."""
 
-    inner_steps: int = 10
-    relative_step: float = 0.25  # of eps: 2/255 at 8/255
-    attack_bn_mode: str = "eval"  # BatchNorm's mode while the model is attacked: eval | train
+    inner_steps: int = 10  # PGD steps K
+    relative_step: float = 0.25  # step size alpha in units of eps: 2/255 at 8/255
+    attack_bn_mode: str = "eval"  # mode of BatchNorm during the attack: eval | train
 
     def __post_init__(self) -> None:
         super().__post_init__()

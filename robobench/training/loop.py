@@ -49,14 +49,14 @@ def run_train(
     When memory runs out, batches are split into micro-batches whose gradients are added up; the record then has the
     flag "grad-accumulation-N". The first step that fails so may have updated BatchNorm's statistics twice.
 
-    Several processes take their shares of the same batches in the same order. Gradients and metrics are averaged over
-    the images of the whole batch; buffers, such as BatchNorm's statistics, are those of rank 0.
+    Several processes each take a shard of the same batches in the same order. Gradients and metrics are averaged over
+    the images of the whole batch. Buffers, such as BatchNorm's statistics, are those of rank 0.
 
     Args:
         log: called after each epoch with stage, epoch and mean metrics, not timed. A resumed stage repeats the calls
             of finished epochs.
         checkpoint: saves and restores the stage; None starts from the beginning each time.
-        validate: called after each epoch with the epoch and whether it is the last, not timed. Its metrics are logged.
+        validate: called after each epoch with the epoch and whether it is the last, not timed. Returns metrics to log.
 
     Returns:
         The stage's record, and the objective with its final state.
@@ -64,7 +64,7 @@ def run_train(
     Raises:
         NonFiniteLossError: the loss became NaN or infinite.
         OutOfMemoryError: memory ran out and the batch cannot be split.
-        Interrupted: a signal came; the step was finished and saved.
+        Interrupted: a signal asked to stop; the step was finished and saved.
         ValueError: there are more processes than images in a batch.
     """
     return _TrainRun(runtime, stage, data, stopwatch, log, checkpoint, validate).run()
@@ -101,16 +101,16 @@ class _TrainRun:
         return self.stopwatch.accounts[self.stage.name]
 
     def run(self) -> tuple[StageRecord, nn.Module]:
-        """Run all remaining epochs; return record and objective."""
+        """Run the remaining epochs; return the record and the objective."""
         restored = self._restore()
         for epoch, metrics in enumerate(self.progress.epoch_metrics):
             self.log(self.stage.name, epoch, metrics)
         self._warm_up(restored)
         self.objective.train()
         self.stepped = collectives.wrap_ddp(self.objective)
-        left = (self.stage.epochs - self.progress.epoch) * len(self.sizes) - self.progress.step
+        remaining = (self.stage.epochs - self.progress.epoch) * len(self.sizes) - self.progress.step
         with (
-            self.runtime.reporter.progress_bar(self.stage.name, left) as advance,
+            self.runtime.reporter.progress_bar(self.stage.name, remaining) as advance,
             torch.random.fork_rng(),
             signals.defer_signals() if self.checkpoint else nullcontext(),
         ):
@@ -148,7 +148,7 @@ class _TrainRun:
     def _train_epoch(self, epoch: int, advance: Callable[[int], None]) -> Tensor:
         """Take the remaining steps of an epoch; return the image index of its first batch."""
         shuffled = permutation(len(self.data), self.runtime.seed, self.stage.name, epoch)
-        order = torch.split(shuffled.to(self.data.labels.device), self.sizes)  # one copy; copies in steps would wait
+        order = torch.split(shuffled.to(self.data.labels.device), self.sizes)  # one copy; a copy per step would wait
         while self.progress.step < len(order):
             with self.stopwatch.account(self.stage.name):
                 save_now = self._take_steps(epoch, order, advance)
@@ -166,9 +166,9 @@ class _TrainRun:
             self._step(order[step], epoch, step)
             progress.step = step + 1
             check = self.runtime.device == "cpu" or step % LOSS_CHECK_STEPS == 0 or progress.step == len(self.sizes)
-            # Several processes ask each other whether to save, which waits for the device.
-            may_ask = check or collectives.world_size() == 1
-            save_now = self.checkpoint is not None and may_ask and self.checkpoint.due()
+            # With several processes, `due` is a collective operation, which waits for the device.
+            ask = check or collectives.world_size() == 1
+            save_now = self.checkpoint is not None and ask and self.checkpoint.due()
             if check or save_now:
                 self._check_loss(epoch, step)
             advance(1)
@@ -185,7 +185,7 @@ class _TrainRun:
             )
 
     def _step(self, index: Tensor, epoch: int, step: int) -> None:
-        """Take one step on this process's share of a batch, in more micro-batches if memory runs out."""
+        """Take one step on this process's shard of a batch. If memory runs out, use more micro-batches."""
         runtime, stage, progress = self.runtime, self.stage, self.progress
         shard = collectives.local_shard(index)
         rank = (collectives.rank(),) if collectives.rank() else ()  # dropout and the like differ between processes
@@ -198,8 +198,8 @@ class _TrainRun:
                 break
             except Exception as err:
                 if collectives.world_size() > 1:  # the others are in the middle of this step
-                    own = not isinstance(err, RuntimeError) or is_out_of_memory(err)
-                    raise collectives.PeerLost(err, own=own) from err
+                    local = not isinstance(err, RuntimeError) or is_out_of_memory(err)
+                    raise collectives.PeerLost(err, local=local) from err
                 self.optimizer.zero_grad(set_to_none=True)
                 progress.accumulation_steps = increase_accumulation(stage, progress.accumulation_steps, len(index), err)
                 runtime.reporter.warning(
@@ -207,8 +207,8 @@ class _TrainRun:
                     f"accumulating gradients over {progress.accumulation_steps} micro-batches"
                 )
         values = {"loss": loss.total, **loss.metrics}
-        weighed = [value.detach() * len(shard) for value in values.values()]
-        for name, value in zip(values, collectives.all_reduce_sums(weighed), strict=True):
+        weighted = [value.detach() * len(shard) for value in values.values()]
+        for name, value in zip(values, collectives.all_reduce_sums(weighted), strict=True):
             progress.sums[name] = progress.sums.get(name, 0) + value
 
     def _finish_epoch(self, epoch: int, first_index: Tensor) -> bool:
@@ -221,7 +221,7 @@ class _TrainRun:
             metrics |= collectives.on_rank_zero(partial(self.validate, epoch, last))
         self.log(self.stage.name, epoch, metrics)
         self.progress.end_epoch(metrics)
-        # The end itself is not saved: a run that is killed now finds the same end again.
+        # Not saved if training ends here: a run that resumed from it would train one more epoch.
         if not ends and self.checkpoint and self.checkpoint.due():
             self.checkpoint.save(self.objective, self.optimizer, self.progress, self.account)
         return ends
@@ -239,7 +239,7 @@ class _TrainRun:
         return collectives.on_rank_zero(lambda: result)
 
     def _record(self) -> StageRecord:
-        """Make the record, with the stage's final metrics and flags (not timed)."""
+        """Return the record, with the stage's final metrics and flags (not timed)."""
         progress, epochs = self.progress, self.progress.epoch
         record = make_stage_record(
             self.stage,
@@ -268,6 +268,6 @@ def warm_up(
         index = collectives.local_shard(torch.arange(min(len(data), stage.batch_size)))
         real = runtime.batch(data, index, "warm-up", 0)
         batch = Batch(real.rng.uniform_like(real.images), real.labels, real.index, stage.epochs, real.rng)
-        stateless = torch.optim.SGD(spare.parameters(), lr=0.0)  # needs no memory beside the copy's
+        stateless = torch.optim.SGD(spare.parameters(), lr=0.0)  # allocates no state
         one_step(runtime, spare, stateless, batch, accumulation_steps)
     return account.seconds

@@ -17,7 +17,7 @@ from robobench.training.base import Precompute
 from robobench.training.checkpoint import Checkpoint
 from robobench.training.context import ImageSource, StageRecord, TrainRuntime, make_stage_record, reduce_account
 
-MAX_UNSAVED_BYTES = 2**30  # of the array in memory; then a part is saved
+MAX_UNSAVED_BYTES = 2**30  # of the array in memory before a part is saved
 
 
 def run_precompute(
@@ -27,7 +27,7 @@ def run_precompute(
     stopwatch: Stopwatch,
     checkpoint: Checkpoint | None = None,
 ) -> tuple[StageRecord, list[Array]]:
-    """Compute a stage's array over the training images, in their order. Parts saved before are kept.
+    """Compute a stage's array over the training images, in their order. Parts that were saved before are reused.
 
     Several processes take turns with the batches, and each gets the whole array.
 
@@ -54,9 +54,10 @@ def run_precompute(
         torch.random.fork_rng(),
         signals.defer_signals() if checkpoint else nullcontext(),
     ):
-        left = [index for index in torch.split(torch.arange(len(data)), stage.batch_size) if int(index[0]) >= saved]
-        computed = collectives.map_across_ranks(left, compute)
-        for index in left:
+        batches = torch.split(torch.arange(len(data)), stage.batch_size)
+        remaining = [index for index in batches if int(index[0]) >= saved]
+        computed = collectives.map_across_ranks(remaining, compute)
+        for index in remaining:
             with stopwatch.account(stage.name):
                 unsaved.append(next(computed))
             advance(len(index))

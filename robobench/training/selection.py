@@ -1,6 +1,6 @@
-"""Quick PGD accuracy on training images: checks teachers before use, and selects the best epoch.
+"""Quick PGD accuracy on training images, to check teachers before use and to select the best epoch.
 
-This is no evaluation: one short attack, and never a test image.
+It is not an evaluation: it runs one short attack, and never on test images.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def _is_correct(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 class EpochSelection:
     """Keeps the weights of the epoch with the best PGD accuracy on held-out training images.
 
-    It measures, not timed, after each epoch of the second half of training, since no published run peaks before. On a
-    tie the earlier epoch is kept.
+    It measures after each epoch of the second half of training, since no published run peaks earlier. The time is not
+    counted. On a tie the earlier epoch is kept.
     """
 
     def __init__(

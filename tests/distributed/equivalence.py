@@ -1,10 +1,10 @@
-"""Two gloo processes against one on the same batches, in float64: ten steps of a defense leave the same weights.
+"""Compare two gloo processes with one on the same batches, in float64: ten training steps give the same weights.
 
-python tests/devices/steps.py [--only at,rocl]
+    python tests/distributed/equivalence.py [--only at,rocl]
 
-Shares are unequal (6 and 5 images), the network has no BatchNorm, and `Tensor.float` is `Tensor.double` here, so that
-no method's own cast hides a difference. Then a signal that reaches one process stops both at the same step, one process
-alone goes on to the same weights; and a process that is killed ends the other with one line.
+The shards have unequal sizes (6 and 5 images), the model has no BatchNorm, and `Tensor.float` is replaced by
+`Tensor.double`, so that a method's cast cannot hide a difference. Then a signal to one process stops both at the same
+step, and one process resumes to the same weights. Last, one process is killed, and the parent reports it in one line.
 """
 
 from __future__ import annotations
@@ -32,7 +32,16 @@ from robobench.plugins.discovery import load_defense
 from robobench.store.artifacts import Store
 from robobench.store.partial import PartialResults
 from robobench.testing import Blobs
-from robobench.training.base import Batch, DefenseSetup, FrozenModel, Loss, PrecomputedArray, Train
+from robobench.training.base import (
+    Batch,
+    Defense,
+    DefenseSetup,
+    FrozenModel,
+    Loss,
+    PrecomputedArray,
+    Train,
+    train_stage,
+)
 from robobench.training.checkpoint import Checkpoint
 from robobench.training.context import TrainRuntime
 from robobench.training.loop import run_train
@@ -44,7 +53,7 @@ TOLERANCE = 1e-6
 
 
 class PlainNet(nn.Module):
-    """Two convolutions without BatchNorm, `features` and `head`."""
+    """Two convolutions without BatchNorm, with `features` and `head`."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -59,56 +68,55 @@ class PlainNet(nn.Module):
         return self.head(self.features(images))
 
 
-def in_float64() -> None:
-    """Compute everything in this process in float64, on one thread."""
+def use_float64() -> None:
+    """Compute in float64 on one thread in this process."""
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
 
 
-def setup_of(name: str) -> tuple[Any, DefenseSetup]:
-    """Build a defense and what it is handed: its quick preset, two epochs of every stage."""
+def build_defense(name: str) -> tuple[Defense, DefenseSetup]:
+    """Return a defense with its quick preset and two epochs per stage, and its setup."""
     cls = load_defense(name)
-    given = {**cls.presets.get("quick", {}), "lr": 0.05, "schedule": "constant", "augment": "none"}
-    given |= {f.name: 2 for f in fields(cls.Config) if f.name.endswith("epochs")}
-    given |= {f.name: BATCH for f in fields(cls.Config) if f.name.endswith("batch_size")}
-    config = cls.Config(**given)
-    defense = cls(config)
+    values = {**cls.presets.get("quick", {}), "lr": 0.05, "schedule": "constant", "augment": "none"}
+    values |= {f.name: 2 for f in fields(cls.Config) if f.name.endswith("epochs")}
+    values |= {f.name: BATCH for f in fields(cls.Config) if f.name.endswith("batch_size")}
+    defense = cls(cls.Config(**values))
     teachers = {role: FrozenModel(PlainNet(1 + n)) for n, role in enumerate(sorted(defense.requires))}
     setup = DefenseSetup(
-        model=PlainNet(), threat=ThreatModel("Linf", 0.05), config=config, num_classes=3, image_shape=(3, 32, 32),
+        model=PlainNet(), threat=ThreatModel("Linf", 0.05), num_classes=3, image_shape=(3, 32, 32),
         train_size=IMAGES, required_models=teachers,
     )  # fmt: skip
     return defense, setup
 
 
-class Gathered(nn.Module):
-    """A contrast whose gradient flows into the other images' embeddings too: what a stranger's loss may do."""
+class GatheredContrast(nn.Module):
+    """A contrastive loss with gradients to the embeddings of the whole batch, as a user's plug-in may have."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, batch: Batch) -> Loss:
-        own = self.model(batch.images)
-        everyone, begin = collectives.gather_batch(own)
-        target = begin + torch.arange(len(own))
-        loss = nn.functional.cross_entropy(own @ everyone.T, target)
-        return Loss(loss, {"all": collectives.mean_over_batch(loss, len(own))})
+        local = self.model(batch.images)
+        gathered, begin = collectives.gather_batch(local)
+        target = begin + torch.arange(len(local))
+        loss = nn.functional.cross_entropy(local @ gathered.T, target)
+        return Loss(loss, {"all": collectives.mean_over_batch(loss, len(local))})
 
 
-def stages_of(name: str) -> tuple[list[Any], DefenseSetup]:
-    """Return the stages of a defense, or of the contrast above."""
+def build_stages(name: str) -> tuple[list[Any], DefenseSetup]:
+    """Return the stages of a defense, or of the contrastive loss above, and their setup."""
     if name != "gathered":
-        defense, setup = setup_of(name)
-        return defense.stages(setup), setup
-    _, setup = setup_of("standard")
-    return [setup.train("train", Gathered(setup.model))], setup
+        defense, setup = build_defense(name)
+        return list(defense.stages(setup)), setup
+    defense, setup = build_defense("standard")
+    return [train_stage(defense.config, "train", GatheredContrast(setup.model))], setup
 
 
-def trained(name: str) -> dict[str, Tensor]:
-    """Train a defense through the core's own loop; return its weights and the metrics of every epoch."""
-    (stages, setup), data, found = stages_of(name), Blobs(IMAGES), {}
+def train(name: str) -> dict[str, Tensor]:
+    """Train a defense with the training loop of robobench; return the weights and the metrics of every epoch."""
+    (stages, setup), data, found = build_stages(name), Blobs(IMAGES), {}
 
     def log(stage: str, epoch: int, metrics: dict[str, float]) -> None:
         found.update({f"{stage} {epoch} {key}": torch.tensor(value) for key, value in metrics.items()})
@@ -122,8 +130,8 @@ def trained(name: str) -> dict[str, Tensor]:
     return {**found, **setup.model.state_dict()}
 
 
-class Struck(nn.Module):
-    """An objective that sends its own process a signal at the third step of the second epoch, in one of two."""
+class SignalObjective(nn.Module):
+    """An objective that sends a signal to its process at step 3 of epoch 2, on rank 1 only."""
 
     def __init__(self, objective: nn.Module, signum: int) -> None:
         super().__init__()
@@ -133,65 +141,65 @@ class Struck(nn.Module):
         self.seen += batch.epoch == 1
         if self.seen == 3 and collectives.rank() == 1:
             os.kill(os.getpid(), self.signum)
-            time.sleep(0.1)  # until Python has seen it
+            time.sleep(0.1)  # until Python has run the handler
         loss: Loss = self.objective(batch)
         return loss
 
 
-def struck(place: Path, signum: int = 0) -> dict[str, Tensor]:
-    """Train `at`, saved in `place`, and struck by a signal on the way in the second of two processes."""
-    defense, setup = setup_of("at")
+def train_with_signal(folder: Path, signum: int = 0) -> dict[str, Tensor]:
+    """Train `at` with checkpoints in `folder`. With two processes, the second one receives a signal."""
+    defense, setup = build_defense("at")
     (stage,) = defense.stages(setup)
-    stage.objective = Struck(stage.objective, signum)
-    checkpoint = Checkpoint(PartialResults(Store(place), "checkpoints/at"), 3600.0)
+    stage.objective = SignalObjective(stage.objective, signum)
+    checkpoint = Checkpoint(PartialResults(Store(folder), "checkpoints/at"), 3600.0)
     run_train(TrainRuntime("cpu", "fp32", 0), stage, Blobs(IMAGES), Stopwatch(), checkpoint=checkpoint)
     return setup.model.state_dict()
 
 
-def in_two(names: tuple[str, ...], place: Path, signum: int, device: str) -> None:
-    """Do everything above in one of two processes; the first one writes what came out."""
-    in_float64()
-    made = {name: trained(name) for name in names}
-    if made and collectives.is_rank_zero():
-        torch.save(made, place / "made.pt")
-    struck(place / "store", signum)
+def train_in_process(names: tuple[str, ...], folder: Path, signum: int, device: str) -> None:
+    """Run all trainings in one of two processes; rank 0 writes the results."""
+    use_float64()
+    results = {name: train(name) for name in names}
+    if results and collectives.is_rank_zero():
+        torch.save(results, folder / "results.pt")
+    train_with_signal(folder / "store", signum)
 
 
-def furthest(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
-    """Return the largest difference between two sets of tensors of the same names."""
-    assert ours.keys() == theirs.keys()
-    return max(float((value - theirs[name]).abs().max()) for name, value in ours.items())
+def max_difference(one: dict[str, Tensor], two: dict[str, Tensor]) -> float:
+    """Return the largest difference between two dictionaries of tensors with the same names."""
+    assert one.keys() == two.keys()
+    return max(float((value - two[name]).abs().max()) for name, value in one.items())
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default=",".join((*NAMES, "gathered")))
     names = tuple(parser.parse_args().only.split(","))
-    wrong = []
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
+    problems = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         try:
-            launch.spawn_processes("cpu", 2, partial(in_two, names, place, signal.SIGTERM))
-            wrong.append("a signal to one of two processes stopped nothing")
+            launch.spawn_processes("cpu", 2, partial(train_in_process, names, folder, signal.SIGTERM))
+            problems.append("a signal to one of two processes did not stop them")
         except Interrupted as err:
-            print(f"both left by {signal.Signals(err.signum).name}")
-        in_float64()
-        for name, theirs in torch.load(place / "made.pt").items():
-            far = furthest(trained(name), theirs)
-            print(f"{name}: two processes differ from one by {far:.1e}", flush=True)
-            if far > TOLERANCE:
-                wrong.append(f"{name} differs by {far}")
-        far = furthest(struck(place / "store"), struck(place / "another"))
-        print(f"saved by two, finished by one: differs by {far:.1e}")
-        if far > TOLERANCE:
-            wrong.append(f"a resumed training differs by {far}")
+            print(f"both processes stopped by {signal.Signals(err.signum).name}")
+        use_float64()
+        for name, of_two in torch.load(folder / "results.pt").items():
+            difference = max_difference(train(name), of_two)
+            print(f"{name}: two processes differ from one by {difference:.1e}", flush=True)
+            if difference > TOLERANCE:
+                problems.append(f"{name} differs by {difference}")
+        difference = max_difference(train_with_signal(folder / "store"), train_with_signal(folder / "other"))
+        print(f"saved by two processes, resumed by one: differs by {difference:.1e}")
+        if difference > TOLERANCE:
+            problems.append(f"a resumed training differs by {difference}")
         try:
-            launch.spawn_processes("cpu", 2, partial(in_two, (), place / "killed", signal.SIGKILL))
-            wrong.append("a killed process went unnoticed")
+            launch.spawn_processes("cpu", 2, partial(train_in_process, (), folder / "killed", signal.SIGKILL))
+            problems.append("a killed process was not detected")
         except ProcessError as err:
             print(err)
-    print("\n".join(wrong) or "nothing differs")
-    return int(bool(wrong))
+    print("\n".join(problems) or "no differences")
+    return int(bool(problems))
 
 
 if __name__ == "__main__":

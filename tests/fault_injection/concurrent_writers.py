@@ -1,6 +1,6 @@
-"""Several processes at once on one store with overlapping grids: every artefact built once, rows as in series.
+"""Run overlapping comparisons at once on one store: each artifact is built once, and rows equal those of serial runs.
 
-python tests/faults/four.py --rounds 3
+python tests/fault_injection/concurrent_writers.py --rounds 3
 """
 
 from __future__ import annotations
@@ -11,46 +11,46 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
 import harness
 
-BOTH = ("--protocol", "both", "--set", "run.baseline_control=false")  # transfer examples are shared too
+BOTH = ("--protocol", "both", "--set", "run.baseline_control=false")  # so that transfer examples are shared too
 GRIDS = ("standard,at", "at,trades", "trades,mtard", "standard,mtard")
 
 
-def at_once(place: Path, grids: tuple[str, ...] = GRIDS) -> list[str]:
-    """Run the grids one after another and all at once; return what differs, and what was built twice."""
+def run_concurrently(place: Path, grids: tuple[str, ...] = GRIDS) -> list[str]:
+    """Run the comparisons one after another, then all at once; return differences and artifacts built twice."""
     commands = [["compare", "--defenses", grid, *harness.TINY, *BOTH] for grid in grids]
     statuses = [harness.run(command, place / "serial", place / "serial.log") for command in commands]
     logs = [place / f"{number}.log" for number in range(len(grids))]
     children = [harness.start(command, place / "shared", log) for command, log in zip(commands, logs, strict=True)]
     statuses += [harness.finish(pid) for pid in children]
-    said = "\n".join(log.read_text() for log in logs)
-    wrong = [f"statuses {statuses}: {said[-500:]}"] if any(statuses) else []
-    built = Counter(line for line in said.splitlines() if ": training " in line)
-    wrong += [f"{count} times '{line}'" for line, count in built.items() if count > 1]
-    wrong += harness.differences(place / "shared", harness.contents(place / "serial"))
-    kinds = ("transfer", "evaluations")
-    for kind in kinds:
+    output = "\n".join(log.read_text() for log in logs)
+    problems = [f"statuses {statuses}: {output[-500:]}"] if any(statuses) else []
+    built = Counter(line for line in output.splitlines() if ": training " in line)
+    problems += [f"{count} times '{line}'" for line, count in built.items() if count > 1]
+    problems += harness.differences(place / "shared", harness.contents(place / "serial"))
+    for kind in ("transfer", "evaluations"):
         folders = [{p.name for p in (place / s / "artifacts" / kind).iterdir()} for s in ("serial", "shared")]
         if folders[0] != folders[1]:
-            wrong.append(f"{kind}: {folders[0] ^ folders[1]}")
-    waits = said.count("waiting for process")
-    print(f"at once: {len(grids)} processes, {len(built)} networks, {waits} waits, {len(wrong)} wrong", flush=True)
-    return wrong
+            problems.append(f"{kind}: {folders[0] ^ folders[1]}")
+    waits = output.count("waiting for lock on")
+    print(
+        f"concurrent: {len(grids)} processes, {len(built)} models, {waits} waits, {len(problems)} problems", flush=True
+    )
+    return problems
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    asked = parser.parse_args()
+    args = parser.parse_args()
     harness.preload()
-    wrong = []
-    for _ in range(asked.rounds):
+    problems = []
+    for _ in range(args.rounds):
         with tempfile.TemporaryDirectory() as place:
-            wrong += at_once(Path(place))
-    print("\n".join(wrong) or "nothing built twice")
-    return int(bool(wrong))
+            problems += run_concurrently(Path(place))
+    print("\n".join(problems) or "no problems")
+    return int(bool(problems))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Damaged files of every kind: each is noticed or harmless, no traceback is shown, and the same rows come back.
+"""Damage files of every kind: each damage is detected or harmless, and a new run restores the same rows.
 
-python tests/faults/damage.py --files 200
+python tests/fault_injection/corruption.py --files 200
 """
 
 from __future__ import annotations
@@ -15,25 +15,24 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
 import harness
 
 COMMAND = [*harness.command("macd"), "--protocol", "both", "--set", "run.baseline_control=false"]
-WAYS = ("flip", "truncate", "empty", "type", "swap", "remove")
+DAMAGES = ("flip", "truncate", "empty", "type", "swap", "remove")
 
 
 class Payload:
-    """A pickle that runs code where it is loaded."""
+    """A pickle that executes code when it is loaded."""
 
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
 
     def __reduce__(self):
-        return os.mkdir, (str(self.mark),)
+        return os.mkdir, (str(self.marker),)
 
 
-def unfinished(place: Path, log: Path, command: list[str]) -> list[Path]:
-    """Make stores that a kill left in the midst of a training stage, and of an evaluation."""
+def interrupted_stores(place: Path, log: Path, command: list[str]) -> list[Path]:
+    """Return stores of runs that were killed in a training stage, and in an evaluation."""
     stores = []
     files = ("state.safetensors", "array.npy") if "macd" in command else ("state.safetensors",)
     for pattern in (f"checkpoints/*/*/*/{file}" for file in files):
@@ -51,8 +50,9 @@ def unfinished(place: Path, log: Path, command: list[str]) -> list[Path]:
             if list((store / "artifacts").glob(pattern)):
                 stores.append(store)
                 break
+    from robobench.execution.evaluation_job import save_partial
     from robobench.store.artifacts import Store
-    from robobench.store.partial import PartialResults, save_partial
+    from robobench.store.partial import PartialResults
 
     store = harness.copy(place / "reference", place / "killed-evaluation")
     (folder, *_) = Store(store).iter_artifacts("evaluations")
@@ -62,10 +62,10 @@ def unfinished(place: Path, log: Path, command: list[str]) -> list[Path]:
     return [*stores, store]
 
 
-def damage(file: Path, way: str, others: list[Path], draw: random.Random, mark: Path) -> None:
-    """Damage a file in one of the ways."""
+def damage(file: Path, how: str, others: list[Path], draw: random.Random, marker: Path) -> None:
+    """Damage a file in one of DAMAGES; "swap" exchanges it with one of `others`."""
     data = bytearray(file.read_bytes())
-    match way:
+    match how:
         case "flip" if data:
             for _ in range(draw.randint(1, 3)):
                 data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
@@ -73,54 +73,53 @@ def damage(file: Path, way: str, others: list[Path], draw: random.Random, mark: 
         case "truncate":
             file.write_bytes(bytes(data[: draw.randrange(len(data) + 1)]))
         case "type":
-            file.write_bytes(pickle.dumps(Payload(mark)))
+            file.write_bytes(pickle.dumps(Payload(marker)))
         case "swap":
             other = draw.choice(others)
-            theirs = other.read_bytes()
+            file.write_bytes(other.read_bytes())
             other.write_bytes(bytes(data))
-            file.write_bytes(theirs)
         case "remove":
             file.unlink()
         case _:
             file.write_bytes(b"")
 
 
-def damaged(count: int, place: Path, seed: int = 0, command: list[str] = COMMAND) -> list[str]:
-    """Damage one file at a time and run everything; return what came out wrong."""
-    draw, wrong, log, mark = random.Random(seed), list[str](), place / "log", place / "ran"
+def damage_files(count: int, place: Path, seed: int = 0, command: list[str] = COMMAND) -> list[str]:
+    """Damage `count` files, one at a time, and run every command; return the problems found."""
+    draw, problems, log, marker = random.Random(seed), list[str](), place / "log", place / "executed"
     (place / "empty").mkdir()
     if harness.run(command, place / "reference", log) != 0:
         return [f"the uninterrupted run failed: {log.read_text()[-500:]}"]
     reference = harness.contents(place / "reference")
-    stores = [place / "reference", *unfinished(place, log, command)]
+    stores = [place / "reference", *interrupted_stores(place, log, command)]
     files = [(store, p.relative_to(store)) for store in stores for p in store.rglob("*") if p.is_file()]
     kinds = sorted({_kind(path) for _, path in files})
-    noticed = 0
+    detected = 0
     for number in range(count):
-        kind, way = kinds[number % len(kinds)], WAYS[number // len(kinds) % len(WAYS)]
+        kind, how = kinds[number % len(kinds)], DAMAGES[number // len(kinds) % len(DAMAGES)]
         base, path = draw.choice([f for f in files if _kind(f[1]) == kind])
         store = harness.copy(base, place / "store")
         same = [p for p in store.rglob(path.name) if p != store / path] or [store / path]
-        damage(store / path, way, same, draw, mark)
+        damage(store / path, how, same, draw, marker)
         log = place / f"{number}.log"
-        asked = (["store", "check"], ["leaderboard"], ["report", "--html", str(place / "page.html")], command)
-        statuses = [harness.run(what, store, log) for what in asked]
-        noticed += statuses[0] == 1
-        said = log.read_text()
-        what = f"{way} {base.name}/{path}"
+        commands = (["store", "check"], ["leaderboard"], ["report", "--html", str(place / "page.html")], command)
+        statuses = [harness.run(arguments, store, log) for arguments in commands]
+        detected += statuses[0] == 1
+        output = log.read_text()
+        what = f"{how} {base.name}/{path}"
         allowed = ((0, 1), (0, 2), (0, 2), (0,))
-        if any(status not in good for status, good in zip(statuses, allowed, strict=True)) or "Traceback" in said:
-            wrong.append(f"{what}: statuses {statuses}: {said[-700:]}")
-        elif mark.exists():
-            wrong.append(f"{what}: its code was run")
+        if any(status not in good for status, good in zip(statuses, allowed, strict=True)) or "Traceback" in output:
+            problems.append(f"{what}: statuses {statuses}: {output[-700:]}")
+        elif marker.exists():
+            problems.append(f"{what}: its code was executed")
         else:
-            wrong += [f"{what}: {name}" for name in harness.differences(store, reference)]
-    print(f"damage: {count} files of {len(kinds)} kinds, {noticed} noticed, {len(wrong)} wrong", flush=True)
-    return wrong
+            problems += [f"{what}: {name}" for name in harness.differences(store, reference)]
+    print(f"corruption: {count} files of {len(kinds)} kinds, {detected} detected, {len(problems)} problems", flush=True)
+    return problems
 
 
 def _kind(path: Path) -> str:
-    """Name a file's kind: its place in the store and its name."""
+    """Return the kind of a file: its place in the store and its name."""
     place = path.parts[1] if path.parts[0] == "artifacts" else "model" if len(path.parts) > 1 else "top"
     return f"{place}/{path.suffix if place in ('locks', 'logs') else path.name}"
 
@@ -129,12 +128,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
+    args = parser.parse_args()
     harness.preload()
     with tempfile.TemporaryDirectory() as place:
-        wrong = damaged(asked.files, Path(place), asked.seed)
-    print("\n".join(wrong) or "each was noticed or harmless")
-    return int(bool(wrong))
+        problems = damage_files(args.files, Path(place), args.seed)
+    print("\n".join(problems) or "no problems")
+    return int(bool(problems))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Generated wrong command lines: exit status 2, one line on stderr, nothing written.
+"""Generate wrong command lines: exit status 2, one line on stderr, nothing written.
 
-python tests/faults/lines.py --lines 1000
+python tests/fault_injection/fuzz_cli.py --lines 1000
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import sys
 import tempfile
 from pathlib import Path
 
+import harness
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).parent))
-import harness
-
 RUN = ["run", "--defense", "at"]
 TEXT = st.text(max_size=12)
-WORD = st.text("abcxyz_-.:/=,%0\u00e4\u0000 \n'\"", min_size=1, max_size=10).map(lambda s: f"q{s}")  # no name begins so
+WORD = st.text("abcxyz_-.:/=,%0\u00e4\u0000 \n'\"", min_size=1, max_size=10).map(
+    lambda s: f"q{s}"
+)  # no known name begins with q
 NOT_A_NUMBER = WORD
 BELOW_ONE = st.integers(max_value=0).map(str)
 BAD_RADIUS = st.one_of(
@@ -44,7 +44,7 @@ FIELDS = (
 
 
 def flag(name: str, values: st.SearchStrategy[str]) -> st.SearchStrategy[list[str]]:
-    """Add a flag with a wrong value to a run."""
+    """Return `run` commands with a wrong value of a flag."""
     return values.map(lambda value: [*RUN, f"{name}={value}"])
 
 
@@ -67,7 +67,7 @@ LINES = st.one_of(
     flag("--out", st.sampled_from(["/dev/null/x", "/proc/x"])),
     WORD.map(lambda w: ["run", f"--defense={w}"]),
     WORD.map(lambda w: ["compare", f"--defenses=at,{w}"]),
-    WORD.map(lambda w: ["compare", "at", w]),
+    WORD.map(lambda w: ["compare", "--defenses", f"at,{w}"]),
     WORD.map(lambda w: [w]),
     WORD.map(lambda w: [*RUN, w]),
     WORD.map(lambda w: [*RUN, f"--{w}"]),
@@ -78,11 +78,11 @@ LINES = st.one_of(
 )
 
 
-def refused(line: list[str]) -> str | None:
-    """Run a command line in an empty folder; say what is wrong with how it was refused, or None."""
+def find_problem(line: list[str]) -> str | None:
+    """Run a command line in an empty folder; return None if it is refused correctly, else the problem."""
     from robobench.cli import main
 
-    out, err, here = io.StringIO(), io.StringIO(), Path.cwd()
+    out, err, cwd = io.StringIO(), io.StringIO(), Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         try:
@@ -91,18 +91,18 @@ def refused(line: list[str]) -> str | None:
         except BaseException as error:
             return f"{line}: {type(error).__name__}: {error}"
         finally:
-            os.chdir(here)
+            os.chdir(cwd)
         if list(Path(folder).iterdir()):
-            return f"{line}: it left {[p.name for p in Path(folder).iterdir()]}"
+            return f"{line}: created {[p.name for p in Path(folder).iterdir()]}"
     lines = err.getvalue().strip().splitlines()
     if status != 2 or len(lines) != 1:
         return f"{line}: status {status}, {len(lines)} lines: {err.getvalue()[-300:]}"
     return None
 
 
-def generated(count: int, number: int = 0) -> list[str]:
-    """Try `count` generated lines; return what came out wrong."""
-    wrong: list[str] = []
+def fuzz(count: int, number: int = 0) -> list[str]:
+    """Run `count` generated command lines; return the problems found."""
+    problems: list[str] = []
     tried = 0
 
     @seed(number)
@@ -114,24 +114,24 @@ def generated(count: int, number: int = 0) -> list[str]:
     def attempt(line: list[str]) -> None:
         nonlocal tried
         tried += 1
-        problem = refused(line)
+        problem = find_problem(line)
         if problem:
-            wrong.append(problem)
+            problems.append(problem)
 
     attempt()
-    print(f"lines: {tried} wrong command lines, {len(wrong)} not refused well", flush=True)
-    return wrong
+    print(f"fuzzing: {tried} wrong command lines, {len(problems)} problems", flush=True)
+    return problems
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lines", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
+    args = parser.parse_args()
     harness.preload()
-    wrong = generated(asked.lines, asked.seed)
-    print("\n".join(wrong[:40]) or "each refused in one line, nothing written")
-    return int(bool(wrong))
+    problems = fuzz(args.lines, args.seed)
+    print("\n".join(problems[:40]) or "no problems")
+    return int(bool(problems))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Runs robobench's command line in forked children, so that a run costs no imports and can be killed or starved.
+"""Run robobench's command line in forked child processes: a run needs no imports, and can be killed or limited.
 
-Use as `python tests/faults/kill.py`; everything is made in a temporary folder.
+Run a script as `python tests/fault_injection/kill.py`. All files are written to a temporary folder.
 """
 
 from __future__ import annotations
@@ -39,32 +39,33 @@ MORE = {
 
 
 def command(defense: str) -> list[str]:
-    """Return the smallest run of a defense."""
+    """Return a minimal `run` command of a defense."""
     return ["run", "--defense", defense, *TINY, *MORE.get(defense, ())]
 
 
 def preload() -> None:
-    """Import and read everything a run needs, so that a child begins at once. No tensor is touched before the fork."""
+    """Import and read everything a run needs, so that a child starts quickly. Creates no tensor before the fork."""
     import safetensors.torch
     import torch._dynamo  # the optimizers import it on first use
 
     import robobench.cli
-    import robobench.comparison
-    import robobench.data
+    import robobench.data.digits
     import robobench.interface
-    import robobench.plugins
+    import robobench.report.comparison
     import robobench.report.export
+    from robobench.plugins.discovery import discover, load_plugin
 
     for kind in ("defense", "attack"):
-        for name in robobench.plugins.discover(kind):
-            robobench.plugins.load_plugin(kind, name)
-    robobench.data._scans = functools.cache(robobench.data._scans)
-    robobench.data._scans()
-    assert safetensors.torch and torch._dynamo and robobench.comparison and robobench.report.export
+        for name in discover(kind):
+            load_plugin(kind, name)
+    digits = robobench.data.digits
+    digits._read_scans = functools.cache(digits._read_scans)
+    digits._read_scans()
+    assert safetensors.torch and torch._dynamo and robobench.report.comparison and robobench.report.export
 
 
 def start(arguments: list[str], out: Path, log: Path, before: Callable[[], None] = lambda: None) -> int:
-    """Run a command line on a store in a forked child; return its process number."""
+    """Run a command line on a store in a forked child process; return its process ID."""
     pid = os.fork()
     if pid:
         return pid
@@ -90,17 +91,17 @@ def start(arguments: list[str], out: Path, log: Path, before: Callable[[], None]
 
 
 def finish(pid: int) -> int:
-    """Wait for a child; return its exit status, negative for a signal."""
+    """Wait for a child process; return its exit status, negative for a signal."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def run(arguments: list[str], out: Path, log: Path, before: Callable[[], None] = lambda: None) -> int:
-    """Run a command line to its end."""
+    """Run a command line in a child process; return its exit status."""
     return finish(start(arguments, out, log, before))
 
 
 def kill_after(pid: int, seconds: float) -> bool:
-    """Kill a child after a while; False if it was done before."""
+    """Kill a child process after some seconds; return False if it ended before."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
@@ -111,7 +112,7 @@ def kill_after(pid: int, seconds: float) -> bool:
 
 
 def contents(store: Path) -> dict[str, object]:
-    """Return everything a store says that may not depend on time: weights, configs, metrics, records, rows."""
+    """Return everything in a store that must not depend on time: weights, configs, metrics, records, rows."""
     if not (store / "rows.csv").is_file():
         return {}
     found: dict[str, object] = {}
@@ -122,20 +123,22 @@ def contents(store: Path) -> dict[str, object]:
         if ".damaged-" not in folder.name and not folder.name.startswith("."):
             record = json.loads((folder / "record.json").read_text())
             found[folder.name] = {**record, "seconds": None, "commit": None}
-    rows = pd.read_csv(store / "rows.csv").drop(columns=[*TIMES, "commit"])  # the tree may change while this runs
+    rows = pd.read_csv(store / "rows.csv").drop(
+        columns=[*TIMES, "commit"]
+    )  # the working tree may change during the test
     found["rows"] = rows.to_csv()
     return found
 
 
 def differences(store: Path, reference: dict[str, object]) -> list[str]:
-    """Name what a store has otherwise than the reference, and what a killed process left in it."""
-    own = contents(store)
-    wrong = [name for name in sorted(own.keys() | reference.keys()) if own.get(name) != reference.get(name)]
-    left = [str(p) for p in store.rglob(".*") if p.name != ".rows.lock"]
-    return wrong + left + [str(p) for p in (store / "artifacts").glob("checkpoints/*/*")]
+    """Return the names of contents that differ from the reference, and of leftover temporary files."""
+    found = contents(store)
+    different = [name for name in sorted(found.keys() | reference.keys()) if found.get(name) != reference.get(name)]
+    leftover = [str(p) for p in store.rglob(".*") if p.name != ".rows.lock"]
+    return different + leftover + [str(p) for p in (store / "artifacts").glob("checkpoints/*/*")]
 
 
-def copy(store: Path, where: Path) -> Path:
-    """Copy a store, in the place of what stands there."""
-    shutil.rmtree(where, ignore_errors=True)
-    return Path(shutil.copytree(store, where))
+def copy(store: Path, target: Path) -> Path:
+    """Copy a store; an existing target is replaced."""
+    shutil.rmtree(target, ignore_errors=True)
+    return Path(shutil.copytree(store, target))

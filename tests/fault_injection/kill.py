@@ -1,6 +1,6 @@
-"""SIGKILL at random moments: the finished store equals one that was never interrupted, times aside.
+"""Kill a run at random moments: the finished store must equal that of an uninterrupted run, except for times.
 
-python tests/faults/kill.py --kills 50
+python tests/fault_injection/kill.py --kills 50
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
 import harness
 
 AUTOATTACK = (
@@ -23,17 +22,17 @@ AUTOATTACK = (
 KINDS = (*harness.DEFENSES, "autoattack")
 
 
-def kill_often(kind: str, kills: int, place: Path, seed: int = 0) -> list[str]:
-    """Kill a run `kills` times in all, restart it until it ends, again and again; return what came out wrong."""
+def kill_repeatedly(kind: str, kills: int, place: Path, seed: int = 0) -> list[str]:
+    """Kill and resume runs, `kills` kills in total; return the problems found."""
     draw = random.Random(f"{kind} {seed}")
     arguments = harness.command("standard" if kind == "autoattack" else kind)
     if kind == "autoattack":
         arguments += AUTOATTACK
-    log, wrong = place / f"{kind}.log", list[str]()
+    log, problems = place / f"{kind}.log", list[str]()
     begun = time.monotonic()
     if harness.run(arguments, place / "reference", log) != 0:
         return [f"{kind}: the uninterrupted run failed: {log.read_text()[-500:]}"]
-    whole = time.monotonic() - begun
+    full_seconds = time.monotonic() - begun
     reference = harness.contents(place / "reference")
     done = runs = 0
     while done < kills:
@@ -42,26 +41,27 @@ def kill_often(kind: str, kills: int, place: Path, seed: int = 0) -> list[str]:
         status = None
         while status is None:
             pid = harness.start(arguments, store, log)
-            killed = done < kills and harness.kill_after(pid, draw.uniform(0, whole))
+            killed = done < kills and harness.kill_after(pid, draw.uniform(0, full_seconds))
             status = harness.finish(pid)
             if killed:
                 done, status = done + 1, None
         runs += 1
         if status != 0:
-            wrong.append(f"{kind}: status {status}: {log.read_text()[-500:]}")
+            problems.append(f"{kind}: status {status}: {log.read_text()[-500:]}")
         else:
-            wrong += [f"{kind}: {name}" for name in harness.differences(store, reference)]
-        if wrong:
+            problems += [f"{kind}: {name}" for name in harness.differences(store, reference)]
+        if problems:
             break
-    said = log.read_text()
+    output = log.read_text()
+    resumed = output.count(": resuming at")
     print(
-        f"{kind}: {done} kills over {runs} runs of {whole:.1f} s, {said.count('goes on from')} resumed inside a stage, "
-        f"{len(wrong)} differences; {time.monotonic() - begun:.0f} s",
+        f"{kind}: {done} kills in {runs} runs of {full_seconds:.1f} s, {resumed} resumed in a stage, "
+        f"{len(problems)} problems; {time.monotonic() - begun:.0f} s",
         flush=True,
     )
-    if "Traceback" in said:
-        wrong.append(f"{kind}: a traceback in {log}")
-    return wrong
+    if "Traceback" in output:
+        problems.append(f"{kind}: traceback: {output[output.index('Traceback') :][:500]}")
+    return problems
 
 
 def main() -> int:
@@ -69,14 +69,14 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--only", default=",".join(KINDS))
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
+    args = parser.parse_args()
     harness.preload()
-    wrong = []
-    for kind in asked.only.split(","):
+    problems = []
+    for kind in args.only.split(","):
         with tempfile.TemporaryDirectory() as place:
-            wrong += kill_often(kind, asked.kills, Path(place), asked.seed)
-    print("\n".join(wrong) or "nothing lost, nothing doubled")
-    return int(bool(wrong))
+            problems += kill_repeatedly(kind, args.kills, Path(place), args.seed)
+    print("\n".join(problems) or "no problems")
+    return int(bool(problems))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The short form of every fault script, for the suite: one preloaded process, a few faults of each kind."""
+"""A short form of every fault injection script, for the test suite: a few faults of each kind in one process."""
 
 from __future__ import annotations
 
@@ -6,29 +6,28 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-import damage
-import disk
-import four
+import concurrent_writers
+import corruption
+import full_disk
+import fuzz_cli
 import harness
 import kill
-import lines
 
 
 def main() -> int:
     harness.preload()
-    wrong = lines.generated(20)
-    forms = (
-        lambda place: kill.kill_often("standard", 3, place),
-        lambda place: disk.fill(1, place, defense="standard", tmpfs=False),
-        lambda place: four.at_once(place, ("standard", "standard,at")),
-        lambda place: damage.damaged(2, place, command=harness.command("standard")),
+    problems = fuzz_cli.fuzz(20)
+    scripts = (
+        lambda place: kill.kill_repeatedly("standard", 3, place),
+        lambda place: full_disk.fill_disk(1, place, defense="standard", tmpfs=False),
+        lambda place: concurrent_writers.run_concurrently(place, ("standard", "standard,at")),
+        lambda place: corruption.damage_files(2, place, command=harness.command("standard")),
     )
-    for form in forms:
+    for script in scripts:
         with tempfile.TemporaryDirectory() as place:
-            wrong += form(Path(place))
-    print("\n".join(wrong))
-    return int(bool(wrong))
+            problems += script(Path(place))
+    print("\n".join(problems))
+    return int(bool(problems))
 
 
 if __name__ == "__main__":

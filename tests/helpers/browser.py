@@ -1,4 +1,4 @@
-"""A headless Chromium, spoken to over its DevTools pipe: one process, no port, no driver."""
+"""A headless Chromium, controlled through its DevTools pipe: one process, no port, no driver."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import Any
 
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser")
 KEYS = {"Tab": ("\t", 9), "Enter": ("\r", 13)}
-# Chromium reads its commands from descriptor 3 and answers on 4.
-WIRED = (
+# Chromium reads commands from file descriptor 3 and writes answers to 4.
+LAUNCHER = (
     "import fcntl, os, sys\n"
     "high = [fcntl.fcntl(int(n), fcntl.F_DUPFD, 20) for n in sys.argv[1:3]]\n"
     "[os.dup2(fd, n) for fd, n in zip(high, (3, 4))]\n"
@@ -25,23 +25,23 @@ WIRED = (
 
 
 class Browser:
-    """One page; `events` gathers what it logs.
+    """One page. `events` collects the DevTools events.
 
     Args:
-        folder: where the browser may keep its profile.
+        folder: folder for the profile of the browser.
     """
 
     def __init__(self, folder: Path, width: int = 1200, height: int = 900) -> None:
         assert PROGRAM is not None
-        (theirs_in, self.out), (self.answers, theirs_out) = os.pipe(), os.pipe()
+        (browser_in, self.out), (self.answers, browser_out) = os.pipe(), os.pipe()
         flags = ("--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", f"--user-data-dir={folder}")
         size = f"--window-size={width},{height}"
         self.process = subprocess.Popen(
-            [sys.executable, "-c", WIRED, str(theirs_in), str(theirs_out), PROGRAM, *flags, size],
-            pass_fds=(theirs_in, theirs_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            [sys.executable, "-c", LAUNCHER, str(browser_in), str(browser_out), PROGRAM, *flags, size],
+            pass_fds=(browser_in, browser_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        os.close(theirs_in)
-        os.close(theirs_out)
+        os.close(browser_in)
+        os.close(browser_out)
         self.number, self.session, self.unread = 0, "", b""
         self.events: list[dict[str, Any]] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
@@ -54,17 +54,17 @@ class Browser:
 
     def __exit__(self, *error: object) -> None:
         self.session = ""
-        self.call("Browser.close")  # its children go with it
+        self.call("Browser.close")  # also ends its child processes
         self.process.wait(timeout=60)
         os.close(self.out)
         os.close(self.answers)
 
-    def _next(self, until: float) -> dict[str, Any]:
+    def _next_message(self, until: float) -> dict[str, Any]:
         while b"\0" not in self.unread:
             ready, _, _ = select.select([self.answers], [], [], max(until - time.monotonic(), 0))
-            assert ready, "the browser says nothing"
+            assert ready, "the browser does not answer"
             got = os.read(self.answers, 1 << 20)
-            assert got, "the browser is gone"
+            assert got, "the browser has ended"
             self.unread += got
         message, _, self.unread = self.unread.partition(b"\0")
         return json.loads(message)
@@ -78,53 +78,53 @@ class Browser:
         os.write(self.out, json.dumps(message).encode() + b"\0")
         until = time.monotonic() + 300
         while True:
-            said = self._next(until)
-            if said.get("id") == self.number:
-                assert "error" not in said, said
-                return said["result"]
-            self.events.append(said)
+            answer = self._next_message(until)
+            if answer.get("id") == self.number:
+                assert "error" not in answer, answer
+                return answer["result"]
+            self.events.append(answer)
 
     def open(self, page: Path) -> None:
-        """Show a file, and wait until it is loaded."""
+        """Open a file and wait until it is loaded."""
         self.call("Page.navigate", url=page.as_uri())
         until = time.monotonic() + 300
         while not any(e["method"] == "Page.loadEventFired" for e in self.events):
-            self.events.append(self._next(until))
+            self.events.append(self._next_message(until))
 
     def evaluate(self, code: str) -> Any:
         """Return the value of a JavaScript expression."""
-        said = self.call("Runtime.evaluate", expression=code, returnByValue=True)
-        assert "exceptionDetails" not in said, said
-        return said["result"].get("value")
+        answer = self.call("Runtime.evaluate", expression=code, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
 
     def press(self, *keys: str) -> None:
-        """Press keys of KEYS, one after the other."""
+        """Press keys of KEYS one after the other."""
         for key in keys:
             text, code = KEYS[key]
             more = {"key": key, "code": key, "windowsVirtualKeyCode": code}
             self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **more)
             self.call("Input.dispatchKeyEvent", type="keyUp", **more)
 
-    def media(self, kind: str = "screen", scheme: str = "light") -> None:
-        """Pretend to be paper ("print"), or that the reader likes dark pages."""
+    def set_media(self, kind: str = "screen", scheme: str = "light") -> None:
+        """Emulate a medium ("screen", "print") and a color scheme ("light", "dark")."""
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.call("Emulation.setEmulatedMedia", media=kind, features=features)
 
     def resize(self, width: int) -> None:
-        """Make the page so many CSS pixels wide."""
+        """Set the width of the page in CSS pixels."""
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         self.call("Emulation.setDeviceMetricsOverride", **size)
 
-    def picture(self) -> bytes:
-        """Return what is seen, as PNG."""
+    def screenshot(self) -> bytes:
+        """Return a screenshot of the whole page as PNG."""
         return base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"])
 
     def pdf(self) -> bytes:
-        """Print."""
+        """Return the printed page as PDF."""
         return base64.b64decode(self.call("Page.printToPDF", preferCSSPageSize=True)["data"])
 
     @property
-    def complaints(self) -> list[dict[str, Any]]:
-        """Everything that was logged or thrown."""
+    def errors(self) -> list[dict[str, Any]]:
+        """Events of console output, exceptions and log entries."""
         bad = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
         return [event for event in self.events if event["method"] in bad]

@@ -1,4 +1,4 @@
-"""What tests of data sets share."""
+"""Helpers for tests of data sets."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from robobench.data import load_dataset
 from robobench.errors import RequestError
 
 
-def everything(split):
+def all_images(split):
     return split.images(torch.arange(len(split)))
 
 
-def refusal(name, **options):
-    """Load what must be refused; return the one line."""
+def load_error(name, **options):
+    """Load a data set that must raise RequestError; return the message, one line."""
     with pytest.raises(RequestError) as caught:
         load_dataset(name, **options)
     assert "\n" not in str(caught.value)

@@ -1,18 +1,19 @@
-"""A MACD small enough to be driven by hand, and what its tests look at."""
+"""A small MACD, and functions to run its stages in tests."""
 
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from robobench.core.rng import KeyedRng
 from robobench.core.threat import ThreatModel
 from robobench.defenses.macd import MACD, MACDConfig, distill
 from robobench.defenses.macd.mae import MAE
 from robobench.defenses.macd.pretrain import Teacher
 from robobench.training.base import Batch, DefenseSetup, FrozenModel, Loss, Precompute, PrecomputedArray
+from tests.helpers import defenses
 from tests.helpers.toys import TinyBatchNormNet, color_blobs
 
 TINY = MACDConfig(
@@ -32,26 +33,23 @@ TINY = MACDConfig(
     mae_blr=0.02,
     static_steps=4,
 )
+DEEPER = replace(TINY, encoder_width=16, encoder_depth=2)
 SHAPE, EPS = (3, 8, 8), 8 / 255
 IMAGES, LABELS = color_blobs(24)
-IMAGES = (IMAGES * 255).round() / 255  # on the grid, so that the attack is stored as uint8
+IMAGES = (IMAGES * 255).round() / 255  # exact in uint8, so that the attack is stored as uint8
 
 
-def batch_of(index: Tensor | None = None, epoch: int = 0, images: Tensor = IMAGES) -> Batch:
-    index = torch.arange(len(images)) if index is None else index
-    return Batch(images[index], LABELS[index], index, epoch, KeyedRng.of(index, "test", epoch))
+def batch_of(index: Tensor | None = None, epoch: int = 0) -> Batch:
+    index = torch.arange(len(IMAGES)) if index is None else index
+    return defenses.batch_of(IMAGES[index], LABELS[index], epoch, index)
 
 
-def setup_of(config: MACDConfig = TINY, norm: str = "Linf", eps: float = EPS, on_grid: bool = True) -> DefenseSetup:
+def setup_of(norm: str = "Linf", eps: float = EPS, is_uint8_exact: bool = True) -> DefenseSetup:
     torch.manual_seed(0)
-    return DefenseSetup(
-        model=TinyBatchNormNet(channels=16),
+    return defenses.setup_of(
+        TinyBatchNormNet(channels=16),
         threat=ThreatModel(norm, eps),
-        config=config,
-        num_classes=3,
-        image_shape=SHAPE,
-        train_size=len(IMAGES),
-        is_uint8_exact=on_grid,
+        is_uint8_exact=is_uint8_exact,
         required_models={"standard": FrozenModel(TinyBatchNormNet(channels=16))},
     )
 
@@ -67,10 +65,10 @@ def objective_of(config: MACDConfig = TINY, attacked: PrecomputedArray | None = 
     return distill.DistillObjective(TinyBatchNormNet(channels=16), teacher, attacked, config)
 
 
-def run(setup: DefenseSetup) -> dict[str, list[Loss]]:
-    """Drive the stages by hand, as the core does: every loss, by stage."""
+def run(setup: DefenseSetup, config: MACDConfig = TINY) -> dict[str, list[Loss]]:
+    """Run the stages as the core does; return all losses by stage."""
     losses: dict[str, list[Loss]] = {}
-    for stage in MACD(setup.config).stages(setup):
+    for stage in MACD(config).stages(setup):
         if isinstance(stage, Precompute):
             setup.precomputed[stage.name] = PrecomputedArray(stage.function(batch_of()).numpy())
             continue

@@ -1,4 +1,4 @@
-"""Small models and data whose answers are known."""
+"""Small models and data with known results."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class LinearTwoClass(nn.Module):
-    """A linear classifier with a known weight: under an Linf (L2) ball the logit gap falls by eps ||w||_1 (_2)."""
+    """A linear classifier. An attack in an Linf (L2) ball lowers the logit gap by at most eps ||w||_1 (||w||_2)."""
 
     def __init__(self, shape: tuple[int, int, int], seed: int = 0) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class LinearTwoClass(nn.Module):
 
 
 class TinyBatchNormNet(nn.Module):
-    """A convolution, BatchNorm and a head: small enough to train in a second; `features` and `head`."""
+    """A convolution, BatchNorm and a linear head, with `features` and `head`. It trains within a second."""
 
     def __init__(self, num_classes: int = 3, channels: int = 8) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class TinyBatchNormNet(nn.Module):
 
 
 def color_blobs(count: int, num_classes: int = 3, size: int = 8, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Images of `num_classes` <= 3 mean colors with noise, in [0, 1]: separable. (N, 3, S, S), (N,)."""
+    """Separable noisy images in [0, 1] of `num_classes` <= 3 mean colors: (N, 3, S, S), (N,)."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % num_classes
     images = 0.35 + 0.1 * torch.rand(count, 3, size, size, generator=generator)
@@ -50,7 +50,7 @@ def color_blobs(count: int, num_classes: int = 3, size: int = 8, seed: int = 0) 
 
 
 class FakeClock:
-    """A clock that stands still until told otherwise."""
+    """A clock that moves only when a test sets `now`."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -59,7 +59,7 @@ class FakeClock:
         return self.now
 
 
-# A user's file with functions that make networks, or fail to.
+# A user's file with functions that build models, or fail to.
 FACTORY = """
 from torch import nn
 

@@ -87,21 +87,21 @@ UNTRAINED = ["--model", "cnn", "--set", "run.pretrained=true"]
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_a_wrong_request_is_refused_in_one_line(refused, arguments, said):
+def test_wrong_request_is_refused_in_one_line(refused, arguments, said):
     assert said in refused(*arguments)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_a_gpu_asked_for_where_there_is_none_is_refused(refused):
+def test_missing_gpu_is_refused(refused):
     assert "use --device cpu" in refused("run", "--defense", "standard", "--device", "cuda")
 
 
-def test_weights_that_are_not_weights_are_refused(refused, tmp_path):
+def test_unreadable_weights_are_refused(refused, tmp_path):
     (tmp_path / "w.pt").write_text("hello")
     assert "cannot read weights" in refused("evaluate", "w.pt", "--model", "cnn")
 
 
-def test_a_class_count_that_does_not_fit_is_refused_with_both_numbers(refused, tmp_path):
+def test_wrong_class_count_names_both_numbers(refused, tmp_path):
     from robobench.models.build import build_model
     from robobench.models.spec import ModelSpec
 
@@ -127,16 +127,16 @@ def test_unusable_data_are_refused(refused, tmp_path, images, labels, said):
     assert said in refused("run", "--defense", "standard", "--dataset", "npz:d.npz", "--preset", "quick")
 
 
-def test_a_damaged_archive_is_refused(refused, tmp_path):
+def test_damaged_archive_is_refused(refused, tmp_path):
     (tmp_path / "d.npz").write_bytes(b"PK\x03\x04 not really")
     assert "d.npz" in refused("run", "--defense", "standard", "--dataset", "npz:d.npz", "--preset", "quick")
 
 
-def test_a_data_set_without_a_preset_asks_for_one(refused, tmp_path):
+def test_dataset_without_preset_is_refused(refused, tmp_path):
     assert "--preset" in refused("run", "--defense", "standard", "--dataset", "npz:d.npz")
 
 
-def test_a_broken_plugin_is_listed_and_stops_only_the_run_that_asks_for_it(refused, tmp_path, capsys):
+def test_broken_plugin_stops_only_its_own_run(refused, tmp_path, capsys):
     (tmp_path / "bad.py").write_text(
         "from robobench.api import ATTACKS, Attack\nimport no_such_module\n\n"
         '@ATTACKS.register("bad")\nclass Bad(Attack):\n    """A bad one."""\n'
@@ -147,7 +147,7 @@ def test_a_broken_plugin_is_listed_and_stops_only_the_run_that_asks_for_it(refus
     assert "no_such_module" in line
 
 
-def test_a_network_whose_features_are_not_what_its_head_takes_is_refused(refused, tmp_path, monkeypatch):
+def test_model_with_inconsistent_head_is_refused(refused, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     (tmp_path / "net.py").write_text(
         "from torch import nn\n\n\nclass Net(nn.Module):\n    def __init__(self, k):\n        super().__init__()\n"

@@ -1,8 +1,9 @@
-"""The documentation is true: its generated pages name everything, the site builds."""
+"""Generated pages name every method, command and function; the tutorial's commands run; the site builds."""
 
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import io
 import re
 import shlex
@@ -16,6 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+import robobench
+from robobench import api
 from robobench.cli import main
 from robobench.plugins.discovery import KINDS, discover
 
@@ -30,27 +33,25 @@ def generate():
     return module
 
 
-def test_method_cards_have_every_method_and_every_field_with_its_meaning(generate):
+def test_method_cards_list_methods_and_fields(generate):
     text = generate.methods()
     for kind in KINDS:
         for name, plugin in discover(kind).items():
             if plugin.origin == "robobench":
                 assert f"### {name}\n" in text
     assert "| `inner_steps` | `10` | quick: `5`, quick:large: `3` |" in text
-    assert "| `relative_step` | `0.25` |  | of eps: 2/255 at 8/255 |" in text
+    assert "| `relative_step` | `0.25` |  | step size / eps; 2/255 at eps 8/255 |" in text
 
 
-def test_the_references_name_every_command_and_function(generate):
-    cli, api = generate.cli(), generate.api()
-    assert {"run", "diagnose", "store check", "paper table"} <= set(generate.commands())
+def test_cli_reference_lists_every_command(generate):
+    text = generate.cli()
+    assert {"run", "diagnose", "env", "reproduce", "store check", "paper table"} <= set(generate.commands())
     for command in generate.commands():
-        section = cli.split(f"## robobench {command}\n")[1].split("\n## ")[0]
+        section = text.split(f"## robobench {command}\n")[1].split("\n## ")[0]
         assert f"Usage: robobench {command} " in section
-    for name in ("run", "compare", "evaluate", "leaderboard", "load", "attack", "Defense", "IterativeAttack", "ascend"):
-        assert f"### {name}\n" in api
 
 
-# What stands in for a GPU and CIFAR-10 where a test walks the tutorial.
+# Smaller values for the tutorial's commands, which are meant for a GPU.
 SMALL = {"resnet18": "cnn", "pgd.steps=100": "pgd.steps=4", "pgd.restarts=5": "pgd.restarts=2", "0,1,2": "0,1"}
 SHORT = [
     *("--epochs", "1", "--examples", "10", "--threads", "1", "--quiet"),
@@ -58,7 +59,7 @@ SHORT = [
 ]
 
 
-def test_every_command_of_the_tutorial_runs_in_its_order(tmp_path, monkeypatch, capsys):
+def test_tutorial_commands_run_in_order(tmp_path, monkeypatch, capsys):
     draw = np.random.default_rng(0)
     for part in ("train", "test"):
         pictures = []
@@ -71,7 +72,7 @@ def test_every_command_of_the_tutorial_runs_in_its_order(tmp_path, monkeypatch, 
         monkeypatch.setenv(name, str(place))
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```sh\n(.*?)^```", (DOCS / "tutorial.md").read_text(), re.DOTALL | re.MULTILINE)
-    said = []
+    outputs = []
     for command in "".join(blocks).splitlines():
         program, *words = shlex.split(command)
         assert program == "robobench"
@@ -79,22 +80,40 @@ def test_every_command_of_the_tutorial_runs_in_its_order(tmp_path, monkeypatch, 
         if words[0] == "compare":
             words += SHORT if "--attacks" in words else [*SHORT, "--attacks", "fgsm,pgd", "--set", "pgd.steps=2"]
         assert main(words) == 0, (command, capsys.readouterr().err)
-        said.append((words, capsys.readouterr().out))
-    assert not (tmp_path / "runs").exists() and len(said) == 8
-    boards = [text for words, text in said if words[0] == "leaderboard"]
+        outputs.append((words, capsys.readouterr().out))
+    assert not (tmp_path / "runs").exists() and len(outputs) == 8
+    boards = [text for words, text in outputs if words[0] == "leaderboard"]
     assert all(name in boards[0] for name in ("standard", "trades", "Linf 8/255")) and "16/255" not in boards[0]
     assert re.search(r"^ *1 +at ", boards[1], re.MULTILINE) and "trades" not in boards[1]
-    paired, again = (text for words, text in said if words[:3] == ["compare", "at", "trades"])
+    paired, again = (text for words, text in outputs if words[:3] == ["compare", "--defenses", "at,trades"])
     assert "trades - at" in paired and "exact McNemar" in paired and "over 2 trainings" in again
     assert (tmp_path / "cifar-report" / "report.html").is_file()
 
 
-def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path):
-    pytest.importorskip("mkdocs", reason="mkdocs is not installed; uv sync --group docs")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The site, built in mkdocs' strict mode, which refuses broken links and unknown names."""
+    for package in ("mkdocs", "mkdocstrings"):
+        pytest.importorskip(package, reason=f"{package} is not installed; uv sync --group docs")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
     done = subprocess.run(command, cwd=DOCS.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_site_has_every_page_and_loads_nothing(site):
     for page in ("index.html", "methods/index.html", "reference/cli/index.html", "theory/index.html"):
-        assert (tmp_path / "site" / page).is_file()
-    pages = [path.read_text() for path in (tmp_path / "site").rglob("*.html")]
+        assert (site / page).is_file()
+    pages = [path.read_text() for path in site.rglob("*.html")]
     assert not any(re.search(r'(src|href)="(https?:)?//[^"]*\.(js|css)', text) for text in pages)
+
+
+def test_python_reference_has_every_function_and_field(site):
+    text = (site / "reference" / "api" / "index.html").read_text()
+    anchors = set(re.findall(r' id="([\w.]+)"', text))
+    assert {f"robobench.{name}" for name in robobench.__all__ if name != "__version__"} <= anchors
+    values = {name for name in api.__all__ if not (inspect.isclass(getattr(api, name)) or callable(getattr(api, name)))}
+    assert {f"robobench.api.{name}" for name in set(api.__all__) - values} <= anchors
+    for comment in ("images evaluated together", "fraction of training over which the training radius grows"):
+        assert comment in text  # comments beside the fields of a config

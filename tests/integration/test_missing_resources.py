@@ -1,4 +1,4 @@
-"""What a run needs is taken away while it runs: its data, its teacher, the right to write. Given back, it goes on."""
+"""Data, teacher or write permission disappear during a run. When they are back, the same command resumes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from robobench.execution.run import execute_request
 from robobench.models.build import build_model
 from robobench.models.spec import ModelSpec
 from robobench.planning.request import ExperimentConfig
-from robobench.trainer import save_tensors
+from robobench.store.tensors import save_tensors
 from tests.fault_injection import harness
 
 TINY = (
@@ -34,7 +34,7 @@ def rows_of(out: Path) -> pd.DataFrame:
 
 
 def at_call(monkeypatch: pytest.MonkeyPatch, module: str, name: str, number: int, act) -> None:
-    """Act just before the `number`-th call of a function that still does its work."""
+    """Call `act` before the `number`-th call of a function; the function itself is unchanged."""
     home = importlib.import_module(f"robobench.{module}")
     real, calls = getattr(home, name), []
 
@@ -47,7 +47,7 @@ def at_call(monkeypatch: pytest.MonkeyPatch, module: str, name: str, number: int
     monkeypatch.setattr(home, name, counted)
 
 
-# --- the data -----------------------------------------------------------------------------------
+# --- data ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -65,32 +65,31 @@ def birds(tmp_path):
 
 @pytest.mark.parametrize(
     ("module", "name", "number"),
-    [("training", "one_step", 3), ("evaluation", "white_box_bits", 1)],
+    [("training.loop", "one_step", 3), ("evaluation.accuracy", "white_box_outcomes", 1)],
     ids=["training", "evaluation"],
 )
-def test_data_removed_in_mid_run_leave_a_reason_and_no_figure(
-    birds, tmp_path, monkeypatch, capsys, module, name, number
-):
+def test_missing_data_fails_cells(birds, tmp_path, monkeypatch, capsys, module, name, number):
+    """Data removed during a run leave a reason and no number; a rerun with the data gives the full result."""
     arguments = ["run", "--defense", "standard", "--dataset", f"imagefolder:{birds}", "--preset", "quick", *TINY]
-    assert main([*arguments, "--out", str(tmp_path / "whole")]) == 0
-    gone, out = birds.with_name("gone"), tmp_path / "runs"
-    at_call(monkeypatch, module, name, number, lambda: birds.rename(gone))
+    assert main([*arguments, "--out", str(tmp_path / "reference")]) == 0
+    moved, out = birds.with_name("moved"), tmp_path / "runs"
+    at_call(monkeypatch, module, name, number, lambda: birds.rename(moved))
     assert main([*arguments, "--out", str(out)]) == 1
     rows = rows_of(out)
     assert set(rows["status"]) == {"failed"} and rows["robust_accuracy"].isna().all()
     assert rows["reason"].str.startswith(f"cannot read the image '{birds}").all()
     assert "Traceback" not in capsys.readouterr().err
-    gone.rename(birds)
+    moved.rename(birds)
     assert main([*arguments, "--out", str(out)]) == 0
-    assert harness.differences(out, harness.contents(tmp_path / "whole")) == []
+    assert harness.differences(out, harness.contents(tmp_path / "reference")) == []
 
 
-# --- the teacher --------------------------------------------------------------------------------
+# --- teacher ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["vanishes", "changes"])
-def test_a_teacher_file_that_is_another_one_when_it_is_used(tmp_path, how):
-    teacher, aside, out = tmp_path / "teacher.safetensors", tmp_path / "aside", tmp_path / "runs"
+@pytest.mark.parametrize("how", ["removed", "changed"])
+def test_changed_teacher_file_fails_training(tmp_path, how):
+    teacher, moved, out = tmp_path / "teacher.safetensors", tmp_path / "moved", tmp_path / "runs"
     save_tensors(build_model(ModelSpec("cnn", 10, 32)).state_dict(), teacher)
     request = ExperimentConfig(
         defenses=("iad",), teachers=(f"robust={teacher}",), attacks=("fgsm",), eps=("0.1",), protocol="white-box",
@@ -98,47 +97,47 @@ def test_a_teacher_file_that_is_another_one_when_it_is_used(tmp_path, how):
         epochs=1, threads=1, examples=8, out=out,
     )  # fmt: skip
 
-    def take(plan: object) -> None:
-        teacher.rename(aside)
-        if how == "changes":
+    def replace_teacher(plan: object) -> None:
+        teacher.rename(moved)
+        if how == "changed":
             save_tensors(build_model(ModelSpec("cnn", 10, 32, seed=1)).state_dict(), teacher)
 
-    said = f"no weights file '{teacher}'" if how == "vanishes" else f"'{teacher}' has changed since this run began"
-    for record in execute_request(request, Reporter(-1), check=take):
+    reason = f"no weights file '{teacher}'" if how == "removed" else f"'{teacher}' has changed since this run began"
+    for record in execute_request(request, Reporter(-1), check_plan=replace_teacher):
         assert record["status"] == "failed" and record["robust_bits"] is None
-        assert said in record["reason"] and "external:teacher" in record["reason"]
-    assert not list(out.glob("*/model.safetensors"))  # nothing stands under the key of the other file
-    aside.replace(teacher)
+        assert reason in record["reason"] and "external:teacher" in record["reason"]
+    assert not list(out.glob("*/model.safetensors"))  # nothing is stored under the key of the original file
+    moved.replace(teacher)
     assert {record["status"] for record in execute_request(request, Reporter(-1))} == {"ok"}
 
 
-# --- the right to write -------------------------------------------------------------------------
+# --- write permission ---------------------------------------------------------------------------
 
 
 @pytest.fixture
 def disk(tmp_path):
-    """A folder, and what makes it "ro" or "rw": for root, whom no permission binds, a file system of its own."""
+    """A folder, and a function that makes it "ro" or "rw". Root ignores permissions, so it gets a tmpfs."""
     place = tmp_path / "disk"
     place.mkdir()
     if os.geteuid() != 0:
 
-        def turn(how: str) -> None:
+        def set_mode(how: str) -> None:
             for folder in (place, *(path for path in place.rglob("*") if path.is_dir())):
                 folder.chmod(0o555 if how == "ro" else 0o755)
 
-        yield place, turn
-        turn("rw")
+        yield place, set_mode
+        set_mode("rw")
         return
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", place], capture_output=True).returncode:
-        pytest.skip("root may write anywhere, and nothing can be mounted here")
+        pytest.skip("running as root, and mounting is not allowed")
     try:
         yield place, lambda how: subprocess.run(["mount", "-o", f"remount,{how}", place], check=True)
     finally:
         subprocess.run(["umount", "--lazy", place], check=True)
 
 
-def test_a_read_only_store_is_read_and_never_written(disk, tmp_path, capsys):
-    place, turn = disk
+def test_read_only_store_can_be_read(disk, tmp_path, capsys):
+    place, set_mode = disk
     out = place / "runs"
     run = [*STANDARD, "--out", str(out)]
     assert main(run) == 0
@@ -147,7 +146,7 @@ def test_a_read_only_store_is_read_and_never_written(disk, tmp_path, capsys):
         return {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
 
     before = files()
-    turn("ro")
+    set_mode("ro")
     capsys.readouterr()
     page = tmp_path / "page.html"
     for reads in (["leaderboard", "--out"], ["store", "list", "--out"], ["store", "check", "--out"]):
@@ -162,16 +161,16 @@ def test_a_read_only_store_is_read_and_never_written(disk, tmp_path, capsys):
         ["run", *run[1:-1], f"{out}/b"],
     ):
         assert main(writes) == 2
-        said = capsys.readouterr().err
-        assert said.count("\n") == 1 and "cannot be written" in said, said
+        message = capsys.readouterr().err
+        assert message.count("\n") == 1 and "cannot be written" in message, message
     assert files() == before
-    turn("rw")
+    set_mode("rw")
     assert main(run) == 0
 
 
-def test_a_store_that_turns_read_only_in_mid_run_keeps_what_it_has_and_goes_on(tmp_path, monkeypatch, capsys):
-    """The system remounts a disk with errors read-only: from then on every write says EROFS."""
-    assert main([*STANDARD, "--out", str(tmp_path / "whole")]) == 0
+def test_store_that_turns_read_only_resumes(tmp_path, monkeypatch, capsys):
+    """The system remounts a faulty disk read-only: every write then fails with EROFS."""
+    assert main([*STANDARD, "--out", str(tmp_path / "reference")]) == 0
     out = tmp_path / "runs"
     run = [*STANDARD, "--checkpoint-minutes", "0", "--out", str(out)]
     with monkeypatch.context() as patch:
@@ -189,10 +188,10 @@ def test_a_store_that_turns_read_only_in_mid_run_keeps_what_it_has_and_goes_on(t
 
             return call
 
-        at_call(patch, "training", "one_step", 3, remount)
+        at_call(patch, "training.loop", "one_step", 3, remount)
         assert main(run) == 1
-    said = capsys.readouterr().err
-    assert said.splitlines()[-1].startswith("robobench: cannot write ") and "(Read-only file system)" in said
-    assert "Traceback" not in said and not (out / "rows.csv").exists()
+    output = capsys.readouterr().err
+    assert output.splitlines()[-1].startswith("robobench: cannot write ") and "(Read-only file system)" in output
+    assert "Traceback" not in output and not (out / "rows.csv").exists()
     assert main(run) == 0
-    assert harness.differences(out, harness.contents(tmp_path / "whole")) == []
+    assert harness.differences(out, harness.contents(tmp_path / "reference")) == []

@@ -1,4 +1,4 @@
-"""What is installed is what stands in the folders: setuptools drops unlisted packages without a word."""
+"""The wheel contains every file of the package folders. setuptools silently drops unlisted packages."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from robobench.plugins.template import TEMPLATES
+
 ROOT = Path(__file__).parents[2]
 FOLDERS = {"robobench": "robobench", "attacks": "robobench/attacks", "defenses": "robobench/defenses"}
+DATA_PACKAGES = {"robobench.leaderboards", "robobench.plugins.templates"}
 
 
 def sources() -> dict[str, Path]:
-    """Every .py file that has to be installed, by its place in the wheel."""
+    """Return every .py file that must be installed, by its path in the wheel."""
     return {
         f"{target}/{path.relative_to(ROOT / folder)}": path
         for folder, target in FOLDERS.items()
@@ -27,11 +30,11 @@ def sources() -> dict[str, Path]:
 
 def test_every_package_folder_is_listed():
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
-    needed = {str(Path(place).parent).replace("/", ".") for place in sources()} | {"robobench.leaderboards"}
+    needed = {str(Path(place).parent).replace("/", ".") for place in sources()} | DATA_PACKAGES
     assert listed == needed
 
 
-def test_wheel_and_sdist_lack_no_file(tmp_path):
+def test_wheel_and_sdist_contain_every_file(tmp_path):
     pytest.importorskip("build")
     tree = tmp_path / "tree"
     skip = shutil.ignore_patterns(".git", ".venv", "runs", "build", "dist", "*.egg-info", "__pycache__", ".*_cache")
@@ -46,7 +49,9 @@ def test_wheel_and_sdist_lack_no_file(tmp_path):
     assert set(sources()) <= installed
     figures = (p for kind in ("*.csv", "*.json", "*.md") for p in (ROOT / "leaderboards").rglob(kind))
     assert {f"robobench/leaderboards/{path.relative_to(ROOT / 'leaderboards')}" for path in figures} <= installed
-    assert {f"robobench/report/page.{kind}" for kind in ("html", "css", "js")} <= installed
+    assert {f"robobench/report/html/page.{kind}" for kind in ("html", "css", "js")} <= installed
+    templates = {f"robobench/plugins/templates/{path.name}" for path in TEMPLATES.glob("*.tmpl")}
+    assert len(templates) == 5 and templates <= installed
     stale = (
         {name for name in installed if name.endswith(".py")} - set(sources()) - {"robobench/leaderboards/__init__.py"}
     )

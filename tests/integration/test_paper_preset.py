@@ -1,4 +1,4 @@
-"""The paper's setting at 224 px: its plan, and one optimizer step of each stage (slow: run with -m slow)."""
+"""The preset `paper` (224 px): its plan, and one optimizer step of each stage (slow: run with -m slow)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def plan(tmp_path, monkeypatch):
     return make_plan(request, dry=True)
 
 
-def test_the_paper_preset_holds_every_value_of_section_4_1(plan):
-    macd, standard = plan.trainings[0], plan.source
+def test_paper_preset_matches_section_4_1(plan):
+    macd, standard = plan.models[0], plan.transfer_source
     c = macd.config
     assert (c.epochs, c.lr, c.momentum, c.weight_decay) == (10, 0.003, 0.9, 0.0005)
     assert (c.mae_epochs, c.feature_epochs, c.encoder_depth, c.decoder_depth) == (100, 20, 12, 8)
@@ -34,21 +34,21 @@ def test_the_paper_preset_holds_every_value_of_section_4_1(plan):
     s = standard.config
     assert (s.epochs, s.lr, s.momentum, s.weight_decay) == (20, 0.003, 0.9, 0.0005)
     assert (macd.spec.image_size, plan.run.attack_resolution, macd.spec.pretrained) == (224, 224, True)
-    assert sorted({cell.threat.eps for cell in plan.cells}) == [8 / 255, 16 / 255]
+    assert sorted({spec.threat.eps for spec in plan.attacks}) == [8 / 255, 16 / 255]
 
 
-def test_a_dry_run_says_what_is_missing(plan):
-    assert any("cifar10" in line for line in plan.missing)
+def test_dry_run_lists_unavailable_data(plan):
+    assert any("cifar10" in line for line in plan.unavailable_data)
 
 
-def test_other_presets_do_not_name_data_that_are_not_there(tmp_path):
+def test_unavailable_data_are_refused(tmp_path):
     with pytest.raises(ValueError, match="cifar10"):
         Planner(ExperimentConfig(defenses=("standard",), dataset="cifar10", data_dir=tmp_path, out=tmp_path / "runs"))
 
 
 @pytest.mark.slow
 def test_one_step_of_each_stage_fits_16_gib(plan):
-    for training in plan.order():
-        for cost in profile_stages(plan, training, batch_size=training.config.batch_size):
-            print(training.name, cost)
+    for job in plan.training_order():
+        for cost in profile_stages(plan, job, batch_size=job.config.batch_size):
+            print(job.name, cost)
             assert cost.measured_bytes < 16 * 2**30

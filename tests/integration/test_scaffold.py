@@ -1,17 +1,22 @@
-"""`robobench new` writes packages that keep the contract as they stand; `list env` says what is here."""
+"""`robobench new` writes packages that pass the contract checks; `robobench env` prints what is installed."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import subprocess
+import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 
 from robobench.cli import main
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.mark.parametrize("kind", ["defense", "attack"])
-def test_a_new_plugin_passes_check_unchanged(kind, tmp_path, monkeypatch, capsys):
+def test_new_plugin_passes_check(kind, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     name = f"my-own-{kind}"
     assert main(["new", kind, name]) == 0
@@ -29,30 +34,46 @@ def test_a_new_plugin_passes_check_unchanged(kind, tmp_path, monkeypatch, capsys
     compile(test, "test", "exec")
 
 
+def test_new_plugins_pass_ruff_and_mypy(tmp_path):
+    """The files are clean under the rules of this repository, mypy's strict mode included."""
+    for kind in ("defense", "attack"):
+        assert main(["new", kind, f"my-own-{kind}", "--out", str(tmp_path / kind)]) == 0
+    files = [str(tmp_path / kind / f"my_own_{kind}.py") for kind in ("defense", "attack")]
+    settings = ["--config", "pyproject.toml"]
+    for command in (
+        ["ruff", "check", *settings, str(tmp_path)],
+        ["ruff", "format", "--check", *settings, str(tmp_path)],
+        ["mypy", "--follow-imports", "silent", *files],
+    ):
+        pytest.importorskip(command[0])
+        done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["defence", "mine"], "known: defense, attack"),
-        (["defense", "My Own"], "small letters"),
-        (["attack", "../x"], "small letters"),
-        (["defense", "class"], "cannot name a defense"),
+        (["defense", "My Own"], "lower-case letters"),
+        (["attack", "../x"], "lower-case letters"),
+        (["defense", "class"], "invalid defense name 'class'"),
         (["attack", "pgd"], "already registered by robobench.attacks.pgd"),
-        (["attack", "there"], "is there already"),
+        (["attack", "there"], "already exists"),
     ],
 )
-def test_a_name_that_cannot_be_is_refused_and_nothing_is_written(arguments, said, tmp_path, monkeypatch, capsys):
+def test_bad_name_is_refused_and_nothing_written(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there").mkdir()
     assert main(["new", *arguments]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["there"]
 
 
-def test_list_env_says_what_is_here_and_the_next_move(tmp_path, monkeypatch, capsys):
+def test_env_prints_versions_data_and_next_step(tmp_path, monkeypatch, capsys):
     (tmp_path / "cifar10").mkdir()
     (tmp_path / "cifar10" / "test-0.parquet").touch()
     monkeypatch.setenv("ROBOBENCH_DATA", str(tmp_path))
-    assert main(["list", "env"]) == 0
+    assert main(["env"]) == 0
     lines = {line[:22].strip(): line[22:].strip() for line in capsys.readouterr().out.splitlines()}
     for package in ("torch", "torchattacks", "robustbench"):
         assert lines[package].startswith(importlib.metadata.version(package))

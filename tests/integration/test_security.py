@@ -1,9 +1,10 @@
-"""Nothing that robobench is given can run code or write where it was not asked to."""
+"""Input files cannot run code, and nothing is written outside the requested folders."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import pickle
 import tarfile
@@ -20,10 +21,11 @@ from robobench.errors import RequestError
 from robobench.models.build import build_model
 from robobench.models.spec import ModelSpec
 from robobench.store.artifacts import Store
+from robobench.store.tensors import save_tensors
 
 
 class Payload:
-    """A pickle that makes a folder where it is loaded."""
+    """A pickle that creates a folder when it is loaded."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -33,7 +35,7 @@ class Payload:
 
 
 @pytest.mark.parametrize("name", ["w.pt", "w.pth", "w.safetensors"])
-def test_weights_with_code_in_them_are_refused_in_one_line_and_not_run(tmp_path, capsys, monkeypatch, name):
+def test_weights_with_code_are_refused_and_not_run(tmp_path, capsys, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     for save in (torch.save, lambda value, path: Path(path).write_bytes(pickle.dumps(value))):
         save({"state_dict": {"w": torch.zeros(2)}, "epoch": Payload(tmp_path / "ran")}, name)
@@ -43,7 +45,7 @@ def test_weights_with_code_in_them_are_refused_in_one_line_and_not_run(tmp_path,
         assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
-def test_an_npz_with_objects_in_it_is_refused_and_not_run(tmp_path):
+def test_npz_with_objects_is_refused_and_not_run(tmp_path):
     objects = np.array([Payload(tmp_path / "ran")], dtype=object)
     np.savez(tmp_path / "d.npz", x_test=objects, y_test=objects, allow_pickle=True)
     with pytest.raises(RequestError, match=r"cannot read '.*d\.npz'"):
@@ -51,7 +53,7 @@ def test_an_npz_with_objects_in_it_is_refused_and_not_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_an_archive_that_climbs_out_of_its_folder_is_refused_before_it_is_opened(tmp_path):
+def test_archive_with_parent_paths_is_refused(tmp_path):
     place = tmp_path / "data"
     place.mkdir()
     with tarfile.open(place / "cifar-10-python.tar.gz", "w:gz") as archive:
@@ -63,7 +65,7 @@ def test_an_archive_that_climbs_out_of_its_folder_is_refused_before_it_is_opened
     assert {p.name for p in tmp_path.rglob("*")} == {"data", "cifar-10-python.tar.gz"}
 
 
-def test_unpacked_batches_of_another_checksum_are_never_unpickled(tmp_path):
+def test_batches_with_wrong_checksum_are_not_unpickled(tmp_path):
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     for name in ("batches.meta", "test_batch", *(f"data_batch_{n}" for n in range(1, 6))):
@@ -73,20 +75,18 @@ def test_unpacked_batches_of_another_checksum_are_never_unpickled(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_stranger_s_store_cannot_name_code_to_run(tmp_path):
+def test_store_cannot_name_code_to_run(tmp_path):
     ran = tmp_path / "ran"
     (tmp_path / "evil.py").write_text(f"import os\nos.mkdir({str(ran)!r})\ndef net(num_classes): ...\n")
     config = {"defense": "at", "spec": {"name": f"{tmp_path / 'evil.py'}:net", "num_classes": 3}}
     with Store(tmp_path / "runs").create("model", "at-s0", {}) as work:
-        import json
-
         (work / "config.json").write_text(json.dumps(config))
-    with pytest.raises(RequestError, match="made by your function"):
+    with pytest.raises(RequestError, match="built by your function"):
         robobench.load(tmp_path / "runs", "at")
     assert not ran.exists()
 
 
-def test_a_plugin_is_read_and_not_imported_until_it_is_used(tmp_path, monkeypatch, capsys):
+def test_plugin_is_not_imported_until_used(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("p.py").write_text(
         f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\nfrom robobench.api import ATTACKS, Attack\n\n"
@@ -97,7 +97,7 @@ def test_a_plugin_is_read_and_not_imported_until_it_is_used(tmp_path, monkeypatc
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_run_writes_to_its_store_alone(tmp_path, monkeypatch):
+def test_run_writes_only_to_its_store(tmp_path, monkeypatch):
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.chdir(home)
@@ -110,14 +110,14 @@ def test_a_run_writes_to_its_store_alone(tmp_path, monkeypatch):
     assert len(rows) and not list(home.iterdir())
 
 
-def test_a_digest_in_the_manifest_is_of_the_file_as_it_stands(tmp_path):
+def test_manifest_digest_is_of_the_file(tmp_path):
     store = Store(tmp_path)
     with store.create("stages", "one", {"a": 1}) as work:
         (work / "f").write_bytes(b"hello")
     assert store.digest("stages", "one", "f") == hashlib.sha256(b"hello").hexdigest()
 
 
-def test_a_factory_named_by_the_caller_is_used(tmp_path):
+def test_factory_named_by_caller_is_used(tmp_path):
     (tmp_path / "mine.py").write_text(
         "from torch import nn\n\n\ndef net(num_classes):\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(12, num_classes))\n"
@@ -125,10 +125,6 @@ def test_a_factory_named_by_the_caller_is_used(tmp_path):
     name = f"{tmp_path / 'mine.py'}:net"
     model = build_model(ModelSpec(name, 3))
     with Store(tmp_path / "runs").create("model", "x-s0", {}) as work:
-        import json
-
-        from robobench.store.tensors import save_tensors
-
         (work / "config.json").write_text(json.dumps({"defense": "x", "spec": {"name": name, "num_classes": 3}}))
         save_tensors(model.state_dict(), work / "model.safetensors")
     images = torch.rand(2, 3, 2, 2)

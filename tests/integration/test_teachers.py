@@ -1,4 +1,4 @@
-"""Teachers the user brings: taken instead of trained, measured before use, refused when they cannot serve."""
+"""Teachers from files: used instead of a training, measured before use, refused if unusable."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from robobench.data import load_dataset as load_data
 from robobench.models.build import build_model
 from robobench.models.spec import ModelSpec
 from robobench.planning.teachers import Teacher
-from robobench.trainer import save_tensors
+from robobench.store.tensors import save_tensors
 
 TINY = {
     "sets": ("run.train_images=64", "run.baseline_control=false"),
@@ -35,13 +35,13 @@ def folders(out, defense):
 
 @pytest.fixture(scope="module")
 def at_store(tmp_path_factory):
-    """A store with one adversarially trained network (for one epoch: it is not robust)."""
+    """Return a store with one model, adversarially trained for one epoch: it is not robust."""
     out = tmp_path_factory.mktemp("at")
     robobench.run("at", out=out, **TINY)
     return out
 
 
-def test_a_teacher_from_a_file_takes_the_place_of_a_training(at_store, tmp_path):
+def test_teacher_file_replaces_training(at_store, tmp_path):
     (teacher,) = folders(at_store, "at")
     weights = tmp_path / "teacher.safetensors"
     shutil.copy(teacher / "model.safetensors", weights)
@@ -56,14 +56,14 @@ def test_a_teacher_from_a_file_takes_the_place_of_a_training(at_store, tmp_path)
     assert measured["clean"] == pytest.approx(right.float().mean().item()) and measured["images"] == 64
 
 
-def test_the_folder_of_a_trained_network_brings_its_own_architecture(at_store, tmp_path):
+def test_model_folder_brings_its_architecture(at_store, tmp_path):
     (teacher,) = folders(at_store, "at")
     flags = {**TINY, "model": "resnet20", "examples": 8, "sets": ("run.train_images=16", "run.baseline_control=false")}
     rows = robobench.run("iad", out=tmp_path / "runs", teachers=f"robust={teacher}", **flags)
     assert list(rows["model"].unique()) == ["resnet20"] and set(rows["status"]) == {"ok"}
 
 
-def test_a_robust_teacher_that_is_not_robust_is_named(at_store, tmp_path, capsys):
+def test_robust_teacher_without_robustness_warns(at_store, tmp_path, capsys):
     (teacher,) = folders(at_store, "at")
     flags = ["--epochs", "0", "--attacks", "fgsm", "--eps", "0.1", "--examples", "8", "--set", "run.train_images=64"]
     where = ["--out", str(tmp_path / "runs"), "--protocol", "white-box", "--threads", "1"]
@@ -72,7 +72,7 @@ def test_a_robust_teacher_that_is_not_robust_is_named(at_store, tmp_path, capsys
     assert "teacher 'robust'" in said and "is not robust at Linf 0.1" in said
 
 
-def test_a_teacher_that_guesses_is_named_whatever_its_role(tmp_path, capsys):
+def test_teacher_near_chance_warns_in_every_role(tmp_path, capsys):
     state = build_model(ModelSpec("cnn", 10, 32)).state_dict()
     state["head.weight"].zero_()  # one class for every image, clean or attacked
     for role in ("robust", "clean"):
@@ -85,12 +85,12 @@ def test_a_teacher_that_guesses_is_named_whatever_its_role(tmp_path, capsys):
     said = " ".join(capsys.readouterr().err.split())
     for role in ("robust", "clean"):
         assert (
-            f"teacher '{role}' (external:{role}) is not clearly better than guessing one of 10 classes: clean" in said
+            f"teacher '{role}' (external:{role}) is not clearly better than chance (10 classes): clean" in said
         )
     assert "normalization" in said and "is not robust" not in said
 
 
-def test_a_teacher_that_a_stage_changes_stops_the_training(tmp_path):
+def test_changed_teacher_stops_training(tmp_path):
     plugin = tmp_path / "spoiler.py"
     plugin.write_text(
         "from robobench import api\n"
@@ -99,7 +99,7 @@ def test_a_teacher_that_a_stage_changes_stops_the_training(tmp_path):
         "class Spoiler(IAD):\n"
         "    def stages(self, setup):\n"
         "        made = super().stages(setup)\n"
-        "        setup.required['robust'].module.head.bias.data += 1\n"
+        "        setup.required_models['robust'].module.head.bias.data += 1\n"
         "        return made\n"
     )
     rows = robobench.run("spoiler", out=tmp_path / "runs", plugins=str(plugin), **{**TINY, "epochs": 0})
@@ -134,18 +134,18 @@ def five_classes(tmp_path):
         (["robust"], "names no file; --teacher takes ROLE=FILE"),
         (["robst=w.pt"], "did you mean 'robust'?"),
         (["robust=a.pt", "robust=b.pt"], "robust is given twice"),
-        (["robust=a.pt", "clean=a.pt"], "robust and clean are the same network"),
+        (["robust=a.pt", "clean=a.pt"], "robust and clean are the same model"),
         (["robust=five.safetensors"], "have 5 classes, the data set has 10"),
         (["robust=resnet20=five.safetensors"], "do not fit the model"),
-        (["robust=."], "is no folder of a trained network"),
+        (["robust=."], "is not the folder of a trained model"),
     ],
     ids=str,
 )
-def test_a_teacher_that_cannot_serve_is_refused_before_any_training(refused, five_classes, flags, said):
+def test_unusable_teacher_is_refused_before_training(refused, five_classes, flags, said):
     assert said in refused("--defense", "mtard", *(f"--teacher={flag}" for flag in flags))
 
 
-def test_a_teacher_of_more_classes_than_the_data_show_is_refused(refused, five_classes, tmp_path):
+def test_teacher_with_more_classes_is_refused(refused, five_classes, tmp_path):
     images, labels = np.zeros((8, 32, 32, 3), np.uint8), np.arange(8) % 3
     np.savez(tmp_path / "d.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
     said = refused(
@@ -154,7 +154,7 @@ def test_a_teacher_of_more_classes_than_the_data_show_is_refused(refused, five_c
     assert "teacher 'five.safetensors' gives 5 classes, the data set has 3" in said
 
 
-def test_an_equals_sign_in_the_path_of_a_teacher_separates_nothing(tmp_path, monkeypatch):
+def test_teacher_path_may_contain_equals_sign(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lr=0.1").mkdir()
     (tmp_path / "lr=0.1" / "at.pt").touch()
@@ -163,11 +163,11 @@ def test_an_equals_sign_in_the_path_of_a_teacher_separates_nothing(tmp_path, mon
         assert (given.model, given.weights) == (model, Path("lr=0.1/at.pt"))
 
 
-def test_a_teacher_for_a_defense_that_takes_none_is_refused(refused, five_classes):
+def test_teacher_without_role_is_refused(refused, five_classes):
     assert "no defense of this run takes a teacher" in refused("--defense", "at", f"--teacher=robust={five_classes}")
 
 
-def test_a_teacher_made_for_other_images_is_refused(refused, at_store):
+def test_teacher_for_other_image_size_is_refused(refused, at_store):
     (teacher,) = folders(at_store, "at")
     larger = ["--set", "run.attack_resolution=64"]
     assert "was trained for 32 px images, this run has 64" in refused(
@@ -175,11 +175,11 @@ def test_a_teacher_made_for_other_images_is_refused(refused, at_store):
     )
 
 
-def test_a_student_cannot_be_its_own_teacher(at_store, tmp_path, capsys):
+def test_student_cannot_be_its_own_teacher(at_store, tmp_path, capsys):
     out = tmp_path / "runs"
     (teacher,) = folders(at_store, "at")
     robobench.run("iad", out=out, teachers=f"robust={teacher}", **{**TINY, "epochs": 0})
     (student,) = folders(out, "iad")
     arguments = ["--defense", "iad", "--teacher", f"robust={student / 'model.safetensors'}", "--out", str(out)]
     assert main(["run", *arguments]) == 2
-    assert "is a network that 'iad' itself trained" in capsys.readouterr().err
+    assert "is a model that 'iad' itself trained" in capsys.readouterr().err

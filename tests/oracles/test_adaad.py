@@ -1,63 +1,34 @@
-"""AdaAD and AdaIAD: losses by hand with both reductions, and the attack's gradient through both networks."""
-
-import math
+"""AdaAD and AdaIAD: losses by hand with both reductions, and the attack's gradient through both models."""
 
 import pytest
 import torch
-from torch import nn
 
+from robobench.attack_engine.gradient import input_gradient
 from robobench.core.losses import kl
 from robobench.core.module_state import eval_mode
-from robobench.core.rng import KeyedRng
-from robobench.core.threat import ThreatModel
 from robobench.defenses.adaad import AdaADConfig, AdaADObjective
-from robobench.inner import input_gradient
-from robobench.training.base import Batch, FrozenModel, lr_schedule
-from robobench.training.inner_maximization import AdvTrainConfig
+from robobench.training.base import FrozenModel
+from robobench.training.config import lr_schedule
+from tests.helpers.defenses import (
+    ADV,
+    CLEAN,
+    LABELS,
+    THREAT,
+    Echo,
+    batch_of,
+    echo_probs,
+    images_of,
+    mean_kl,
+    skip_attack,
+)
 from tests.helpers.toys import TinyBatchNormNet, color_blobs
-
-THREAT = ThreatModel("Linf", 0.1)
-CLEAN, ADV = [[0.7, 0.2, 0.1], [0.2, 0.3, 0.5]], [[0.3, 0.3, 0.4], [0.6, 0.3, 0.1]]
-LABELS = torch.tensor([0, 2])
-
-
-class Echo(nn.Module):
-    """The images are the logits, shifted by a bias and times a weight to differentiate by."""
-
-    def __init__(self, *bias):
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(3))
-        self.bias = torch.tensor(bias or (0.0, 0.0, 0.0))
-
-    def forward(self, images):
-        return (images.flatten(1) + self.bias) * self.scale
-
 
 BIAS = (0.0, 2.0, 0.5)
 TEACHER = FrozenModel(Echo(*BIAS))
 
 
-def images_of(probs):
-    return torch.tensor(probs).log().view(len(probs), -1, 1, 1)
-
-
-def batch_of(images, labels, epoch=0):
-    index = torch.arange(len(images))
-    return Batch(images, labels, index, epoch, KeyedRng.of(index, "test", epoch))
-
-
-def taught(probs):
-    """The teacher's probabilities, without torch."""
-    rows = [[p * math.exp(b) for p, b in zip(row, BIAS, strict=True)] for row in probs]
-    return [[w / sum(row) for w in row] for row in rows]
-
-
-def divergence(p, q):
-    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
-
-
-def mean_kl(ps, qs, weights=(1, 1)):
-    return sum(w * divergence(p, q) for w, p, q in zip(weights, ps, qs, strict=True)) / len(ps)
+def teacher_probs(probs):
+    return echo_probs(BIAS, probs)
 
 
 def objective_of(model=None, **changes):
@@ -71,13 +42,13 @@ def loss_of(epoch=0, **changes):
 
 
 @pytest.mark.parametrize(("reduction", "divisor"), [("mean", 3), ("batchmean", 1)])
-def test_the_loss_is_the_kl_from_teacher_to_student_on_the_attacked_images(reduction, divisor):
-    expected = mean_kl(taught(ADV), ADV)
-    assert abs(expected - mean_kl(ADV, taught(ADV))) > 0.005  # the case can tell the order
+def test_loss_is_kl_on_adversarial_examples(reduction, divisor):
+    expected = mean_kl(teacher_probs(ADV), ADV)
+    assert abs(expected - mean_kl(ADV, teacher_probs(ADV))) > 0.005  # the case can tell the order
     assert loss_of(reduction=reduction).total.item() == pytest.approx(expected / divisor, rel=1e-5)
 
 
-def test_the_published_reduction_is_over_images_alone_from_100_classes_on():
+def test_published_reduction_depends_on_class_count():
     logits, labels = torch.randn(4, 100), torch.zeros(4, dtype=torch.long)
     target = torch.randn(4, 100)
     assert AdaADConfig().reduction == "published"
@@ -88,28 +59,29 @@ def test_the_published_reduction_is_over_images_alone_from_100_classes_on():
     assert total.item() == pytest.approx(kl(target, logits).mean().item(), rel=1e-5)
 
 
-def test_alpha_shares_the_loss_with_the_clean_images():
-    expected = (0.75 * mean_kl(taught(ADV), ADV) + 0.25 * mean_kl(taught(CLEAN), CLEAN)) / 3
+def test_alpha_weights_adversarial_and_clean_terms():
+    expected = (0.75 * mean_kl(teacher_probs(ADV), ADV) + 0.25 * mean_kl(teacher_probs(CLEAN), CLEAN)) / 3
     assert loss_of(alpha=0.75).total.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_adaiad_adds_introspection_from_its_gate_on_and_never_weighs_the_teacher():
-    plain = mean_kl(taught(ADV), ADV)
-    doubt = [1 - p[y] ** 0.1 for p, y in zip(taught(ADV), LABELS.tolist(), strict=True)]
+def test_adaiad_adds_introspection_from_epoch_60():
+    """The teacher's term is never multiplied by the trust."""
+    plain = mean_kl(teacher_probs(ADV), ADV)
+    weights = [1 - p[y] ** 0.1 for p, y in zip(teacher_probs(ADV), LABELS.tolist(), strict=True)]
     assert loss_of(59, form="adaiad").total.item() == pytest.approx(plain, rel=1e-5)
-    expected = plain + mean_kl(CLEAN, ADV, doubt)
+    expected = plain + mean_kl(CLEAN, ADV, weights)
     assert loss_of(60, form="adaiad").total.item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("form", ["adaad", "adaiad"])
-def test_targets_are_detached_but_the_introspection_target_is_not(form):
+def test_only_introspection_target_has_gradient(form):
     model = Echo()
     objective_of(model, form=form, alpha=0.5)(batch_of(images_of(CLEAN), LABELS, 60)).total.backward()
     clean, adv = model(images_of(CLEAN)), model(images_of(ADV))
     if form == "adaad":
         total = (kl(TEACHER(images_of(ADV)), adv) + kl(TEACHER(images_of(CLEAN)), clean)).mean() / 6
     else:
-        trust = torch.tensor([p[y] ** 0.1 for p, y in zip(taught(ADV), LABELS.tolist(), strict=True)])
+        trust = torch.tensor([p[y] ** 0.1 for p, y in zip(teacher_probs(ADV), LABELS.tolist(), strict=True)])
         total = (kl(TEACHER(images_of(ADV)), adv) + (1 - trust) * kl(clean, adv)).mean()
     torch.testing.assert_close(model.scale.grad, torch.autograd.grad(total, model.scale)[0])
     assert TEACHER.module.scale.grad is None
@@ -121,7 +93,7 @@ def pair():
     return TinyBatchNormNet().train(), FrozenModel(TinyBatchNormNet())
 
 
-def test_the_attack_follows_the_gradient_through_both_networks(pair):
+def test_attack_uses_gradient_through_both_models(pair):
     (images, labels), (student, teacher) = color_blobs(12), pair
     objective = AdaADObjective(student, THREAT, AdaADConfig(inner_steps=1), teacher)
     start = images + 0.001 * batch_of(images, labels).rng.child("start").normal_like(images)
@@ -135,7 +107,7 @@ def test_the_attack_follows_the_gradient_through_both_networks(pair):
     assert not torch.equal(adv, THREAT.step(start, alone, 0.25 * 0.1, images))
 
 
-def test_the_attack_raises_the_disagreement_and_leaves_the_teacher_alone(pair):
+def test_attack_increases_disagreement_and_keeps_teacher(pair):
     (images, labels), (student, teacher) = color_blobs(24), pair
     before = {name: value.clone() for name, value in teacher.module.state_dict().items()}
     objective = AdaADObjective(student, THREAT, AdaADConfig(), teacher)
@@ -147,8 +119,8 @@ def test_the_attack_raises_the_disagreement_and_leaves_the_teacher_alone(pair):
     assert all(p.grad is None for p in (*teacher.module.parameters(), *student.parameters()))
 
 
-def test_the_start_is_a_thousandth_of_a_normal_and_not_clamped(monkeypatch, pair):
-    monkeypatch.setattr(AdvTrainConfig, "ascend", lambda self, objective, start, *rest: start)
+def test_start_is_small_normal_and_not_clamped(monkeypatch, pair):
+    skip_attack(monkeypatch)
     objective = AdaADObjective(pair[0], THREAT, AdaADConfig(), pair[1])
     start = objective.inner_maximization(batch_of(torch.ones(16, 3, 8, 8), torch.zeros(16).long()))
     assert (start - 1).std().item() == pytest.approx(0.001, rel=0.05) and start.max() > 1.001
@@ -158,7 +130,7 @@ def test_the_start_is_a_thousandth_of_a_normal_and_not_clamped(monkeypatch, pair
     ("changes", "moves"),
     [({}, 1), ({"attack_bn_mode": "train"}, 1 + 3), ({"alpha": 0.5}, 2), ({"form": "adaiad"}, 2)],
 )
-def test_batchnorm_moves_once_for_each_batch_that_is_learned_from(pair, changes, moves):
+def test_batchnorm_updates_per_step(pair, changes, moves):
     images, labels = color_blobs(12)
     student, teacher = pair
     AdaADObjective(student, THREAT, AdaADConfig(inner_steps=3, **changes), teacher)(batch_of(images, labels))
@@ -166,7 +138,7 @@ def test_batchnorm_moves_once_for_each_batch_that_is_learned_from(pair, changes,
     assert int(teacher.module.body[1].num_batches_tracked) == 0
 
 
-def test_the_learning_rate_falls_at_epochs_100_and_150_of_200():
+def test_lr_drops_at_epochs_100_and_150():
     config = AdaADConfig()
     factor = lr_schedule(config)
     assert [factor(e) for e in (99, 100, 150)] == pytest.approx([1, 0.1, 0.01])

@@ -1,4 +1,4 @@
-"""PGD adversarial training: the loss by hand, the attack's start, BatchNorm, schedule and radius warm-up."""
+"""PGD adversarial training: the loss by hand, the attack's start, BatchNorm, schedule and radius ramp-up."""
 
 import math
 
@@ -6,20 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from robobench.core.rng import KeyedRng
 from robobench.core.threat import ThreatModel
 from robobench.defenses.at import AT, ATConfig, ATObjective
 from robobench.defenses.fast_at import FastATConfig, FastATObjective
-from robobench.training.base import Batch, DefenseSetup, lr_schedule
-from robobench.training.inner_maximization import AdvTrainConfig
+from robobench.training.config import lr_schedule
+from tests.helpers.defenses import THREAT, batch_of, setup_of, skip_attack
 from tests.helpers.toys import LinearTwoClass, TinyBatchNormNet, color_blobs
-
-THREAT = ThreatModel("Linf", 0.1)
-
-
-def batch_of(images, labels, epoch=0):
-    index = torch.arange(len(images))
-    return Batch(images, labels, index, epoch, KeyedRng.of(index, "test", epoch))
 
 
 def buffers(model):
@@ -27,7 +19,7 @@ def buffers(model):
 
 
 @pytest.mark.parametrize(("kind", "config"), [(ATObjective, ATConfig()), (FastATObjective, FastATConfig())])
-def test_the_loss_is_the_mean_cross_entropy_of_the_attacked_images_alone(kind, config):
+def test_loss_is_adversarial_cross_entropy(kind, config):
     objective = kind(torch.nn.Flatten(), THREAT, config)  # the images are the logits
     adv = torch.tensor([[0.5, 0.2, 0.3], [0.1, 0.1, 0.8]]).log().view(2, 3, 1, 1)
     objective.inner_maximization = lambda batch: adv
@@ -36,7 +28,7 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_attacked_images_alone(kind, c
 
 
 @pytest.mark.parametrize(("norm", "dual"), [("Linf", 1), ("L2", 2)])
-def test_the_attack_reaches_the_worst_case_of_a_linear_model(norm, dual):
+def test_attack_reaches_linear_worst_case(norm, dual):
     model, threat = LinearTwoClass((3, 4, 4)), ThreatModel(norm, 0.05)
     images, labels = torch.full((5, 3, 4, 4), 0.5), torch.zeros(5, dtype=torch.long)
     objective = ATObjective(model, threat, ATConfig(inner_steps=40))
@@ -46,8 +38,8 @@ def test_the_attack_reaches_the_worst_case_of_a_linear_model(norm, dual):
     assert model.w.grad is None
 
 
-def test_the_start_is_uniform_in_the_ball_and_clamped(monkeypatch):
-    monkeypatch.setattr(AdvTrainConfig, "ascend", lambda self, objective, start, *rest: start)
+def test_start_is_uniform_and_clamped(monkeypatch):
+    skip_attack(monkeypatch)
     objective = ATObjective(TinyBatchNormNet(), THREAT, ATConfig())
     labels = torch.zeros(16, dtype=torch.long)
     for value in (0.0, 0.5, 1.0):
@@ -61,7 +53,7 @@ def test_the_start_is_uniform_in_the_ball_and_clamped(monkeypatch):
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
-def test_batchnorm_moves_in_the_attack_only_where_train_mode_is_chosen(mode):
+def test_attack_updates_batchnorm_only_in_train_mode(mode):
     images, labels = color_blobs(12)
     model = TinyBatchNormNet().train()
     objective = ATObjective(model, THREAT, ATConfig(inner_steps=3, attack_bn_mode=mode))
@@ -74,7 +66,7 @@ def test_batchnorm_moves_in_the_attack_only_where_train_mode_is_chosen(mode):
     assert moved == (0 if mode == "eval" else 3)
 
 
-def test_the_attack_raises_the_loss_it_is_meant_to_raise():
+def test_attack_increases_loss():
     images, labels = color_blobs(24)
     model = TinyBatchNormNet().eval()
     adv = ATObjective(model, THREAT, ATConfig()).inner_maximization(batch_of(images, labels))
@@ -83,7 +75,7 @@ def test_the_attack_raises_the_loss_it_is_meant_to_raise():
     assert attacked > clean + 0.01
 
 
-def test_the_radius_grows_over_the_warm_up():
+def test_radius_grows_during_rampup():
     images, labels = color_blobs(6)
     config = ATConfig(epochs=12, eps_rampup=1 / 3)
     objective = ATObjective(TinyBatchNormNet(), THREAT, config)
@@ -94,17 +86,14 @@ def test_the_radius_grows_over_the_warm_up():
     assert reach == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1], abs=1e-6)
 
 
-def test_the_learning_rate_falls_at_epochs_100_and_150_of_200():
+def test_lr_drops_at_epochs_100_and_150():
     factor = lr_schedule(ATConfig())
     assert [factor(e) for e in (0, 99.9, 100, 149.9, 150, 199)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
-def test_it_is_one_stage_and_trains_the_network_it_was_given():
+def test_single_stage_trains_given_model():
     model = TinyBatchNormNet()
-    setup = DefenseSetup(
-        model=model, threat=THREAT, config=ATConfig(), num_classes=3, image_shape=(3, 8, 8), train_size=12
-    )
-    (stage,) = AT(ATConfig()).stages(setup)
+    (stage,) = AT(ATConfig()).stages(setup_of(model))
     assert stage.epochs == 200 and stage.augment == "crop-flip"
     assert {id(p) for p in stage.objective.parameters()} == {id(p) for p in model.parameters()}
 
@@ -117,7 +106,7 @@ def test_it_is_one_stage_and_trains_the_network_it_was_given():
         ("attack_bn_mode", "both", "attack_bn_mode must be one of eval, train, got both"),
     ],
 )
-def test_a_wrong_value_is_named_with_what_is_allowed(field, value, message):
+def test_invalid_value_error_names_allowed_values(field, value, message):
     with pytest.raises(ValueError) as error:
         ATConfig(**{field: value})
     assert str(error.value) == message

@@ -1,4 +1,4 @@
-"""APGD, FAB and Square against answers known on paper."""
+"""APGD, FAB and Square on problems with known solutions."""
 
 import math
 
@@ -11,8 +11,8 @@ from robobench.attack_engine.loop import run_iterative_attack
 from robobench.attack_engine.state import AttackState
 from robobench.attacks.apgd import APGDCE, APGDT, APGDConfig, TargetedConfig
 from robobench.attacks.autoattack import AutoAttack, AutoAttackConfig
-from robobench.attacks.fab import FABT, FABConfig, to_plane
-from robobench.attacks.square import Square, SquareConfig, bump, mask, window_index
+from robobench.attacks.fab import FABT, FABConfig, project_to_plane
+from robobench.attacks.square import Square, SquareConfig, l2_pattern, window_index, window_mask
 from robobench.core.rng import KeyedRng
 from robobench.core.threat import ThreatModel
 from robobench.plugins.discovery import load_attack
@@ -25,52 +25,53 @@ DUAL = {"Linf": 1, "L2": 2}
 # --- APGD -----------------------------------------------------------------------------------------
 
 
-def test_checkpoints_are_those_of_the_paper():
+def test_apgd_checkpoints_match_paper():
     # 22, then windows of 19, 16, 13, 10, 7, 6, 6 of 100 steps; 0.22, 0.41, 0.57 and so on in the paper.
     found = APGDCE(APGDConfig(steps=100), ThreatModel("Linf", EPS)).checkpoints
     assert found == {22: 22, 41: 19, 57: 16, 70: 13, 80: 10, 87: 7, 93: 6, 99: 6}
 
 
 class Valley(nn.Module):
-    """One pixel; logits (0, -(adv - 0.5)^2 * 1000), so that the loss of class 0 peaks at 0.5."""
+    """One pixel with logits (0, -(adv - 0.5)^2 * 1000): the loss of class 0 is largest at 0.5."""
 
     def forward(self, images):
         hill = -1000 * (images.flatten(1).sum(1) - 0.5).square()
         return torch.stack((torch.zeros_like(hill), hill), dim=1)
 
 
-def test_four_apgd_steps_and_two_halvings_by_hand():
+def test_four_apgd_steps_by_hand():
     threat = ThreatModel("Linf", 0.2)
-    attack = APGDCE(APGDConfig(steps=4), threat)  # windows of 1: each step is a checkpoint
+    attack = APGDCE(APGDConfig(steps=4), threat)  # every step is a checkpoint
     assert attack.checkpoints == {1: 1, 2: 1, 3: 1, 4: 1}
     images, labels = torch.full((1, 1, 1, 1), 0.6), torch.zeros(1, dtype=torch.long)
     state = AttackState(images, labels, torch.full((1, 1, 1, 1), 0.55), KeyedRng.of(torch.arange(1), 0))
     model, seen = Valley(), []
     for _ in range(4):
-        seen.append((state.adv.item(), state.memory["length"].item() if state.memory else 0.4))
+        seen.append((state.adv.item(), state.memory["step_size"].item() if state.memory else 0.4))
         state, _ = attack.step(model, state)
-    # 1: from 0.55 down by 2 eps = 0.4, cut at 0.6 - 0.2 = 0.4.
-    # 2: the loss fell, so the length halves to 0.2 and 0.55 is taken up again: 0.2 down, cut at 0.4; three quarters of
-    #    the way is 0.4375, and the last move, 0.55 - 0.55, adds nothing.
-    # 3: the loss rose above that of 0.4 and the length was just halved: on from 0.4375, up by 0.2, three quarters of
-    #    that, and a quarter of the last move, 0.4375 - 0.55: 0.559375.
+    # 1: from 0.55 down by 2 eps = 0.4, clipped at 0.6 - 0.2 = 0.4.
+    # 2: the loss decreased. The step size halves to 0.2 and the step starts at 0.55 again: down by 0.2, clipped at 0.4.
+    #    Three quarters of the way is 0.4375. The momentum term, 0.55 - 0.55, adds nothing.
+    # 3: the loss increased above that of 0.4, and the step size was just halved. From 0.4375 up by 0.2: three quarters
+    #    of that, plus a quarter of the last move, 0.4375 - 0.55: 0.559375.
     assert [adv for adv, _ in seen] == pytest.approx([0.55, 0.4, 0.4375, 0.559375], abs=1e-6)
-    assert [length for _, length in seen] == pytest.approx([0.4, 0.4, 0.2, 0.2])
-    # 4: the loss rose again, but no best since a checkpoint that did not halve: 0.1 now, from 0.55 down to 0.45, three
-    #    quarters of that, and a quarter of 0.55 - 0.4375.
-    assert state.memory["length"].item() == pytest.approx(0.1)
+    assert [size for _, size in seen] == pytest.approx([0.4, 0.4, 0.2, 0.2])
+    # 4: the loss increased again, but the best loss did not since a checkpoint without halving. The step size is 0.1
+    #    now, from 0.55 down to 0.45: three quarters of that, plus a quarter of 0.55 - 0.4375.
+    assert state.memory["step_size"].item() == pytest.approx(0.1)
     assert state.memory["best_adv"].item() == pytest.approx(0.55)
     assert state.adv.item() == pytest.approx(0.55 - 0.075 + 0.028125, abs=1e-6)
 
 
-def test_apgd_returns_the_best_point_when_it_never_stops():
+def test_apgd_full_budget_returns_best_image():
     attack = APGDCE(APGDConfig(steps=30), ThreatModel("Linf", 0.2))
     images, labels = torch.full((3, 1, 1, 1), 0.6), torch.zeros(3, dtype=torch.long)
     adv = attack.attack_full_budget(Valley(), images, labels, KeyedRng.of(torch.arange(3), 1))
     assert adv.flatten().tolist() == pytest.approx([0.5] * 3, abs=5e-3)
 
 
-def test_targets_come_in_the_order_of_the_clean_logits_and_are_never_the_label():
+def test_apgd_targets_follow_clean_logits():
+    """Targets come in the order of the clean logits, and never are the true class."""
     seen = []
 
     class Spy(APGDT):
@@ -85,9 +86,9 @@ def test_targets_come_in_the_order_of_the_clean_logits_and_are_never_the_label()
         def forward(self, images):
             return logits[: len(images)] + 0 * images.sum()
 
-    images, labels = torch.rand(2, 3, 4, 4), torch.tensor([0, 3])  # the second image is wrong already
+    images, labels = torch.rand(2, 3, 4, 4), torch.tensor([0, 3])  # the second image is misclassified when clean
     attack = Spy(TargetedConfig(steps=1), ThreatModel("Linf", EPS))
-    run_iterative_attack(attack, Fixed(), images, labels, KeyedRng.of(torch.arange(2), 0), "never")
+    run_iterative_attack(attack, Fixed(), images, labels, KeyedRng.of(torch.arange(2), 0), early_stop=False)
     assert attack.restarts == 4
     assert seen == [(0, [3, 0]), (1, [1]), (2, [4]), (3, [2])]
 
@@ -96,21 +97,21 @@ def test_targets_come_in_the_order_of_the_clean_logits_and_are_never_the_label()
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_the_projection_is_the_shortest_move_to_the_plane_inside_the_box(norm):
+def test_projection_is_shortest_inside_box(norm):
     generator = torch.Generator().manual_seed(0)
     points = torch.rand(200, 1, 3, 4, generator=generator, dtype=torch.float64)
     normal = torch.randn(200, 1, 3, 4, generator=generator, dtype=torch.float64)
     offset = 3 * torch.randn(200, generator=generator, dtype=torch.float64)
-    delta = to_plane(points, normal, offset, norm)
+    delta = project_to_plane(points, normal, offset, norm)
     assert (points + delta).min() >= -1e-12 and (points + delta).max() <= 1 + 1e-12
     missed = offset + (normal * delta).flatten(1).sum(1)
     room = torch.where(normal * offset[:, None, None, None].sign() > 0, points, 1 - points)
     within = (normal.abs() * room).flatten(1).sum(1) >= offset.abs()
     assert 20 < within.sum() < 200
     assert missed[within].abs().max() < 1e-5
-    # A plane out of reach gives the corner nearest to it.
+    # If the plane does not intersect the box, the result is the nearest corner.
     assert torch.allclose(delta[~within].abs(), room[~within])
-    # Optimality: no pixel that is not at the box moves less (Linf), or not in proportion to its slope (L2).
+    # Optimality: all pixels strictly inside the box move equally (Linf), or in proportion to the normal (L2).
     speed = torch.ones_like(normal) if norm == "Linf" else normal.abs()
     pace = (delta.abs() / speed).flatten(1)
     free = (delta.abs() < room - 1e-9).flatten(1)
@@ -119,16 +120,16 @@ def test_the_projection_is_the_shortest_move_to_the_plane_inside_the_box(norm):
     assert (pace[within & free.any(1)] <= largest[within & free.any(1)] + 1e-9).all()
 
 
-def test_a_projection_by_hand():
+def test_projection_by_hand():
     points, normal = torch.tensor([[[[0.9, 0.5]]]]), torch.tensor([[[[1.0, 1.0]]]])
-    # Both must rise by 0.4 in all: 0.2 each does not fit on the first, which stops at 0.1; the second takes 0.3.
-    delta = to_plane(points, normal, torch.tensor([-0.4]), "Linf")
+    # The pixels must increase by 0.4 in total. The first reaches 1 after 0.1, so the second takes 0.3.
+    delta = project_to_plane(points, normal, torch.tensor([-0.4]), "Linf")
     assert delta.flatten().tolist() == pytest.approx([0.1, 0.3])
-    assert to_plane(points, 0 * normal, torch.tensor([-0.4]), "L2").abs().sum() == 0
+    assert project_to_plane(points, 0 * normal, torch.tensor([-0.4]), "L2").abs().sum() == 0
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_fab_finds_the_distance_to_a_linear_boundary(norm):
+def test_fab_finds_distance_to_linear_boundary(norm):
     model = LinearTwoClass(SHAPE).double().requires_grad_(False)
     images = 0.5 + 0.1 * torch.rand(4, *SHAPE, dtype=torch.float64)
     labels = (model.gap(images) < 0).long()
@@ -141,48 +142,51 @@ def test_fab_finds_the_distance_to_a_linear_boundary(norm):
     assert (distance <= 1.06 * closest).all()  # the last overshoot is 5 %
 
 
-def test_fab_returns_the_clean_image_where_the_closest_example_is_outside():
+def test_fab_returns_clean_image_outside_ball():
+    """If the closest adversarial example lies outside the ball, the clean image is returned."""
     model = LinearTwoClass(SHAPE).requires_grad_(False)
     images, labels = torch.full((1, *SHAPE), 0.5) + 0.1 * model.w.sign().view(1, *SHAPE), torch.zeros(1).long()
     reach = float(model.gap(images) / model.w.norm(1))
-    for eps, falls in ((0.9 * reach, False), (1.1 * reach, True)):
+    for eps, succeeds in ((0.9 * reach, False), (1.1 * reach, True)):
         attack = FABT(FABConfig(steps=20), ThreatModel("Linf", eps))
-        found = run_iterative_attack(attack, model, images, labels, KeyedRng.of(torch.arange(1), 0), "never")
-        assert found.success.item() is falls
-        assert torch.equal(found.adv, images) is not falls
-        assert attack.attack_early_stop(model, images, labels, KeyedRng.of(torch.arange(1), 0)).success.item() is falls
+        rng = KeyedRng.of(torch.arange(1), 0)
+        result = run_iterative_attack(attack, model, images, labels, rng, early_stop=False)
+        assert result.success.item() is succeeds
+        assert torch.equal(result.adv, images) is not succeeds
+        assert attack.attack_early_stop(model, images, labels, rng).success.item() is succeeds
 
 
 # --- Square ---------------------------------------------------------------------------------------
 
 
-def test_windows_halve_as_the_queries_go():
+def test_square_windows_halve_on_schedule():
     attack = Square(SquareConfig(queries=5000), ThreatModel("Linf", EPS))
     halved = [attack._area(query) / 0.8 for query in (0, 5, 6, 25, 26, 100, 101, 500, 501, 4000, 4001, 4999)]
     assert [round(-math.log2(part)) for part in halved] == [0, 0, 1, 1, 2, 2, 3, 4, 5, 8, 9, 9]
 
 
-def test_inside_autoattack_windows_halve_as_the_reference_s_do():
+def test_autoattack_square_schedule_matches_reference():
     reference = pyautoattack.AutoAttack(nn.Flatten(), norm="Linf", eps=EPS, device="cpu").square
     *_, square = AutoAttack(AutoAttackConfig(), ThreatModel("Linf", EPS)).components
     queries = (*range(0, 5000, 7), 10, 11, 50, 51, 200, 201, 500, 501, 1000, 1001, 2000, 2001, 4000, 4001)
     assert all(square._area(query) == reference.p_selection(query) for query in queries)
 
 
-def test_a_window_lies_inside_the_image_and_its_two_descriptions_agree():
+def test_square_windows_lie_inside_image():
+    """The mask and the index of a window agree."""
     images, draws = torch.zeros(500, 1, 5, 7), torch.rand(2, 500)
-    windows = mask(images, draws[0], draws[1], 3)
+    windows = window_mask(images, draws[0], draws[1], 3)
     assert (windows.sum((1, 2, 3)) == 9).all()
-    assert windows.any(0).all()  # every pixel, corners too, is in some window
+    assert windows.any(0).all()  # every pixel is in some window, corners included
     index = window_index(images, draws[0], draws[1], 3)
     assert torch.equal(torch.zeros(500, 35, dtype=torch.bool).scatter(1, index, True), windows.flatten(1))
 
 
-def test_a_bump_is_a_hill_beside_a_valley_of_length_one():
-    pattern = bump(5, torch.zeros(1))
+def test_l2_pattern_by_hand():
+    pattern = l2_pattern(5, torch.zeros(1))
     assert pattern.norm().item() == pytest.approx(1)
     assert (pattern[:2] > 0).all() and (pattern[2:] < 0).all()
-    # The lower half, 3 x 5 around its middle: 1 + 1/4 + 1/9 in the center, 1/4 + 1/9 around it, 1/9 at the sides.
+    # The lower half is 3 x 5: 1 + 1/4 + 1/9 in the center, 1/4 + 1/9 around it, 1/9 at the sides.
     lower = -pattern[2:] / -pattern[2:][0, 0] * (1 / 9)
     rim = 1 / 9 + 1 / 4
     torch.testing.assert_close(
@@ -192,16 +196,17 @@ def test_a_bump_is_a_hill_beside_a_valley_of_length_one():
 
 
 @pytest.mark.parametrize(("norm", "share"), [("Linf", 0.7), ("L2", 0.3)])
-def test_square_stays_on_the_surface_its_margin_never_falls_and_nears_the_optimum(norm, share):
+def test_square_approaches_linear_optimum(norm, share):
+    """Its iterates stay on the surface of the ball, and the best margin never decreases."""
     model, threat = LinearTwoClass(SHAPE).requires_grad_(False), ThreatModel(norm, EPS)
-    model.w.fill_(0.01)  # the same everywhere: windows can follow it
+    model.w.fill_(0.01)  # constant, so that square windows can follow it
     images, labels = 0.3 + 0.4 * torch.rand(6, *SHAPE), torch.zeros(6, dtype=torch.long)
     attack, margins = Square(SquareConfig(queries=200), threat), []
     state = attack.start(images, labels, KeyedRng.of(torch.arange(6), 0))
     for _ in range(200):
         torch.testing.assert_close(threat.distance(state.adv, images), torch.full((6,), EPS))
         state, _ = attack.step(model, state)
-        margins.append(state.memory["margin"])
+        margins.append(state.memory["best_margin"])
     margins = torch.stack(margins)
     assert (margins.diff(dim=0) >= 0).all()
     drop = (margins[-1] + model.gap(images)) / (EPS * model.w.norm(DUAL[norm]))
@@ -209,18 +214,18 @@ def test_square_stays_on_the_surface_its_margin_never_falls_and_nears_the_optimu
     assert drop.mean() > share
 
 
-# --- all: no attack beats a bound ------------------------------------------------------------------
+# --- all attacks: certified images stay correct ---------------------------------------------------
 
 
 def certified_net():
-    """A one-hidden-layer ReLU network with 4 classes and a Lipschitz bound on each logit difference."""
+    """Return a ReLU network with one hidden layer and 4 classes."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(27, 16), nn.ReLU(), nn.Linear(16, 4))
     return net.eval().requires_grad_(False)
 
 
 def certified(net, images, labels, threat):
-    """Say which images interval arithmetic (Linf) or the product of norms (L2) proves safe."""
+    """Return which images interval bounds (Linf) or a Lipschitz bound (L2) certify as robust: (B,) bool."""
     first, last = net[1], net[3]
     difference = last.weight[labels][:, None] - last.weight[None]  # (B, K, 16)
     logits = net(images)
@@ -235,36 +240,28 @@ def certified(net, images, labels, threat):
     return (lead > bound).all(1)
 
 
+ATTACKS = (*("pgd", "fgsm", "cw", "mifgsm", "noise", "apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square", "autoattack"),)
+
+
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_no_attack_fools_an_image_that_is_proved_safe_nor_leaves_the_ball(norm):
+def test_certified_images_stay_correct(norm):
+    """No attack succeeds on an image that is certified, and none leaves the ball."""
     net, images = certified_net(), torch.rand(40, 3, 3, 3)
-    labels, noise = net(images).argmax(1), KeyedRng.of(torch.arange(40), 0)
+    labels, rng = net(images).argmax(1), KeyedRng.of(torch.arange(40), 0)
     threat = ThreatModel(norm, 0.02 if norm == "Linf" else 0.12)
-    safe = certified(net, images, labels, threat)
-    assert 5 < safe.sum() < 37
-    fell = {}
-    for name in (
-        "pgd",
-        "fgsm",
-        "cw",
-        "mifgsm",
-        "noise",
-        "apgd-ce",
-        "apgd-dlr",
-        "apgd-t",
-        "fab-t",
-        "square",
-        "autoattack",
-    ):
+    robust = certified(net, images, labels, threat)
+    assert 5 < robust.sum() < 37
+    successes = {}
+    for name in ATTACKS:
         cls = load_attack(name)
-        values = {"queries": 50, "draws": 20, "steps": 10}
+        values = {"queries": 50, "samples": 20, "steps": 10}
         config = cls.Config(**{k: v for k, v in values.items() if k in cls.Config.__dataclass_fields__})
         attack = cls(config, threat)
-        for found in (attack.attack_early_stop(net, images, labels, noise), None):
-            adv = found.adv if found else attack.attack_full_budget(net, images, labels, noise)
+        for result in (attack.attack_early_stop(net, images, labels, rng), None):
+            adv = result.adv if result else attack.attack_full_budget(net, images, labels, rng)
             threat.check(adv, images, name)
             wrong = net(adv).argmax(1) != labels
-            assert not (wrong & safe).any(), name
-            fell[name] = max(fell.get(name, 0), int(wrong.sum()))
-    assert fell["autoattack"] >= max(fell.values())
-    assert fell["noise"] < fell["autoattack"] < 40 - int(safe.sum()) + 1
+            assert not (wrong & robust).any(), name
+            successes[name] = max(successes.get(name, 0), int(wrong.sum()))
+    assert successes["autoattack"] >= max(successes.values())
+    assert successes["noise"] < successes["autoattack"] < 40 - int(robust.sum()) + 1

@@ -5,29 +5,21 @@ import copy
 import pytest
 import torch
 
-from robobench.core.rng import KeyedRng
 from robobench.core.threat import ThreatModel
 from robobench.defenses.fast_at import FastAT, FastATConfig, FastATObjective
-from robobench.training.base import Batch, DefenseSetup
+from tests.helpers.defenses import THREAT, batch_of, setup_of
 from tests.helpers.toys import LinearTwoClass, TinyBatchNormNet, color_blobs
-
-THREAT = ThreatModel("Linf", 0.1)
-
-
-def batch_of(images, labels, epoch=0):
-    index = torch.arange(len(images))
-    return Batch(images, labels, index, epoch, KeyedRng.of(index, "test", epoch))
 
 
 def linear_batch(count=10, wrong=0):
-    """Ten gray images of class 0 on a linear network with a gap of 1; `wrong` of them have the other label."""
+    """Ten gray images of class 0 on a linear model with a gap of 1; `wrong` of them have the other label."""
     model = LinearTwoClass((3, 4, 4))
     model.bias.data.fill_(1.0)
     labels = (torch.arange(count) < wrong).long()
     return model, batch_of(torch.full((count, 3, 4, 4), 0.5), labels)
 
 
-def test_the_attack_is_one_step_of_five_quarters_eps_from_a_uniform_start():
+def test_attack_is_one_step_of_1_25_eps():
     model, batch = linear_batch(40)
     adv = FastATObjective(model, THREAT, FastATConfig()).inner_maximization(batch)
     start = THREAT.random_start(batch.images, batch.rng.child("start")) - batch.images
@@ -39,7 +31,7 @@ def test_the_attack_is_one_step_of_five_quarters_eps_from_a_uniform_start():
     assert reached == pytest.approx(0.625, abs=0.04)
 
 
-def test_the_step_ends_inside_the_pixel_range():
+def test_attack_stays_in_pixel_range():
     model, batch = linear_batch()
     for value in (0.0, 1.0):
         adv = FastATObjective(model, THREAT, FastATConfig()).inner_maximization(
@@ -49,52 +41,51 @@ def test_the_step_ends_inside_the_pixel_range():
 
 
 @pytest.mark.parametrize(("wrong", "ends"), [(2, False), (3, True)])
-def test_an_epoch_may_lose_twenty_points_of_pgd_accuracy_and_no_more(wrong, ends):
+def test_training_ends_after_drop_above_20_points(wrong, ends):
     model, all_right = linear_batch()
     objective = FastATObjective(model, ThreatModel("Linf", 1e-6), FastATConfig())
-    assert objective.watch(all_right) == ({"batch_pgd": 1.0}, False)
-    figures, ended = objective.watch(linear_batch(wrong=wrong)[1])
-    assert figures["batch_pgd"] == pytest.approx(1 - wrong / 10) and ended is ends
+    assert objective.check_overfitting(all_right) == ({"batch_pgd": 1.0}, False)
+    metrics, ended = objective.check_overfitting(linear_batch(wrong=wrong)[1])
+    assert metrics["batch_pgd"] == pytest.approx(1 - wrong / 10) and ended is ends
 
 
-def test_overfitting_brings_the_weights_of_the_epoch_before_back_and_is_flagged():
+def test_overfitting_restores_previous_weights_and_sets_flag():
     model, batch = linear_batch()
     model.w.data *= 0.1
     objective = FastATObjective(model, THREAT, FastATConfig())
-    objective.watch(batch)
+    objective.check_overfitting(batch)
     kept = copy.deepcopy(model.state_dict())
     model.w.data *= 1000  # a gap of 1 now falls by 0.1 times the weight's length: PGD-5 turns every image
     assert 0.1 * model.w.abs().sum() > 1
-    assert objective.watch(batch) == ({"batch_pgd": 0.0}, True)
+    assert objective.check_overfitting(batch) == ({"batch_pgd": 0.0}, True)
     assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
-    assert objective.told() == ({"batch_pgd": 1.0}, ["catastrophic-overfitting"])
+    assert objective.final_metrics() == ({"batch_pgd": 1.0}, ["catastrophic-overfitting"])
 
 
-def test_what_is_remembered_is_part_of_the_state_and_the_optimizer_does_not_touch_it():
+def test_last_good_weights_are_state_but_not_trained():
     model, batch = linear_batch()
     config = FastATConfig()
-    setup = DefenseSetup(model=model, threat=THREAT, config=config, num_classes=2, image_shape=(3, 4, 4), train_size=10)
-    (stage,) = FastAT(config).stages(setup)
+    (stage,) = FastAT(config).stages(setup_of(model, num_classes=2, image_shape=(3, 4, 4)))
     stage.on_epoch_end(batch)
     again = FastATObjective(LinearTwoClass((3, 4, 4), seed=1), THREAT, config)
     again.load_state_dict(stage.objective.state_dict())
-    assert again.withstood == 1 and torch.equal(again.good.w, model.w)
+    assert again.pgd_accuracy == 1 and torch.equal(again.last_good.w, model.w)
     trained = {id(p) for group in stage.optimizer(stage.objective).param_groups for p in group["params"]}
     assert trained == {id(p) for p in model.parameters()}
 
 
-def test_the_look_changes_nothing_where_the_network_withstands():
+def test_check_without_overfitting_changes_nothing():
     images, labels = color_blobs(12)
     model = TinyBatchNormNet().train()
     before = copy.deepcopy(model.state_dict())
     objective = FastATObjective(model, THREAT, FastATConfig())
-    assert not objective.watch(batch_of(images, labels))[1]
+    assert not objective.check_overfitting(batch_of(images, labels))[1]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(m.training for m in model.modules())
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
 
-def test_published_values_and_a_wrong_one():
+def test_published_values_and_invalid_step():
     config = FastATConfig()
     assert (config.epochs, config.lr, config.relative_step, config.batch_size) == (15, 0.2, 1.25, 128)
     with pytest.raises(ValueError, match=r"relative_step must be > 0, got 0\.0"):

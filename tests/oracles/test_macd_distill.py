@@ -20,7 +20,7 @@ from tests.helpers.macd import IMAGES, SHAPE, TINY, batch_of, objective_of, setu
 
 
 @pytest.mark.parametrize(("size", "patch", "ratio", "masked"), [(224, 8, 0.7, 549), (32, 2, 0.7, 179)])
-def test_the_student_mask_zeroes_exactly_the_rounded_number_of_whole_blocks(size, patch, ratio, masked):
+def test_student_mask_zeroes_rounded_number_of_blocks(size, patch, ratio, masked):
     images = torch.ones(3, 3, size, size)
     blocks = patchify(distill.mask_blocks(images, KeyedRng.of(torch.arange(3), "test"), patch, ratio), patch)
     zeroed = (blocks == 0).all(dim=2)
@@ -28,7 +28,8 @@ def test_the_student_mask_zeroes_exactly_the_rounded_number_of_whole_blocks(size
     assert zeroed.sum(dim=1).tolist() == [masked] * 3
 
 
-def test_the_teacher_sees_only_the_patches_in_sight():
+def test_teacher_depends_only_on_visible_patches():
+    """With gate "full" it depends on all patches."""
     teacher, images = teacher_of(), IMAGES[:4]
     kept = keep_tokens(KeyedRng.of(torch.arange(4), "test"), 16, 0.75)
     removed = torch.ones(4, 16, dtype=torch.bool).scatter(1, kept, False)
@@ -36,30 +37,30 @@ def test_the_teacher_sees_only_the_patches_in_sight():
     hidden = unpatchify(torch.where(removed[..., None], 1 - patches, patches), 2, (4, 4))
     assert torch.equal(teacher(hidden, kept), teacher(images, kept))
     full = teacher_of(replace(TINY, distill_gate="full"))
-    assert not torch.allclose(full(hidden, kept), full(images, kept))  # the option lets the attack through
+    assert not torch.allclose(full(hidden, kept), full(images, kept))  # this gate depends on all patches
 
 
 def spy(objective: distill.DistillObjective) -> dict[str, list[Tensor]]:
-    """Record what teacher and student are given."""
+    """Record the inputs of teacher and student."""
     seen: dict[str, list[Tensor]] = {"teacher": [], "kept": [], "student": []}
     assert objective.teacher is not None
     teacher, features = objective.teacher.module.forward, objective.model.features
 
-    def look_teacher(images: Tensor, kept: Tensor) -> Tensor:
+    def record_teacher(images: Tensor, kept: Tensor) -> Tensor:
         seen["teacher"].append(images)
         seen["kept"].append(kept)
         return teacher(images, kept)
 
-    def look_student(images: Tensor) -> Tensor:
+    def record_student(images: Tensor) -> Tensor:
         seen["student"].append(images)
         return features(images)  # type: ignore[operator]
 
-    objective.teacher.module.forward = look_teacher  # type: ignore[method-assign]
-    objective.model.features = look_student  # type: ignore[assignment]
+    objective.teacher.module.forward = record_teacher  # type: ignore[method-assign]
+    objective.model.features = record_student  # type: ignore[assignment]
     return seen
 
 
-def test_each_clean_image_stays_paired_with_its_own_attacked_one_when_batches_are_shuffled():
+def test_shuffled_images_keep_their_adversarial_examples():
     attacked = PrecomputedArray((255 - IMAGES * 255).round().to(torch.uint8).numpy())
     objective = objective_of(attacked=attacked)
     seen = spy(objective)
@@ -70,7 +71,7 @@ def test_each_clean_image_stays_paired_with_its_own_attacked_one_when_batches_ar
     torch.testing.assert_close(student, torch.where(student == 0, 0.0, IMAGES[index]))
 
 
-def test_teacher_and_student_masks_are_drawn_apart_and_anew_every_epoch():
+def test_masks_are_independent_and_change_every_epoch():
     objective = objective_of()
     seen = spy(objective)
     for epoch in (0, 1):
@@ -83,7 +84,7 @@ def test_teacher_and_student_masks_are_drawn_apart_and_anew_every_epoch():
     assert not torch.equal(seen["student"][0], seen["student"][1])
 
 
-def test_without_masks_both_networks_see_whole_images():
+def test_without_masks_both_models_get_full_images():
     objective = objective_of(replace(TINY, mask=False))
     seen = spy(objective)
     objective(batch_of())
@@ -91,20 +92,20 @@ def test_without_masks_both_networks_see_whole_images():
     assert torch.equal(seen["student"][0], IMAGES) and torch.equal(seen["teacher"][0], IMAGES)
 
 
-def test_a_flip_turns_the_clean_and_the_attacked_image_together():
+def test_flip_applies_to_both_images_of_pair():
     config = replace(TINY, augment="flip", mask=False)
     objective = objective_of(config, PrecomputedArray((255 - IMAGES * 255).round().to(torch.uint8).numpy()))
     seen = spy(objective)
     objective(batch_of())
     torch.testing.assert_close(seen["teacher"][0], 1 - seen["student"][0])
-    turned = (seen["student"][0] != IMAGES).flatten(1).any(dim=1)
-    assert 0 < turned.sum() < 24
+    flipped = (seen["student"][0] != IMAGES).flatten(1).any(dim=1)
+    assert 0 < flipped.sum() < 24
 
 
 # --- eq. 5 and 6 --------------------------------------------------------------------------------
 
 
-def test_eq_5_on_two_samples_is_what_a_pencil_gives():
+def test_eq_5_equals_hand_computed_value():
     student = torch.log(torch.tensor([[1.0, 3.0], [1.0, 1.0]]))  # softmax (1/4, 3/4), (1/2, 1/2)
     teacher = torch.log(torch.tensor([[1.0, 1.0], [1.0, 4.0]]))  # softmax (1/2, 1/2), (1/5, 4/5)
     first = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
@@ -114,19 +115,20 @@ def test_eq_5_on_two_samples_is_what_a_pencil_gives():
     assert distill.robust_loss(teacher, student)[0].item() != pytest.approx(divergence.item(), rel=1e-2)
 
 
-def test_the_second_term_is_two_minus_two_cosines():
+def test_second_term_is_two_minus_two_cosines():
     student, teacher = torch.randn(6, 9), torch.randn(6, 9)
     expected = (2 - 2 * F.cosine_similarity(student, teacher)).mean()
     torch.testing.assert_close(distill.robust_loss(student, teacher)[1], expected)
 
 
-def test_the_divergence_is_never_negative_and_zero_only_for_equal_distributions():
+def test_kl_is_zero_only_for_equal_distributions():
     student, teacher = torch.randn(50, 9), torch.randn(50, 9)
     assert all(distill.robust_loss(s[None], t[None])[0] > 0 for s, t in zip(student, teacher, strict=True))
     assert distill.robust_loss(teacher + 3, teacher)[0].item() == pytest.approx(0, abs=1e-6)
 
 
-def test_a_student_without_negative_features_reaches_a_cosine_of_071_at_most_against_the_map():
+def test_relu_features_limit_cosine_to_0_71():
+    """Against the random directions of the fixed map."""
     target = torch.randn(200, 64) @ distill.semi_orthogonal(64, 2048, 0).T
     best = F.cosine_similarity(target.relu(), target)  # the nearest vector without negative values
     torch.testing.assert_close(best, torch.full((200,), math.sqrt(0.5)), rtol=0, atol=0.04)
@@ -141,7 +143,7 @@ def gradients(metric: str) -> tuple[distill.DistillObjective, dict[str, Tensor]]
     return objective, {n: torch.zeros(1) if g is None else g for n, g in zip(parameters, found, strict=True)}
 
 
-def test_the_robust_loss_reaches_the_backbone_and_not_the_classifier_nor_the_teacher():
+def test_robust_loss_trains_backbone_only():
     objective, found = gradients("robust")
     assert found["model.body.0.weight"].abs().sum() > 0
     assert found["model.head.weight"].abs().sum() < 1e-6  # rounding of total - class_loss
@@ -150,18 +152,18 @@ def test_the_robust_loss_reaches_the_backbone_and_not_the_classifier_nor_the_tea
     assert not any("teacher" in name or "encoder" in name for name in objective.state_dict())
 
 
-def test_the_class_loss_reaches_backbone_and_classifier():
+def test_class_loss_trains_backbone_and_head():
     _, found = gradients("class")
     assert found["model.body.0.weight"].abs().sum() > 0 and found["model.head.weight"].abs().sum() > 0
 
 
-def test_the_total_is_the_plain_sum_of_its_parts():
+def test_total_is_sum_of_its_parts():
     loss = objective_of()(batch_of())
     distance = 2 - 2 * loss.metrics["cosine"]
     torch.testing.assert_close(loss.total, loss.metrics["kl"] + distance + loss.metrics["class_loss"])
 
 
-def test_under_bf16_the_loss_is_float32_and_near_the_float32_one():
+def test_bf16_loss_is_float32_and_close():
     objective = objective_of().eval()
     plain = objective(batch_of()).total
     with torch.autocast("cpu", torch.bfloat16):
@@ -173,7 +175,7 @@ def test_under_bf16_the_loss_is_float32_and_near_the_float32_one():
 # --- the map to the student's width -------------------------------------------------------------
 
 
-def test_the_fixed_map_is_semi_orthogonal_keeps_cosines_and_depends_on_the_seed():
+def test_fixed_map_is_semi_orthogonal_and_seeded():
     basis = distill.semi_orthogonal(12, 40, 3)
     torch.testing.assert_close(basis.T @ basis, torch.eye(12), rtol=0, atol=1e-6)
     one, other = torch.randn(20, 12), torch.randn(20, 12)
@@ -185,9 +187,9 @@ def test_the_fixed_map_is_semi_orthogonal_keeps_cosines_and_depends_on_the_seed(
     torch.testing.assert_close(narrow @ narrow.T, torch.eye(12), rtol=0, atol=1e-6)
 
 
-def test_the_students_own_projector_is_trained_and_left_behind():
-    setup = setup_of(replace(TINY, feature_map="student-projector", attacked_images=False))
-    objective = distill.begin(setup, MAE(setup.config, SHAPE, 0))
+def test_student_projector_is_trained_but_not_kept():
+    setup, config = setup_of(), replace(TINY, feature_map="student-projector", attacked_images=False)
+    objective = distill.make_objective(setup, config, MAE(config, SHAPE, 0))
     objective(batch_of()).total.backward()
     assert objective.projector is not None
     assert all(p.grad is not None for p in objective.projector.parameters())

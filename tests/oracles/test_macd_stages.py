@@ -1,4 +1,4 @@
-"""MACD's stages: which there are, what each may change, the passes it declares; presets and config errors."""
+"""MACD's stages: which run, what each may change, declared passes; presets and config errors."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from tests.helpers.toys import TinyBatchNormNet
 
 def names(**changes: object) -> list[str]:
     config = replace(TINY, **changes)  # type: ignore[arg-type]
-    return [stage.name for stage in MACD(config).stages(setup_of(config))]
+    return [stage.name for stage in MACD(config).stages(setup_of())]
 
 
-def test_the_config_decides_which_stages_there_are():
+def test_config_decides_stages():
     assert names() == ["mae-pretrain", "mae-feature", "static-attack", "distill"]
     assert names(attacked_images=False) == ["mae-pretrain", "mae-feature", "distill"]
     assert names(contrastive_only=True) == ["static-attack", "distill"]
     assert names(head_epochs=2, bn_recalibrate=True)[-3:] == ["distill", "bn-recalibrate", "head"]
 
 
-def test_the_whole_method_runs_and_changes_no_network_it_only_looks_at():
-    setup = setup_of(replace(TINY, head_epochs=2, bn_recalibrate=True))
-    standard = setup.required["standard"].module
+def test_full_method_runs_and_keeps_standard_model():
+    setup = setup_of()
+    standard = setup.required_models["standard"].module
     before = state(standard)
-    losses = run(setup)
+    losses = run(setup, replace(TINY, head_epochs=2, bn_recalibrate=True))
     assert same(before, standard.state_dict()) and not standard.training
     for stage in losses.values():
         assert all(bool(v.isfinite()) for loss in stage for v in (loss.total, *loss.metrics.values()))
@@ -45,17 +45,17 @@ def test_the_whole_method_runs_and_changes_no_network_it_only_looks_at():
     assert losses["head"][-1].total < losses["head"][0].total
 
 
-def test_a_standard_network_of_another_kind_is_refused_before_anything_runs():
-    wider = replace(setup_of(), required={"standard": FrozenModel(TinyBatchNormNet(channels=24))})
-    with pytest.raises(ValueError, match="copy of the standard network, which has other weights; use one model"):
+def test_standard_model_of_another_architecture_is_rejected():
+    wider = replace(setup_of(), required_models={"standard": FrozenModel(TinyBatchNormNet(channels=24))})
+    with pytest.raises(ValueError, match="copy of the standard model, but their architectures differ; use one model"):
         MACD(TINY).stages(wider)
-    networks = [build_model(ModelSpec("cnn", 3, 8, mean=(mean,) * 3)) for mean in (0.5, 0.4)]
-    shifted = replace(setup_of(), model=networks[0], required={"standard": FrozenModel(networks[1])})
-    with pytest.raises(ValueError, match="the standard network has another mean"):
+    models = [build_model(ModelSpec("cnn", 3, 8, mean=(mean,) * 3)) for mean in (0.5, 0.4)]
+    shifted = replace(setup_of(), model=models[0], required_models={"standard": FrozenModel(models[1])})
+    with pytest.raises(ValueError, match="copy of the standard model, but mean differs"):
         MACD(TINY).stages(shifted)
 
 
-def test_two_runs_of_one_seed_end_in_the_same_weights():
+def test_same_seed_gives_same_weights():
     ends = []
     for _ in range(2):
         setup = setup_of()
@@ -64,13 +64,14 @@ def test_two_runs_of_one_seed_end_in_the_same_weights():
     assert same(*ends)
 
 
-def test_the_student_begins_as_the_standard_model_and_the_teacher_stays_as_it_was():
+def test_student_starts_as_standard_model():
+    """The teacher does not change while the student is trained."""
     setup = setup_of()
-    setup.produced["static-attack"] = PrecomputedArray((IMAGES * 255).round().to(torch.uint8).numpy())
+    setup.precomputed["static-attack"] = PrecomputedArray((IMAGES * 255).round().to(torch.uint8).numpy())
     mae = MAE(TINY, SHAPE, 0)
-    assert not same(state(setup.model), setup.required["standard"].module.state_dict())
-    objective = distill.begin(setup, mae).train()
-    assert same(state(setup.model), setup.required["standard"].module.state_dict())
+    assert not same(state(setup.model), setup.required_models["standard"].module.state_dict())
+    objective = distill.make_objective(setup, TINY, mae).train()
+    assert same(state(setup.model), setup.required_models["standard"].module.state_dict())
     assert objective.teacher is not None and not objective.teacher.module.training
     before = state(objective.teacher.module)
     optimizer = torch.optim.SGD(objective.parameters(), lr=0.1)
@@ -81,21 +82,21 @@ def test_the_student_begins_as_the_standard_model_and_the_teacher_stays_as_it_wa
     assert objective.teacher.module.encoder.embed.weight.grad is None  # type: ignore[union-attr]
 
 
-def test_contrastive_only_puts_the_student_on_both_sides_with_its_own_blocks():
+def test_contrastive_only_uses_student_on_both_sides():
     attacked = PrecomputedArray((255 - IMAGES * 255).round().to(torch.uint8).numpy())
     objective = objective_of(replace(TINY, contrastive_only=True), attacked)
     seen: list[Tensor] = []
     objective.model.body.register_forward_hook(lambda module, args, out: seen.append(args[0]))  # type: ignore[union-attr]
     loss = objective(batch_of())
-    clean, literal = seen
+    clean, adversarial = seen
     torch.testing.assert_close(clean, torch.where(clean == 0, 0.0, IMAGES))
-    torch.testing.assert_close(literal, torch.where(literal == 0, 0.0, 1 - IMAGES))
-    assert not torch.equal(clean == 0, literal == 0)
+    torch.testing.assert_close(adversarial, torch.where(adversarial == 0, 0.0, 1 - IMAGES))
+    assert not torch.equal(clean == 0, adversarial == 0)
     assert loss.total.requires_grad
 
 
 class Counter:
-    """Counts the forwards of a module, an encoder's by the share of the tokens it gets, and its weight gradients."""
+    """Counts forward passes of a module and gradients of a weight; an encoder's passes by their share of tokens."""
 
     def __init__(self, module: nn.Module, weight: nn.Parameter) -> None:
         self.forward = self.weight_grad = 0.0
@@ -110,9 +111,9 @@ class Counter:
 
 
 @pytest.mark.parametrize("changes", [{}, {"distill_gate": "full"}, {"mask": False, "distill_gate": "full"}])
-def test_the_distillation_makes_the_passes_it_declares(changes):
-    setup = setup_of(replace(TINY, attacked_images=False, **changes))
-    stage = MACD(setup.config).stages(setup)[-1]
+def test_distillation_makes_declared_passes(changes):
+    setup = setup_of()
+    stage = MACD(replace(TINY, attacked_images=False, **changes)).stages(setup)[-1]
     assert isinstance(stage, Train) and stage.passes is not None and not isinstance(stage.objective, nn.Module)
     objective = stage.objective()
     model, encoder = setup.model, objective.teacher.module.encoder  # type: ignore[union-attr]
@@ -123,7 +124,7 @@ def test_the_distillation_makes_the_passes_it_declares(changes):
     assert teacher.forward == stage.passes.teacher_forward
 
 
-def test_the_autoencoder_makes_the_passes_it_declares():
+def test_autoencoder_makes_declared_passes():
     setup = setup_of()
     for stage in MACD(TINY).stages(setup)[:2]:
         assert isinstance(stage, Train) and stage.passes is not None
@@ -131,16 +132,16 @@ def test_the_autoencoder_makes_the_passes_it_declares():
         mae = getattr(objective, "mae", objective)
         parts = [Counter(mae.encoder, mae.encoder.cls), Counter(mae.decoder, mae.decoder.mask_token)]
         anchor = getattr(objective, "anchor", None)
-        looks = [Counter(anchor.module, anchor.module.cls)] if anchor else []
+        teacher = [Counter(anchor.module, anchor.module.cls)] if anchor else []
         objective(batch_of()).total.backward()
         assert sum(part.forward for part in parts) == stage.passes.forward == stage.passes.weight_grad
-        assert all(part.weight_grad == 1 for part in parts)  # autograd adds up what several passes leave
-        assert sum(look.forward for look in looks) == stage.passes.teacher_forward
+        assert all(part.weight_grad == 1 for part in parts)  # autograd adds the gradients of several passes
+        assert sum(part.forward for part in teacher) == stage.passes.teacher_forward
 
 
-def test_the_head_stage_moves_the_head_alone_and_restores_the_mode():
-    setup = setup_of(replace(TINY, head_epochs=1))
-    stage = MACD(setup.config).stages(setup)[-1]
+def test_head_stage_trains_head_only():
+    setup = setup_of()
+    stage = MACD(replace(TINY, head_epochs=1)).stages(setup)[-1]
     setup.model.train()
     before = state(setup.model)
     objective = stage.objective()  # type: ignore[union-attr,operator]
@@ -151,9 +152,10 @@ def test_the_head_stage_moves_the_head_alone_and_restores_the_mode():
     assert moved == {"head.weight", "head.bias"} and setup.model.training
 
 
-def test_recalibration_moves_batchnorm_buffers_alone_to_the_mean_over_clean_batches():
-    setup = setup_of(replace(TINY, bn_recalibrate=True))
-    stage = MACD(setup.config).stages(setup)[-1]
+def test_recalibration_sets_batchnorm_to_clean_mean():
+    """Parameters do not change."""
+    setup = setup_of()
+    stage = MACD(replace(TINY, bn_recalibrate=True)).stages(setup)[-1]
     before = {name: p.clone() for name, p in setup.model.named_parameters()}
     objective = stage.objective().train()  # type: ignore[union-attr,operator]
     for index in torch.arange(24).split(12):
@@ -166,7 +168,7 @@ def test_recalibration_moves_batchnorm_buffers_alone_to_the_mean_over_clean_batc
 # --- presets and errors -------------------------------------------------------------------------
 
 
-def test_the_defaults_are_the_papers():
+def test_defaults_are_from_paper():
     config = MACDConfig()
     assert (config.epochs, config.lr, config.momentum, config.weight_decay) == (10, 0.003, 0.9, 5e-4)
     assert (config.mae_epochs, config.feature_epochs, config.static_steps) == (100, 20, 40)
@@ -181,13 +183,13 @@ def test_the_defaults_are_the_papers():
 
 
 @pytest.mark.parametrize("layers", [("quick",), ("quick", "quick:large"), ("cifar",)])
-def test_presets_resolve_to_valid_configs_whatever_the_run_gives_other_defenses(layers):
+def test_presets_override_run_presets_with_valid_configs(layers):
     base = {"epochs": 99, "lr": 0.1, "schedule": "one-cycle", "augment": "crop-flip", "eps_rampup": 0.3}
     values = {**base, "batch_size": 1, **{k: v for layer in layers for k, v in PRESETS[layer].items()}}
     config = MACDConfig(**values)
     assert (config.lr, config.schedule, config.batch_size > 1) == (0.003, "constant", True)
     assert (config.encoder_depth, config.decoder_depth, config.epochs <= 10) == (12, 8, True)
-    setup = replace(setup_of(config), image_shape=(3, 32, 32))
+    setup = replace(setup_of(), image_shape=(3, 32, 32))
     assert len(MACD(config).stages(setup)) == 4
 
 
@@ -207,7 +209,7 @@ def test_presets_resolve_to_valid_configs_whatever_the_run_gives_other_defenses(
         ({"lr": 0.0}, "lr must be > 0"),
     ],
 )
-def test_a_bad_value_is_refused_with_what_is_allowed(changes, message):
+def test_invalid_value_error_names_allowed_values(changes, message):
     with pytest.raises(ValueError, match=message):
         replace(TINY, **changes)
 
@@ -222,7 +224,7 @@ def test_a_bad_value_is_refused_with_what_is_allowed(changes, message):
         ({"student_patch": 8}, "student_mask_ratio 0.7 keeps 0 of 1 patches"),
     ],
 )
-def test_masks_that_do_not_fit_the_images_are_refused_before_anything_runs(changes, message):
+def test_masks_that_do_not_fit_are_rejected(changes, message):
     config = replace(TINY, **changes)
     with pytest.raises(ValueError, match=message):
-        MACD(config).stages(setup_of(config))
+        MACD(config).stages(setup_of())

@@ -1,4 +1,4 @@
-"""What every training defense owes: the passes it declares, attacks inside the threat model, untouched teachers."""
+"""What all defenses must do: declare their passes, attack inside the threat model, leave teachers unchanged."""
 
 import copy
 from collections import Counter
@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from robobench.core.rng import KeyedRng
 from robobench.core.threat import ThreatModel
 from robobench.plugins.discovery import load_defense
-from robobench.training.base import Batch, DefenseSetup, FrozenModel, PassCounts
+from robobench.training.base import PassCounts
+from tests.helpers.defenses import batch_of, frozen_models, setup_of
 from tests.helpers.toys import TinyBatchNormNet, color_blobs
 
 COUNT, EPS = 6, 0.05
@@ -21,7 +21,7 @@ CASES = [
     ("fast-at", {}),
     ("trades", {}),
     ("iad", {}),
-    ("iad", {"gate": 0.0}),
+    ("iad", {"introspection_start": 0.0}),
     ("iad", {"variant": "II"}),
     ("mtard", {}),
     ("adaad", {}),
@@ -49,7 +49,7 @@ class Tap(torch.autograd.Function):
 
 
 class Counting(nn.Module):
-    """A network that counts images forwarded, and gradients that reach its input and its first weight."""
+    """A model that counts forwarded images, and gradients that reach its input and its first weight."""
 
     def __init__(self):
         super().__init__()
@@ -68,80 +68,69 @@ class Counting(nn.Module):
         return self.head(self.features(images))
 
 
-def batch_of(images, labels, epoch=0):
-    index = torch.arange(len(images))
-    return Batch(images, labels, index, epoch, KeyedRng.of(index, "test", epoch))
-
-
 def defense_of(name, changes, epochs=5):
     cls = load_defense(name)
-    own = {"projection": 16} if name == "rocl" else {}
+    small = {"projection": 16} if name == "rocl" else {}
     steps = {"inner_steps": 3} if "inner_steps" in cls.Config.__dataclass_fields__ else {}
-    return cls(cls.Config(epochs=epochs, augment="none", **steps, **own, **changes))
+    return cls(cls.Config(epochs=epochs, augment="none", **steps, **small, **changes))
 
 
-def setup_of(defense, make, threat):
+def make_setup(defense, make, threat):
     torch.manual_seed(0)
-    return DefenseSetup(
-        model=make(),
-        threat=threat,
-        config=defense.config,
-        num_classes=3,
-        image_shape=(3, 8, 8),
-        train_size=COUNT,
-        required_models={role: FrozenModel(make()) for role in defense.requires},
-    )
+    model = make()
+    return setup_of(model, threat=threat, train_size=COUNT, required_models=frozen_models(defense.requires, make))
 
 
 def objectives_of(defense, setup):
-    """Each stage with its objective, built when its turn comes, as the core does."""
+    """Each stage with its objective, built when the stage begins, as the core does."""
     for stage in defense.stages(setup):
         made = stage.objective if isinstance(stage.objective, nn.Module) else stage.objective()
         yield stage, made.train()
 
 
 @pytest.mark.parametrize(("name", "changes"), CASES, ids=IDS)
-def test_the_declared_passes_are_those_that_happen(name, changes):
+def test_declared_passes_equal_counted_passes(name, changes):
     defense = defense_of(name, changes)
-    setup = setup_of(defense, Counting, ThreatModel("Linf", EPS))
+    setup = make_setup(defense, Counting, ThreatModel("Linf", EPS))
     images, labels = color_blobs(COUNT)
     teachers = [teacher.module.counts for teacher in setup.required_models.values()]
     for stage, objective in objectives_of(defense, setup):
         setup.model.counts.clear()
         for epoch in range(5):
             objective(batch_of(images, labels, epoch)).total.backward()
-        own = {kind: total / (5 * COUNT) for kind, total in setup.model.counts.items()}
-        theirs = {kind: sum(c[kind] for c in teachers) / (5 * COUNT) for kind in ("forward", "input_grad")}
-        counted = PassCounts(**own, teacher_forward=theirs["forward"], teacher_input_grad=theirs["input_grad"])
+        student = {kind: total / (5 * COUNT) for kind, total in setup.model.counts.items()}
+        teacher = {kind: sum(c[kind] for c in teachers) / (5 * COUNT) for kind in ("forward", "input_grad")}
+        counted = PassCounts(**student, teacher_forward=teacher["forward"], teacher_input_grad=teacher["input_grad"])
         assert counted == stage.passes
         assert not any(c["weight_grad"] for c in teachers)
 
 
 ATTACKING = [(name, changes) for name, changes in CASES if name != "standard"]
-HOW = pytest.mark.parametrize(("name", "changes"), ATTACKING, ids=IDS[1:])
+EACH_ATTACKING = pytest.mark.parametrize(("name", "changes"), ATTACKING, ids=IDS[1:])
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 @pytest.mark.parametrize("eps", [0.0, EPS])
-@HOW
-def test_attacked_images_stay_in_the_ball_and_in_range_also_from_black_and_white(name, changes, eps, norm):
+@EACH_ATTACKING
+def test_adversarial_examples_stay_in_threat_model(name, changes, eps, norm):
+    """Also for black and white images."""
     defense, threat = defense_of(name, changes), ThreatModel(norm, eps)
-    setup = setup_of(defense, TinyBatchNormNet, threat)
+    setup = make_setup(defense, TinyBatchNormNet, threat)
     images = torch.stack((*torch.zeros(2, 3, 8, 8), *torch.ones(2, 3, 8, 8), *color_blobs(2)[0]))
     batch = batch_of(images, torch.arange(COUNT) % 3)
     for _, objective in objectives_of(defense, setup):
-        asked = (images, images.flip(3), batch) if hasattr(objective, "projector") else (batch,)
-        adv = objective.inner_maximization(*asked)
+        arguments = (images, images.flip(3), batch) if hasattr(objective, "projector") else (batch,)
+        adv = objective.inner_maximization(*arguments)
         threat.check(adv, images, name)
         assert not adv.requires_grad
         if eps == 0:
             assert torch.equal(adv, images)
 
 
-@HOW
-def test_a_step_puts_modes_back_keeps_images_and_leaves_teachers_bit_identical(name, changes):
+@EACH_ATTACKING
+def test_step_changes_no_mode_image_or_teacher(name, changes):
     defense = defense_of(name, changes)
-    setup = setup_of(defense, TinyBatchNormNet, ThreatModel("Linf", EPS))
+    setup = make_setup(defense, TinyBatchNormNet, ThreatModel("Linf", EPS))
     images, labels = color_blobs(COUNT)
     kept, teachers = images.clone(), [teacher.module for teacher in setup.required_models.values()]
     before = copy.deepcopy([teacher.state_dict() for teacher in teachers])
@@ -164,13 +153,13 @@ def test_a_step_puts_modes_back_keeps_images_and_leaves_teachers_bit_identical(n
         assert all(torch.equal(value, state[key]) for key, value in teacher.state_dict().items())
 
 
-@HOW
-def test_the_attack_draws_from_the_batch_and_not_from_the_global_generator(name, changes):
+@EACH_ATTACKING
+def test_draws_come_from_batch_rng_only(name, changes):
     defense = defense_of(name, changes)
     images, labels = color_blobs(COUNT)
     totals = []
     for seed in (1, 2):
-        setup = setup_of(defense, TinyBatchNormNet, ThreatModel("Linf", EPS))
+        setup = make_setup(defense, TinyBatchNormNet, ThreatModel("Linf", EPS))
         for _, objective in objectives_of(defense, setup):
             torch.manual_seed(seed)
             state = torch.random.get_rng_state()

@@ -1,4 +1,4 @@
-"""RoCL: NT-Xent by double loop, its gradient path, the attack on a view, the views, LARS and the head."""
+"""RoCL: NT-Xent by double loop, its gradient paths, the attack on a view, the views, LARS and the head."""
 
 import math
 
@@ -11,44 +11,22 @@ from torchvision.transforms.v2 import functional as reference
 
 from robobench.core.module_state import eval_mode
 from robobench.core.rng import KeyedRng
-from robobench.core.threat import ThreatModel
 from robobench.defenses import rocl
-from robobench.defenses.rocl import LARS, HeadObjective, RoCL, RoCLConfig, RoCLObjective, nt_xent, view
-from robobench.training.base import Batch, DefenseSetup
-from robobench.training.inner_maximization import AdvTrainConfig
+from robobench.defenses.rocl import LARS, RoCL, RoCLConfig, RoCLHeadObjective, RoCLObjective, draw_view, nt_xent
+from tests.helpers.defenses import THREAT, batch_of, setup_of, skip_attack
 from tests.helpers.toys import TinyBatchNormNet, color_blobs
 
-THREAT = ThreatModel("Linf", 0.1)
 SMALL = {"projection": 16, "head_batch_size": 16}
 
 
-def batch_of(images, labels, epoch=0):
-    index = torch.arange(len(images))
-    return Batch(images, labels, index, epoch, KeyedRng.of(index, "test", epoch))
-
-
-def setup_of(config, seed=0):
-    torch.manual_seed(0)
-    return DefenseSetup(
-        model=TinyBatchNormNet(),
-        threat=THREAT,
-        config=config,
-        num_classes=3,
-        image_shape=(3, 8, 8),
-        train_size=24,
-        seed=seed,
-    )
-
-
 def pretraining(**changes):
-    setup = setup_of(RoCLConfig(**SMALL, **changes))
-    objective = RoCL(setup.config).stages(setup)[0].objective()
+    objective = RoCL(RoCLConfig(**SMALL, **changes)).stages(setup_of())[0].objective()
     assert isinstance(objective, RoCLObjective)
     return objective.train()
 
 
 def by_double_loop(embeddings, views, temperature, detach=True):
-    """Each anchor's loss, written out; keys detached."""
+    """The loss of each anchor, written out; the keys are detached."""
     count = len(embeddings)
     unit = [e / e.norm() for e in embeddings]
     keys = [u.detach() if detach else u for u in unit]
@@ -63,7 +41,8 @@ def by_double_loop(embeddings, views, temperature, detach=True):
 
 
 @pytest.mark.parametrize("views", [2, 3])
-def test_nt_xent_and_its_gradient_equal_the_double_loop_with_detached_keys(views):
+def test_nt_xent_and_gradient_equal_double_loop(views):
+    """The keys are detached."""
     embeddings = torch.randn(4 * views, 5, dtype=torch.float32, requires_grad=True)
     ours, written = nt_xent(embeddings, views, 0.5), by_double_loop(embeddings, views, 0.5)
     torch.testing.assert_close(ours, written)
@@ -72,24 +51,24 @@ def test_nt_xent_and_its_gradient_equal_the_double_loop_with_detached_keys(views
         for loss in (ours, written, by_double_loop(embeddings, views, 0.5, detach=False))
     )
     torch.testing.assert_close(gradient, expected)
-    assert (gradient - attached).abs().max() > 0.01  # keys with gradient would give another
+    assert (gradient - attached).abs().max() > 0.01  # keys with a gradient would give another one
 
 
-def test_nt_xent_on_two_orthogonal_pairs_is_known():
+def test_nt_xent_of_two_orthogonal_pairs():
     embeddings = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0], [0.0, 3.0]])  # A0 A1 B0 B1
     share = math.exp(2) / (math.exp(2) + 2)  # the positive against two at right angles; not against itself
     torch.testing.assert_close(nt_xent(embeddings, 2, 0.5), torch.full((4,), -math.log(share)))
 
 
-def test_the_third_view_of_an_image_stands_in_the_denominator():
+def test_third_view_is_in_denominator():
     embeddings = torch.ones(3, 4)  # one image, three equal views: each positive has half of the sum
     torch.testing.assert_close(nt_xent(embeddings, 3, 0.5), torch.full((3,), 2 * math.log(2)))
 
 
-def test_the_loss_is_the_contrast_of_three_views_plus_a_256th_of_the_attacked_pair():
+def test_loss_is_contrast_plus_weighted_regularizer():
     images, labels = color_blobs(6)
     objective, batch = pretraining(), batch_of(images, labels)
-    first, second = (view(images, batch.rng.child("view", i), objective.config) for i in (1, 2))
+    first, second = (draw_view(images, batch.rng.child("view", i), objective.config) for i in (1, 2))
     adv = objective.inner_maximization(first, second, batch)
     loss = objective(batch)
     main = by_double_loop(objective.embed(torch.cat((first, second, adv))), 3, 0.5).mean()
@@ -98,14 +77,14 @@ def test_the_loss_is_the_contrast_of_three_views_plus_a_256th_of_the_attacked_pa
     assert not torch.equal(first, second)
 
 
-def test_the_attack_raises_the_confusion_within_the_ball_around_its_view():
+def test_attack_increases_contrast_in_ball_around_view():
     images, labels = color_blobs(12)
     objective, batch = pretraining(), batch_of(images, labels)
-    first, second = (view(images, batch.rng.child("view", i), objective.config) for i in (1, 2))
+    first, second = (draw_view(images, batch.rng.child("view", i), objective.config) for i in (1, 2))
     before = {name: value.clone() for name, value in objective.named_buffers()}
     adv = objective.inner_maximization(first, second, batch)
     THREAT.check(adv, first, "rocl")
-    assert THREAT.distance(adv, images).max() > 0.1 + 1e-3  # the ball is not the original's
+    assert THREAT.distance(adv, images).max() > 0.1 + 1e-3  # the ball is not around the original
     assert all(torch.equal(value, before[name]) for name, value in objective.named_buffers())
     with eval_mode(objective), torch.no_grad():
         calm, attacked = (nt_xent(objective.embed(torch.cat((x, second))), 2, 0.5)[:12] for x in (first, adv))
@@ -114,14 +93,18 @@ def test_the_attack_raises_the_confusion_within_the_ball_around_its_view():
     assert all(m.training for m in objective.modules())
 
 
-def test_the_attacked_start_is_uniform_and_clamped(monkeypatch):
-    monkeypatch.setattr(AdvTrainConfig, "ascend", lambda self, objective, start, *rest: start)
+def test_start_is_uniform_and_clamped(monkeypatch):
+    skip_attack(monkeypatch)
     images = torch.zeros(16, 3, 8, 8)
     start = pretraining().inner_maximization(images, images, batch_of(images, torch.zeros(16).long()))
     assert start.min() >= 0 and 0.095 < start.max() <= 0.1
 
 
-def test_the_head_takes_no_part_in_pretraining_and_labels_neither():
+def test_pretraining_never_splits_batches():
+    assert [stage.whole_batch for stage in RoCL(RoCLConfig(augment="none")).stages(setup_of())] == [True, False]
+
+
+def test_pretraining_uses_neither_head_nor_labels():
     images, labels = color_blobs(6)
     objective = pretraining()
     loss = objective(batch_of(images, labels))
@@ -129,32 +112,31 @@ def test_the_head_takes_no_part_in_pretraining_and_labels_neither():
     torch.testing.assert_close(loss.total, other.total, rtol=0, atol=0)
     loss.total.backward()
     assert objective.model.head.weight.grad is None
-    trained = RoCL(objective.config).stages(setup_of(objective.config))[0].optimizer(objective)
+    trained = RoCL(objective.config).stages(setup_of())[0].optimizer(objective)
     heads = {id(p) for p in objective.model.head.parameters()}
     assert not heads & {id(p) for group in trained.param_groups for p in group["params"]}
 
 
-def test_the_projector_follows_the_seed_and_spares_the_global_generator():
-    config = RoCLConfig(**SMALL)
+def test_projector_depends_on_seed_only():
     before = torch.random.get_rng_state()
-    states = [rocl.make_projector(setup_of(config, seed), 16).state_dict()["0.weight"] for seed in (0, 0, 1)]
+    states = [rocl.make_projector(setup_of(seed=seed), 16).state_dict()["0.weight"] for seed in (0, 0, 1)]
     torch.random.set_rng_state(before)
-    rocl.make_projector(setup_of(config), 16)
+    rocl.make_projector(setup_of(), 16)
     assert torch.equal(states[0], states[1]) and not torch.equal(states[0], states[2])
     assert states[0].shape == (16, 8)
 
 
-def test_the_learning_rate_rises_over_ten_epochs_to_its_peak_and_ends_above_zero():
+def test_lr_warms_up_then_follows_cosine():
     config = RoCLConfig()
-    factor = rocl.warmed_up(config)
+    factor = rocl.warmup_schedule(config)
     assert [1.5 * factor(e) for e in (0, 5, 10)] == pytest.approx([0.1, 0.8, 1.5])
-    short = rocl.warmed_up(RoCLConfig(epochs=10, lr_warmup=0.1))
-    assert short(1) == 1 and short(9.9) < 0.05  # however few epochs there are, the cosine comes to its end
+    short = rocl.warmup_schedule(RoCLConfig(epochs=10, lr_warmup=0.1))
+    assert short(1) == 1 and short(9.9) < 0.05  # with few epochs too, the cosine ends near 0
     assert factor(510) == pytest.approx(0.5)
     assert factor(1000) == pytest.approx(0.5 * (1 + math.cos(0.99 * math.pi))) and factor(1000) > 0
 
 
-def test_lars_steps_as_written_out():
+def test_lars_step_equals_formula():
     weight = nn.Parameter(torch.tensor([3.0, 4.0]))  # length 5
     optimizer = LARS([weight], lr=1.5, momentum=0.9, decay=0.1)
     w, velocity = [3.0, 4.0], [0.0, 0.0]
@@ -167,7 +149,7 @@ def test_lars_steps_as_written_out():
         assert weight.tolist() == pytest.approx(w, rel=1e-6)
 
 
-def test_lars_leaves_a_zero_weight_to_plain_sgd():
+def test_lars_uses_plain_sgd_for_zero_weight():
     weight = nn.Parameter(torch.zeros(2))
     optimizer = LARS([weight], lr=0.5, momentum=0.0, decay=0.1)
     weight.grad = torch.tensor([1.0, -2.0])
@@ -184,14 +166,14 @@ def photos():
 
 
 @pytest.mark.parametrize("turn", [-0.1, 0.03, 0.1])
-def test_hue_shifts_as_torchvision_shifts_it(photos, turn):
+def test_hue_shift_matches_torchvision(photos, turn):
     photos[0] = 0.5  # gray has no hue
     ours = rocl.shift_hue(photos, torch.full((16, 1, 1, 1), turn))
     torch.testing.assert_close(ours, reference.adjust_hue(photos, turn), rtol=0, atol=1e-5)
 
 
 class Fixed:
-    """Noise with chosen draws: `order` and `change` of the jitter."""
+    """An RNG with chosen draws: `order` and `change` of the jitter."""
 
     def __init__(self, order, change):
         self.draws = {"order": torch.tensor(order).argsort(1).float(), "change": torch.tensor(change)}
@@ -204,7 +186,7 @@ class Fixed:
         return self.draws[self.name]
 
 
-def test_jitter_applies_the_four_changes_in_each_images_own_order(photos):
+def test_jitter_applies_changes_in_drawn_order(photos):
     orders, changes = [[0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2]], [0.9, 0.2, 0.75, 0.1]
     ours = rocl.jitter(photos[:3], Fixed(orders, [changes] * 3), 0.4)
     factors = [0.4 * (2 * u - 1) for u in changes]
@@ -222,7 +204,7 @@ def test_jitter_applies_the_four_changes_in_each_images_own_order(photos):
 
 @pytest.fixture
 def boxes(monkeypatch):
-    """(top, left, height, width) of the boxes that `resized_crop` cut last, read off its sampling grid."""
+    """(top, left, height, width) of the last boxes of `resized_crop`, computed from its sampling grid."""
     kept, sample = [], F.grid_sample
 
     def keep(images, grid, **options):
@@ -236,14 +218,14 @@ def boxes(monkeypatch):
     return kept
 
 
-def test_a_crop_equals_torchvisions_resize_of_the_same_box(photos, boxes):
+def test_crop_matches_torchvision(photos, boxes):
     ours = rocl.resized_crop(photos, KeyedRng.of(torch.arange(16), "boxes"), 0.08)
     assert len({tuple(box) for box in boxes}) > 10
     for image, result, box in zip(photos, ours, boxes, strict=True):
         torch.testing.assert_close(result, reference.resized_crop(image, *box, [12, 12]), rtol=0, atol=1e-5)
 
 
-def test_boxes_are_distributed_as_torchvisions(boxes):
+def test_crop_boxes_are_distributed_as_in_torchvision(boxes):
     images = torch.zeros(4000, 1, 32, 32)
     rocl.resized_crop(images, KeyedRng.of(torch.arange(4000), "boxes"), 0.08)
     theirs = [RandomResizedCrop.get_params(images[0], [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)]
@@ -254,25 +236,25 @@ def test_boxes_are_distributed_as_torchvisions(boxes):
     torch.testing.assert_close(ours.std(0), theirs.std(0), rtol=0, atol=0.4)
 
 
-def test_views_stay_in_range_and_do_not_depend_on_the_batch(photos):
-    config, noise = RoCLConfig(), KeyedRng.of(torch.arange(16), "views")
-    whole = view(photos, noise, config)
+def test_views_stay_in_range_and_ignore_batch(photos):
+    config, rng = RoCLConfig(), KeyedRng.of(torch.arange(16), "views")
+    whole = draw_view(photos, rng, config)
     assert whole.min() >= 0 and whole.max() <= 1 and whole.shape == photos.shape
-    torch.testing.assert_close(view(photos[5:9], noise[torch.arange(5, 9)], config), whole[5:9])
-    plain = RoCLConfig(color_jitter=0, gray=0, mirror=False, crop_area=1)
-    gray = view(photos, noise, RoCLConfig(color_jitter=0, gray=1, mirror=False, crop_area=1))
+    torch.testing.assert_close(draw_view(photos[5:9], rng[torch.arange(5, 9)], config), whole[5:9])
+    plain = RoCLConfig(color_jitter=0, grayscale_prob=0, hflip=False, min_crop_area=1)
+    gray = draw_view(photos, rng, RoCLConfig(color_jitter=0, grayscale_prob=1, hflip=False, min_crop_area=1))
     assert (gray.amax(1) - gray.amin(1)).max() < 1e-6
-    torch.testing.assert_close(view(photos, noise, plain), photos)  # at area 1 only the whole square fits
+    torch.testing.assert_close(draw_view(photos, rng, plain), photos)  # at area 1 only the whole image fits
 
 
 # --- the head -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["linear", "robust-linear", "fine-tune"])
-def test_the_head_stage_trains_the_head_alone_unless_fine_tuning(how):
+@pytest.mark.parametrize("head", ["linear", "robust-linear", "fine-tune"])
+def test_head_stage_trains_only_head_unless_fine_tuning(head):
     images, labels = color_blobs(12)
-    setup = setup_of(RoCLConfig(**SMALL, head=how))
-    stage = RoCL(setup.config).stages(setup)[1]
+    setup = setup_of()
+    stage = RoCL(RoCLConfig(**SMALL, head=head)).stages(setup)[1]
     setup.model.train().head.requires_grad_(False)
     objective = stage.objective().train()
     optimizer = stage.optimizer(objective)
@@ -281,16 +263,16 @@ def test_the_head_stage_trains_the_head_alone_unless_fine_tuning(how):
     optimizer.step()
     moved = {name for name, v in setup.model.state_dict().items() if not torch.equal(v, before[name])}
     assert {"head.weight", "head.bias"} <= moved
-    assert (moved == {"head.weight", "head.bias"}) == (how != "fine-tune")
+    assert (moved == {"head.weight", "head.bias"}) == (head != "fine-tune")
     assert all(m.training for m in setup.model.modules())
     assert objective.state_dict().keys() == (
-        {f"trained.{name}" for name in before} if how == "fine-tune" else {"trained.weight", "trained.bias"}
+        {f"trained.{name}" for name in before} if head == "fine-tune" else {"trained.weight", "trained.bias"}
     )
 
 
-def test_linear_evaluation_has_the_published_recipe():
-    setup = setup_of(RoCLConfig())
-    _, stage = RoCL(setup.config).stages(setup)
+def test_linear_evaluation_has_published_settings():
+    setup = setup_of()
+    _, stage = RoCL(RoCLConfig()).stages(setup)
     assert (stage.name, stage.epochs, stage.batch_size, stage.augment) == ("linear-eval", 150, 1024, "none")
     rates = [0.1 * stage.schedule(e) for e in (29, 30, 50, 100, 149)]
     assert rates == pytest.approx([0.1, 0.01, 0.001, 0.0001, 0.0001])
@@ -298,19 +280,19 @@ def test_linear_evaluation_has_the_published_recipe():
     assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.1, 0.9, 5e-4)
 
 
-@pytest.mark.parametrize("how", ["linear", "robust-linear"])
-def test_the_heads_loss_is_the_cross_entropy_on_eval_mode_features(how):
+@pytest.mark.parametrize("head", ["linear", "robust-linear"])
+def test_head_loss_uses_eval_mode_features(head):
     images, labels = color_blobs(12)
-    setup = setup_of(RoCLConfig(head=how, head_inner_steps=3))
-    objective, batch = HeadObjective(setup.model.train(), THREAT, setup.config), batch_of(images, labels)
+    model, batch = TinyBatchNormNet().train(), batch_of(images, labels)
+    objective = RoCLHeadObjective(model, THREAT, RoCLConfig(head=head, head_inner_steps=3))
     total = objective(batch).total
-    seen = images if how == "linear" else objective.inner_maximization(batch)
-    with eval_mode(setup.model):
-        torch.testing.assert_close(total, F.cross_entropy(setup.model(seen), labels))
-        clean = F.cross_entropy(setup.model(images), labels)
-    assert (total > clean) == (how == "robust-linear")
+    seen = images if head == "linear" else objective.inner_maximization(batch)
+    with eval_mode(model):
+        torch.testing.assert_close(total, F.cross_entropy(model(seen), labels))
+        clean = F.cross_entropy(model(images), labels)
+    assert (total > clean) == (head == "robust-linear")
 
 
-def test_the_cores_augmentation_is_refused_beside_the_views():
+def test_other_augmentation_is_rejected():
     with pytest.raises(ValueError, match=r"augment must be one of none, got crop-flip"):
         RoCLConfig(augment="crop-flip")

@@ -5,60 +5,29 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from robobench.core.losses import kl
 from robobench.core.module_state import eval_mode
-from robobench.core.rng import KeyedRng
-from robobench.core.threat import ThreatModel
 from robobench.defenses.trades import TradesConfig, TradesObjective
-from robobench.training.base import Batch, lr_schedule
-from robobench.training.inner_maximization import AdvTrainConfig
+from robobench.training.config import lr_schedule
+from tests.helpers.defenses import ADV, CLEAN, LABELS, THREAT, Echo, batch_of, images_of, mean_kl, skip_attack
 from tests.helpers.toys import TinyBatchNormNet, color_blobs
 
-THREAT = ThreatModel("Linf", 0.1)
-CLEAN, ADV = [[0.7, 0.2, 0.1], [0.2, 0.3, 0.5]], [[0.3, 0.3, 0.4], [0.6, 0.3, 0.1]]
-LABELS = torch.tensor([0, 2])
 
-
-class Echo(nn.Module):
-    """The images are the logits, times a weight to differentiate by."""
-
-    def __init__(self):
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(3))
-
-    def forward(self, images):
-        return images.flatten(1) * self.scale
-
-
-def images_of(probs):
-    return torch.tensor(probs).log().view(len(probs), -1, 1, 1)
-
-
-def divergence(p, q):
-    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
-
-
-def batch_of(images, labels):
-    index = torch.arange(len(images))
-    return Batch(images, labels, index, 0, KeyedRng.of(index, "test"))
-
-
-def test_both_terms_are_means_over_the_batch_and_the_kl_runs_from_clean_to_attacked():
+def test_loss_equals_hand_computed_terms():
+    """Both terms are means over the batch, and the KL is KL(clean || adversarial)."""
     objective = TradesObjective(Echo(), THREAT, TradesConfig())
     objective.inner_maximization = lambda batch: images_of(ADV)
     loss = objective(batch_of(images_of(CLEAN), LABELS))
     clean_loss = -(math.log(0.7) + math.log(0.5)) / 2
-    robust_kl = sum(divergence(p, q) for p, q in zip(CLEAN, ADV, strict=True)) / 2
-    exchanged = sum(divergence(q, p) for p, q in zip(CLEAN, ADV, strict=True)) / 2
-    assert abs(robust_kl - exchanged) > 0.01  # the case can tell the order
+    robust_kl = mean_kl(CLEAN, ADV)
+    assert abs(robust_kl - mean_kl(ADV, CLEAN)) > 0.01  # the case can tell the order
     assert loss.metrics["clean_loss"].item() == pytest.approx(clean_loss, rel=1e-5)
     assert loss.metrics["robust_kl"].item() == pytest.approx(robust_kl, rel=1e-5)
     assert loss.total.item() == pytest.approx(clean_loss + 6 * robust_kl, rel=1e-5)
 
 
-def test_neither_side_of_the_kl_is_detached():
+def test_neither_side_of_kl_is_detached():
     model = Echo()
     objective = TradesObjective(model, THREAT, TradesConfig())
     objective.inner_maximization = lambda batch: images_of(ADV)
@@ -73,7 +42,7 @@ def test_neither_side_of_the_kl_is_detached():
     assert (model.scale.grad - gradient(detach=True)).abs().max() > 0.1
 
 
-def test_beta_zero_gives_plain_training():
+def test_beta_zero_gives_standard_training():
     images, labels = color_blobs(12)
     model = TinyBatchNormNet().train()
     TradesObjective(model, THREAT, TradesConfig(beta=0))(batch_of(images, labels)).total.backward()
@@ -82,8 +51,8 @@ def test_beta_zero_gives_plain_training():
         torch.testing.assert_close(parameter.grad, gradient)
 
 
-def test_the_start_is_a_thousandth_of_a_normal_and_not_clamped(monkeypatch):
-    monkeypatch.setattr(AdvTrainConfig, "ascend", lambda self, objective, start, *rest: start)
+def test_start_is_small_normal_and_not_clamped(monkeypatch):
+    skip_attack(monkeypatch)
     objective = TradesObjective(TinyBatchNormNet(), THREAT, TradesConfig())
     images = torch.zeros(16, 3, 8, 8)
     start = objective.inner_maximization(batch_of(images, torch.zeros(16, dtype=torch.long)))
@@ -91,7 +60,8 @@ def test_the_start_is_a_thousandth_of_a_normal_and_not_clamped(monkeypatch):
     assert start.min() < -0.001 and abs(start.mean().item()) < 1e-4
 
 
-def test_at_the_image_itself_the_gradient_is_zero_so_the_start_stands_beside_it():
+def test_gradient_at_clean_image_is_zero():
+    """This is why the start is not the clean image."""
     images, _ = color_blobs(6)
     model = TinyBatchNormNet().eval()
     leaf = images.clone().requires_grad_()
@@ -99,7 +69,7 @@ def test_at_the_image_itself_the_gradient_is_zero_so_the_start_stands_beside_it(
     assert gradient.abs().max() < 1e-7
 
 
-def test_the_attack_raises_the_kl_from_the_predictions_in_eval_mode():
+def test_attack_increases_kl_in_eval_mode():
     images, labels = color_blobs(24)
     model = TinyBatchNormNet().train()
     adv = TradesObjective(model, THREAT, TradesConfig()).inner_maximization(batch_of(images, labels))
@@ -110,7 +80,8 @@ def test_the_attack_raises_the_kl_from_the_predictions_in_eval_mode():
 
 
 @pytest.mark.parametrize(("mode", "moves"), [("eval", 2), ("train", 2 + 1 + 3)])
-def test_batchnorm_moves_twice_in_a_step_and_in_the_attack_only_in_train_mode(mode, moves):
+def test_batchnorm_updates_per_step(mode, moves):
+    """Two updates per step, and more in the attack only in train mode."""
     images, labels = color_blobs(12)
     model = TinyBatchNormNet().train()
     objective = TradesObjective(model, THREAT, TradesConfig(inner_steps=3, attack_bn_mode=mode))
@@ -119,7 +90,7 @@ def test_batchnorm_moves_twice_in_a_step_and_in_the_attack_only_in_train_mode(mo
     assert all(m.training for m in model.modules())
 
 
-def test_the_learning_rate_falls_for_epochs_75_and_76_counted_from_1():
+def test_lr_drops_for_last_two_epochs():
     config = TradesConfig()
     factor = lr_schedule(config)
     low = [epoch for epoch in range(1, config.epochs + 1) if factor(epoch - 1) < 1]
@@ -127,6 +98,6 @@ def test_the_learning_rate_falls_for_epochs_75_and_76_counted_from_1():
     assert (config.epochs, config.weight_decay, config.beta) == (76, 2e-4, 6.0)
 
 
-def test_a_negative_beta_is_refused():
+def test_negative_beta_is_rejected():
     with pytest.raises(ValueError, match=r"beta must be >= 0, got -1"):
         TradesConfig(beta=-1)

@@ -1,4 +1,4 @@
-"""The wrapped reference has its own settings told and its globals put back; our AutoAttack gives its verdicts."""
+"""Settings and side effects of the wrapped reference, and outcomes of `autoattack` against it."""
 
 import sys
 
@@ -8,13 +8,14 @@ import torch
 from pyautoattack import checks
 from torch import nn
 
+from robobench.attack_engine.base import AttackBudget
 from robobench.attacks.autoattack import (
     AutoAttack,
     AutoAttackConfig,
     AutoAttackL2,
     PyAutoAttack,
     PyAutoAttackConfig,
-    fresh_checks,
+    restore_reference_globals,
 )
 from robobench.core.rng import KeyedRng
 from robobench.core.threat import ThreatModel
@@ -22,7 +23,7 @@ from robobench.errors import RequestError
 from robobench.plugins.discovery import load_attack
 from tests.helpers.toys import TinyBatchNormNet, color_blobs
 
-NOISE = KeyedRng.of(torch.arange(6), "autoattack")
+RNG = KeyedRng.of(torch.arange(6), "autoattack")
 SETTINGS = {
     "apgd": ("n_iter", "n_iter_2", "n_iter_min", "size_decr", "n_restarts", "eot_iter", "thr_decr", "eps"),
     "apgd_targeted": ("n_iter", "n_iter_2", "n_iter_min", "n_restarts", "n_target_classes", "thr_decr", "eps"),
@@ -31,7 +32,7 @@ SETTINGS = {
 }
 
 
-def test_the_default_has_every_setting_of_the_standard_version(digits_net):
+def test_default_has_standard_settings(digits_net):
     attack = PyAutoAttack(PyAutoAttackConfig(), ThreatModel("Linf", 0.1))
     attack.num_classes = 10
     ours = attack._reference(digits_net, torch.device("cpu"), 7)
@@ -44,35 +45,35 @@ def test_the_default_has_every_setting_of_the_standard_version(digits_net):
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.12), ("L2", 0.9)])
-def test_autoattack_returns_the_images_of_the_reference(digits_net, digits, norm, eps):
+def test_pyautoattack_matches_package(digits_net, digits, norm, eps):
     images, labels = digits[0][1000:1006], digits[1][1000:1006]
-    standard = pyautoattack.AutoAttack(digits_net, norm=norm, eps=eps, seed=NOISE.seed(), version="standard")
-    standard.square.n_queries = 20  # fewer queries and targets for time; the other test compares the rest
+    standard = pyautoattack.AutoAttack(digits_net, norm=norm, eps=eps, seed=RNG.seed(), version="standard")
+    standard.square.n_queries = 20  # fewer queries and targets, to save time; the test above compares all settings
     standard.apgd_targeted.n_target_classes = standard.fab.n_target_classes = 2
     with torch.random.fork_rng():
         theirs, preds = standard.run_standard_evaluation(images, labels)
     attack = PyAutoAttack(PyAutoAttackConfig(queries=20, targets=2), ThreatModel(norm, eps))
-    ours = attack.attack_full_budget(digits_net, images, labels, NOISE)
-    assert 0 < (preds == labels).sum() < 6  # some survive every part, some do not
+    ours = attack.attack_full_budget(digits_net, images, labels, RNG)
+    assert 0 < (preds == labels).sum() < 6  # some survive all components, some do not
     assert torch.equal(ours, theirs)
 
 
-def test_autoattack_leaves_globals_and_model_as_they_were_and_answers_alike(digits, digits_net):
+def test_pyautoattack_has_no_side_effects(digits, digits_net):
     images, labels = digits[0][1000:1006], digits[1][1000:1006]
     threat = ThreatModel("L2", 0.9)
     attack = PyAutoAttack(PyAutoAttackConfig(steps=3, targets=1, queries=5), threat)
     weights = {name: value.clone() for name, value in digits_net.state_dict().items()}
     state, tracer = torch.random.get_rng_state(), sys.gettrace()
-    adv = attack.attack_full_budget(digits_net, images, labels, NOISE)
+    adv = attack.attack_full_budget(digits_net, images, labels, RNG)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert sys.gettrace() is tracer
     assert not digits_net.training
     assert all(torch.equal(value, weights[name]) for name, value in digits_net.state_dict().items())
     threat.check(adv, images, "autoattack")
-    assert torch.equal(adv, attack.attack_full_budget(digits_net, images, labels, NOISE))
+    assert torch.equal(adv, attack.attack_full_budget(digits_net, images, labels, RNG))
 
 
-def test_the_dynamic_flag_of_one_model_does_not_reach_the_next(digits_net, digits, caplog):
+def test_dynamic_defense_flag_does_not_leak(digits_net, digits, caplog):
     class Dynamic(nn.Module):
         def forward(self, images):
             with torch.enable_grad():
@@ -81,54 +82,30 @@ def test_the_dynamic_flag_of_one_model_does_not_reach_the_next(digits_net, digit
             return digits_net(images)
 
     attack = PyAutoAttack(PyAutoAttackConfig(attacks=("apgd-ce",), steps=1), ThreatModel("Linf", 0.1))
-    attack.attack_full_budget(Dynamic().eval(), digits[0][:6], digits[1][:6], NOISE)
+    attack.attack_full_budget(Dynamic().eval(), digits[0][:6], digits[1][:6], RNG)
     assert "dynamic defense" in caplog.text
     caplog.clear()
-    attack.attack_full_budget(digits_net, digits[0][:6], digits[1][:6], NOISE)
+    attack.attack_full_budget(digits_net, digits[0][:6], digits[1][:6], RNG)
     assert "dynamic defense" not in caplog.text
     assert checks.funcs["grad"] == 0
 
 
-def test_the_budget_says_standard_or_what_ran_instead():
+def test_budget_is_standard_or_lists_components():
     threat = ThreatModel("Linf", 0.1)
-    assert AutoAttack(AutoAttackConfig(), threat).budget == "standard"
+    assert AutoAttack(AutoAttackConfig(), threat).budget == AttackBudget("standard", standard=True)
     quick = AutoAttack(AutoAttackConfig(**AutoAttack.presets["quick"]), threat)
-    assert quick.budget == "reduced: apgd-ce 5, apgd-t 5x1"
+    assert quick.budget == AttackBudget("reduced: apgd-ce 5, apgd-t 5x1", reduced=True)
     assert "do not compare" in quick.warnings()[0]
     assert AutoAttack(AutoAttackConfig(), threat).warnings() == []
     more = AutoAttack(AutoAttackConfig(queries=10_000), threat)
-    assert more.budget == "extended: apgd-ce 100, apgd-t 100x9, fab-t 100x9, square 10000"
+    assert more.budget == AttackBudget("extended: apgd-ce 100, apgd-t 100x9, fab-t 100x9, square 10000")
 
 
-@pytest.mark.parametrize("name", ["apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "fab", "square"])
-def test_the_declared_cost_of_the_reference_is_what_an_image_that_withstands_everything_costs(name):
-    class Unmoved(nn.Module):
-        """Class 0 whatever comes, with a gradient; counts forwards and backwards to the input."""
-
-        passes = 0
-
-        def count(self, grad):
-            self.passes += 1
-
-        def forward(self, images):
-            self.passes += 1
-            if images.requires_grad:
-                images = images * 1
-                images.register_hook(self.count)
-            return torch.tensor([9.0, 0, 0, 0, 0]) + images.mean((1, 2, 3))[:, None] * torch.arange(5)
-
-    model, config = Unmoved(), PyAutoAttackConfig(attacks=(name,), steps=4, targets=3, queries=7)
-    attack = PyAutoAttack(config, ThreatModel("Linf", 0.05))
-    images = torch.rand(2, 3, 8, 8)
-    attack.attack_full_budget(model, images, torch.zeros(2, dtype=torch.long), KeyedRng.of(torch.arange(2), "cost"))
-    assert model.passes - 1 == attack.cost  # one more look, for the class count
-
-
-def seen_by(images):
-    """A model whose verdict never moves, and the passes it made: forwards, and backwards to the input."""
+def robust_model():
+    """Return a model that always predicts class 0, and a list of its passes: forwards and input gradients."""
     passes = []
 
-    class Unmoved(nn.Module):
+    class Constant(nn.Module):
         def forward(self, images):
             passes.append("forward")
             if images.requires_grad:
@@ -136,13 +113,23 @@ def seen_by(images):
                 images.register_hook(lambda grad: passes.append("backward"))
             return torch.tensor([9.0, 0, 0, 0, 0]) + images.mean((1, 2, 3))[:, None] * torch.arange(5)
 
-    return Unmoved(), passes
+    return Constant(), passes
+
+
+@pytest.mark.parametrize("name", ["apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "fab", "square"])
+def test_pyautoattack_cost_is_measured_cost(name):
+    images = torch.rand(2, 3, 8, 8)
+    model, passes = robust_model()
+    config = PyAutoAttackConfig(attacks=(name,), steps=4, targets=3, queries=7)
+    attack = PyAutoAttack(config, ThreatModel("Linf", 0.05))
+    attack.attack_full_budget(model, images, torch.zeros(2, dtype=torch.long), KeyedRng.of(torch.arange(2), "cost"))
+    assert len(passes) - 1 == attack.cost  # one more forward for the number of classes
 
 
 @pytest.mark.parametrize("name", ["apgd-ce", "apgd-dlr", "apgd-t", "square"])
-def test_the_declared_cost_is_what_an_image_that_withstands_everything_costs(name):
+def test_autoattack_cost_is_measured_cost(name):
     images = torch.rand(2, 3, 8, 8)
-    model, passes = seen_by(images)
+    model, passes = robust_model()
     attack = AutoAttack(AutoAttackConfig(attacks=(name,), steps=4, targets=3, queries=7), ThreatModel("Linf", 0.05))
     attack.attack_early_stop(model, images, torch.zeros(2, dtype=torch.long), KeyedRng.of(torch.arange(2), "cost"))
     counts_classes = name in ("apgd-dlr", "apgd-t")
@@ -159,32 +146,33 @@ def test_the_declared_cost_is_what_an_image_that_withstands_everything_costs(nam
     ],
 )
 @pytest.mark.parametrize("ours", [AutoAttack, PyAutoAttack])
-def test_few_classes_leave_out_what_is_undefined_and_the_budget_says_so(ours, classes, budget):
+def test_few_classes_limit_components(ours, classes, budget):
+    """Components that need more classes are left out, and the budget reports it."""
     images, labels = color_blobs(6, 2)
     threat = ThreatModel("Linf", 0.1)
     attack = ours(ours.Config(steps=2, queries=5), threat)
     model = TinyBatchNormNet(classes).eval().requires_grad_(False)
     with torch.no_grad():
-        labels = model(images).argmax(1)  # right when clean, so that every part is reached
-    adv = attack.perturb(model, images, labels, NOISE)
+        labels = model(images).argmax(1)  # correct when clean, so that every component runs
+    adv = attack.attack_full_budget(model, images, labels, RNG)
     threat.check(adv, images, "autoattack")
-    assert attack.budget == budget
+    assert attack.budget == AttackBudget(budget, reduced=True)
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_an_empty_ball_returns_the_clean_images(digits_net, digits, norm):
+def test_eps_zero_returns_clean_images(digits_net, digits, norm):
     images, labels = digits[0][:6], digits[1][:6]
     for name in ("autoattack", "pyautoattack", "torchattacks-autoattack"):
         attack = load_attack(name)(load_attack(name).Config(), ThreatModel(norm, 0.0))
-        assert torch.equal(attack.attack_full_budget(digits_net, images, labels, NOISE), images)
+        assert torch.equal(attack.attack_full_budget(digits_net, images, labels, RNG), images)
 
 
-def test_autoattack_l2_refuses_linf_by_name():
+def test_autoattack_l2_refuses_linf():
     assert "has no Linf form" in AutoAttackL2.why_unsupported(ThreatModel("Linf", 0.1))
     assert AutoAttack.why_unsupported(ThreatModel("Linf", 0.1)) is None
 
 
-def test_a_wrong_config_says_what_is_allowed():
+def test_bad_config_is_refused():
     with pytest.raises(ValueError, match=r"attacks must be some of apgd-ce, .* got apgd"):
         AutoAttackConfig(attacks=("apgd",))
     with pytest.raises(ValueError, match="queries must be >= 1"):
@@ -193,35 +181,34 @@ def test_a_wrong_config_says_what_is_allowed():
         load_attack("autoatack")
 
 
-PARTS = {
-    "apgd-ce": ("apgd", {"steps": 100}),
-    "apgd-dlr": ("apgd", {"steps": 100}),
-    "apgd-t": ("apgd_targeted", {"targets": 2}),
-    "fab-t": ("fab", {"targets": 2}),
-    "square": ("square", {"queries": 200}),
+COMPONENTS = {
+    "apgd-ce": {"steps": 100},
+    "apgd-dlr": {"steps": 100},
+    "apgd-t": {"targets": 2},
+    "fab-t": {"targets": 2},
+    "square": {"queries": 200},
 }
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.1), ("L2", 0.8)])
-@pytest.mark.parametrize("name", PARTS)
-def test_each_part_gives_the_verdicts_of_the_reference(digits_net, digits, name, norm, eps):
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_component_outcomes_match_reference(digits_net, digits, name, norm, eps):
     images, labels = digits[0][1000:1024], digits[1][1000:1024]
-    right = digits_net(images).argmax(1) == labels
-    images, labels = images[right], labels[right]
+    correct = digits_net(images).argmax(1) == labels
+    images, labels = images[correct], labels[correct]
     reference = pyautoattack.AutoAttack(digits_net, norm=norm, eps=eps, seed=1, version="custom", attacks=[name])
     reference.square.n_queries = 200
     reference.apgd_targeted.n_target_classes = reference.fab.n_target_classes = 2
-    with torch.random.fork_rng(), fresh_checks():
+    with torch.random.fork_rng(), restore_reference_globals():
         preds = reference.run_standard_evaluation(images, labels)[1]
     threat, cls = ThreatModel(norm, eps), load_attack(name)
-    found = cls(cls.Config(**PARTS[name][1]), threat).attack_early_stop(
-        digits_net, images, labels, KeyedRng.of(torch.arange(len(images)), name)
-    )
-    threat.check(found.adv, images, name)
-    assert torch.equal(found.success, digits_net(found.adv).argmax(1) != labels)
-    left, theirs = ~found.success, preds == labels
+    attack, rng = cls(cls.Config(**COMPONENTS[name]), threat), KeyedRng.of(torch.arange(len(images)), name)
+    result = attack.attack_early_stop(digits_net, images, labels, rng)
+    threat.check(result.adv, images, name)
+    assert torch.equal(result.success, digits_net(result.adv).argmax(1) != labels)
+    left, theirs = ~result.success, preds == labels
     assert 3 < theirs.sum() < len(labels)
-    if name == "square":  # a few draws of a random search: never weaker by more than what two seeds differ by
+    if name == "square":  # random search: outcomes of two seeds differ by up to three images
         assert left.sum() <= theirs.sum() + 3
     else:
         assert left.sum() <= theirs.sum() + 1

@@ -1,5 +1,5 @@
 "use strict";
-// A heading's button sorts its column: numbers by value, dashes always last, the first press largest first.
+// The button in a heading sorts its column: numbers by value and first descending, missing values always last.
 const number = (text) => { const n = parseFloat(text.replace(/,/g, "").replace(/^\[/, "")); return Number.isNaN(n) ? null : n; };
 for (const button of document.querySelectorAll("thead button")) {
   button.addEventListener("click", () => {
@@ -18,8 +18,8 @@ for (const button of document.querySelectorAll("thead button")) {
     body.append(...lines);
     for (const other of row.children) other.removeAttribute("aria-sort");
     heading.setAttribute("aria-sort", up ? "ascending" : "descending");
-    document.getElementById("said").textContent = `sorted by ${button.textContent}, ${up ? "ascending" : "descending"}`;
+    document.getElementById("sorted").textContent = `sorted by ${button.textContent}, ${up ? "ascending" : "descending"}`;
   });
 }
-// Paper shows what the screen hides.
+// Open all details for printing.
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((part) => { part.open = true; }));

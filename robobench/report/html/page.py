@@ -1,4 +1,4 @@
-"""The report: one HTML file that holds everything, needs no network, and says how to redo each row."""
+"""The HTML report: one file that works offline, with tables, figures and the command that reproduces each row."""
 
 from __future__ import annotations
 
@@ -15,233 +15,239 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from robobench import __version__
 from robobench.attack_engine.trace import TRACE_STEPS
+from robobench.core.provenance import version
 from robobench.errors import ArtifactError
 from robobench.planning.repro_command import ReproCommands
-from robobench.report import figures as draw
+from robobench.report import figures
 from robobench.report.formatting import (
-    BOARD,
-    cells,
-    flags_of,
-    groups,
-    labelled,
-    percent,
-    point,
-    points,
-    text,
-    with_names,
+    COMPARABLE_KEYS,
+    add_names,
+    format_percent,
+    format_text,
+    format_threat,
+    iter_groups,
+    iter_rows,
+    list_flags,
+    named_models,
+    threats,
 )
-from robobench.report.image_panels import Worst, images_at_hand, lost_most, of_method
-from robobench.report.leaderboard import board_text, boards, rank_models
-from robobench.report.matrix import PROTOCOLS, budgets, costs, matrix
+from robobench.report.image_panels import AdversarialPanel, load_test_images, method_panel, most_misclassified_images
+from robobench.report.leaderboard import WORST_HEADING, format_leaderboard, rank_models, split_leaderboards
+from robobench.report.matrix import PROTOCOLS, budget_notes, cost_table, failure_notes, matrix
 from robobench.results.checks import raised_by_examination
 from robobench.results.records import EvaluationRecord
 from robobench.results.rows import TRANSFER_ONLY_IMAGES
 from robobench.store.artifacts import WEIGHT_FILES, Store
 
 HERE = Path(__file__).parent
-
-Folders = dict[tuple[Any, ...], str]  # (defense, seed, digest of the weights) -> folder in the store
-
 PROVENANCE = (
     *("defense", "defense_version", "model", "stem", "image_size", "interpolation", "dataset", "data_digest", "preset"),
     *("train_norm", "train_eps", "seed", "selection", "precision", "threads", "hardware", "torch_version", "commit"),
     *("config_digest", "weights_digest"),
 )
 
+ModelFolders = dict[tuple[Any, ...], str]  # (defense, seed, digest of the weights) -> folder in the store
+NamedModels = list[tuple[str, pd.DataFrame, str | None]]  # name in tables, rows, folder in the store
+
 
 @dataclass
 class Table:
-    """A table of text for the page: heading cells and lines; `left` columns hold words."""
+    """A table of text."""
 
     caption: str
     head: list[str]
     lines: list[list[str]]
-    best: list[bool] = field(default_factory=list)
+    best: list[bool] = field(default_factory=list)  # marked lines
     notes: list[str] = field(default_factory=list)
-    left: tuple[str, ...] = ("defense", "model", "flags")
+    left: tuple[str, ...] = ("defense", "model", "flags")  # left-aligned headings
 
 
 @dataclass
-class Picture:
-    """A figure and the words beside it."""
+class PageFigure:
+    """A figure with its caption."""
 
     name: str
     figure: Figure
-    words: str
+    caption: str
 
     def svg(self) -> Markup:
-        """Return the figure as a part of the page; matplotlib has escaped its texts."""
-        return Markup(draw.svg(self.figure, self.name))
+        """Return the figure as inline SVG. matplotlib has escaped its texts."""
+        return Markup(figures.to_svg(self.figure, self.name))
 
 
 @dataclass
-class Network:
-    """What a reader needs to believe one network's rows and to make them again."""
+class ModelDetails:
+    """Where the rows of a model come from, and how to reproduce them."""
 
     name: str
     values: dict[str, str]
     attacks: list[str]
     command: str
-    flags: list[tuple[str, str]]
+    flags: list[tuple[str, str]]  # flag and its evidence
     stages: Table | None
 
 
 @dataclass
 class Section:
-    """One data set and number of test images."""
+    """The results on one data set and number of test images."""
 
     title: str
-    tables: list[Table]
+    leaderboards: list[Table]
     matrices: list[Table]
-    pictures: list[Picture]
-    networks: list[Network]
+    figures: list[PageFigure]
+    models: list[ModelDetails]
     notes: list[str]
 
 
-def sections(rows: pd.DataFrame, place: Path, data_dir: Path | None = None) -> list[Section]:
-    """Lay out everything a store or a folder of rows holds; what it cannot give is left out with a note.
+def make_sections(rows: pd.DataFrame, place: Path, data_dir: Path | None = None) -> list[Section]:
+    """Collect everything that a store or snapshot contains. What is not available is replaced by a note.
 
     Args:
-        data_dir: where data sets are, for the pictures of images.
+        data_dir: folder of data sets, for figures of images.
     """
     store = Store(place)
-    redo = ReproCommands(place)
-    folders: Folders = {}
-    for name, config in redo.configs.items():
+    repro = ReproCommands(place)
+    folders: ModelFolders = {}
+    for name, config in repro.configs.items():
         files = store.manifest(store.folder("model", name))["files"]
         for file in WEIGHT_FILES.values():
             folders[config["defense"], config["seed"], files.get(file, "")[:16]] = name
-    return [
-        _section(part, number, store, redo, folders, data_dir) for number, part in enumerate(groups(rows, BOARD), 1)
-    ]
+    parts = iter_groups(rows, COMPARABLE_KEYS)
+    return [_make_section(part, f"f{n}", store, repro, folders, data_dir) for n, part in enumerate(parts, 1)]
 
 
-def _section(
-    rows: pd.DataFrame, number: int, store: Store, redo: ReproCommands, folders: Folders, data_dir: Path | None
+def _make_section(
+    rows: pd.DataFrame, prefix: str, store: Store, repro: ReproCommands, folders: ModelFolders, data_dir: Path | None
 ) -> Section:
-    rows = with_names(rows)
-    first, lines, prefix = rows.iloc[0], rank_models(rows), f"f{number}"
-    tables = []
-    for title, part in boards(lines):
-        shown = board_text(part)
-        tables.append(Table(title, list(shown.columns), shown.to_numpy().tolist(), part["best"].tolist()))
+    rows = add_names(rows)
+    first, lines = rows.iloc[0], rank_models(rows)
+    leaderboards = []
+    for title, part in split_leaderboards(lines):
+        table = format_leaderboard(part).rename(columns={"worst": WORST_HEADING})
+        leaderboards.append(_to_table(title, table, best=part["best"].tolist()))
     matrices = []
     for protocol, meaning in PROTOCOLS.items():
         part = rows[rows["protocol"] == protocol]
         if len(part):
-            shown = matrix(part, protocol).reset_index()
-            caption = f"{protocol} accuracy, %: {meaning}"
-            matrices.append(Table(caption, list(shown.columns), shown.to_numpy().tolist(), notes=budgets(part)))
-    shown = costs(rows).reset_index()
-    matrices.append(Table("cost and flags", list(shown.columns), shown.to_numpy().tolist()))
-    pictures = []
-    for norm in dict.fromkeys(norm for norm, _ in points(rows)):
-        some = _one_board_a_radius(lines[lines["threat_norm"] == norm])
-        if len(some):
-            words = (
-                "Solid: white-box worst case, an upper bound of robustness. Dotted: transfer. eps 0 is clean accuracy."
-            )
-            pictures.append(Picture(f"{prefix}-eps-{norm}", draw.accuracy_curve(some, norm), words))
-            at = some[some["threat_eps"] == some["threat_eps"].max()]
-            if at["total_train_seconds"].notna().any():
-                words = (
-                    f"{point(norm, at['threat_eps'].iloc[0])}, bars are 95 % intervals. The cost is that of every "
-                    "stage that had to run; seconds compare only within one hardware."
-                )
-                pictures.append(Picture(f"{prefix}-cost-{norm}", draw.cost_scatter(at), words))
-    notes = [
-        f"no figure: {r.defense} under {r.attack} ({r.protocol}): {r.reason}"
-        for r in rows[rows["status"] != "ok"].itertuples()
-    ]
-    records = [record for cells in redo.records.values() for record in cells]
-    pictures += _progress(prefix, rows, records)
+            table = matrix(part, protocol).reset_index()
+            matrices.append(_to_table(f"{protocol} accuracy, %: {meaning}", table, notes=budget_notes(part)))
+    matrices.append(_to_table("cost and flags", cost_table(rows).reset_index()))
+    records = [record for model_records in repro.records.values() for record in model_records]
     identity = ["defense", "seed", "weights_digest"]
-    named: Named = [(name, part, folders.get(tuple(part.iloc[0][identity]))) for name, part in labelled(rows)]
-    stages = {name: _stage_seconds(store, folder) for name, _, folder in named if folder}
-    if any(stages.values()):
-        bars = draw.stage_bars({name: parts for name, parts in stages.items() if parts})
-        words = "Every stage that had to run; 'from NAME' is another training that this one required."
-        pictures.append(Picture(f"{prefix}-stages", bars, words))
-    more, why = _images(prefix, named, store, records, str(first["data_digest"]), data_dir)
-    pictures += more
-    notes += why
-    networks = [_network(name, part, store, redo, folder) for name, part, folder in named]
-    title = f"{first['dataset']}, {', '.join(sorted(set(rows['model'])))}, {first['examples']} test images"
-    return Section(title, tables, matrices, pictures, networks, notes)
+    models: NamedModels = [
+        (name, part, folders.get(tuple(part.iloc[0][identity]))) for name, part in named_models(rows)
+    ]
+    panels, notes = _image_figures(prefix, models, store, records, str(first["data_digest"]), data_dir)
+    return Section(
+        f"{first['dataset']}, {', '.join(sorted(set(rows['model'])))}, {first['examples']} test images",
+        leaderboards,
+        matrices,
+        [
+            *_accuracy_figures(prefix, lines),
+            *_trace_figures(prefix, rows, records),
+            *_stage_figures(prefix, models, store),
+            *panels,
+        ],
+        [_model_details(name, part, store, repro, folder) for name, part, folder in models],
+        [*failure_notes(rows), *notes],
+    )
 
 
-def _progress(prefix: str, rows: pd.DataFrame, records: Sequence[EvaluationRecord]) -> list[Picture]:
-    """Draw how the attack with most networks (then most steps) went at the smallest radius of each norm."""
-    ours = {(r.weights_digest, r.examples, r.data_digest) for r in rows.itertuples()}
-    said = [r for r in records if (r["weights_digest"], r["examples"], r["data_digest"]) in ours and r.get("traces")]
-    names = {part.iloc[0]["weights_digest"]: name for name, part in labelled(rows)}
-    pictures = []
-    for norm in dict.fromkeys(r["threat_norm"] for r in sorted(said, key=lambda r: r["threat_norm"] != "Linf")):
-        eps = min(r["threat_eps"] for r in said if r["threat_norm"] == norm)
-        here: dict[str, dict[str, list[float]]] = {}
-        for r in said:
+def _to_table(caption: str, table: pd.DataFrame, **more: Any) -> Table:
+    return Table(caption, list(table.columns), table.to_numpy().tolist(), **more)
+
+
+def _accuracy_figures(prefix: str, lines: pd.DataFrame) -> list[PageFigure]:
+    """Plot accuracy against eps for every norm, and against training cost at its largest radius."""
+    out = []
+    for norm in dict.fromkeys(norm for norm, _ in threats(lines)):
+        some = _largest_leaderboards(lines[lines["threat_norm"] == norm])
+        caption = "Solid: white-box worst case, an upper bound of robustness. Dotted: transfer. eps 0: clean accuracy."
+        out.append(PageFigure(f"{prefix}-eps-{norm}", figures.plot_accuracy_curve(some, norm), caption))
+        at = some[some["threat_eps"] == some["threat_eps"].max()]
+        if at["total_train_seconds"].notna().any():
+            caption = (
+                f"{format_threat(norm, at['threat_eps'].iloc[0])}, with 95 % CI. Cost includes every stage that had to "
+                "run. Compare times of the same hardware only."
+            )
+            out.append(PageFigure(f"{prefix}-cost-{norm}", figures.plot_cost(at), caption))
+    return out
+
+
+def _largest_leaderboards(lines: pd.DataFrame) -> pd.DataFrame:
+    """Keep for every radius the leaderboard with most models. Only its lines may share a figure."""
+    by_radius = iter_groups(lines, ["threat_eps"])
+    return pd.concat([max((part for _, part in split_leaderboards(at)), key=len) for at in by_radius])
+
+
+def _trace_figures(prefix: str, rows: pd.DataFrame, records: Sequence[EvaluationRecord]) -> list[PageFigure]:
+    """Plot for every norm the trace of the attack with most models (then most steps) at the smallest radius."""
+    wanted = {(r.weights_digest, r.examples, r.data_digest) for r in iter_rows(rows)}
+    traced = [
+        r for r in records if (r["weights_digest"], r["examples"], r["data_digest"]) in wanted and r.get("traces")
+    ]
+    names = {part.iloc[0]["weights_digest"]: name for name, part in named_models(rows)}
+    out = []
+    for norm in dict.fromkeys(r["threat_norm"] for r in sorted(traced, key=lambda r: r["threat_norm"] != "Linf")):
+        eps = min(r["threat_eps"] for r in traced if r["threat_norm"] == norm)
+        by_attack: dict[str, dict[str, list[float]]] = {}
+        for r in traced:
             if (r["threat_norm"], r["threat_eps"]) == (norm, eps) and r["attack"] in r["traces"] and r["steps"] != 1:
-                left = [100 * (1 - rate) for rate in r["traces"][r["attack"]]["success_rate"]]
-                here.setdefault(r["attack"], {})[names[r["weights_digest"]]] = left
-        if here:
-            attack = max(here, key=lambda name: (len(here[name]), max(map(len, here[name].values())), name))
-            words = "A curve that still falls at its end says that more steps would find more."
-            figure = draw.progress(here[attack], TRACE_STEPS, f"{attack} at {point(norm, eps)}, look by look")
-            pictures.append(Picture(f"{prefix}-progress-{norm}", figure, words))
-    return pictures
+                accuracy = [100 * (1 - rate) for rate in r["traces"][r["attack"]]["success_rate"]]
+                by_attack.setdefault(r["attack"], {})[names[r["weights_digest"]]] = accuracy
+        if by_attack:
+            attack = max(by_attack, key=lambda a: (len(by_attack[a]), max(map(len, by_attack[a].values())), a))
+            caption = "If a curve still falls at its end, more steps would find more adversarial examples."
+            title = f"{attack} at {format_threat(norm, eps)}, step by step"
+            figure = figures.plot_traces(by_attack[attack], TRACE_STEPS, title)
+            out.append(PageFigure(f"{prefix}-progress-{norm}", figure, caption))
+    return out
 
 
-Named = list[tuple[str, pd.DataFrame, str | None]]  # a network's name in tables, its rows, its folder
+def _stage_figures(prefix: str, models: NamedModels, store: Store) -> list[PageFigure]:
+    """Plot the training time of every model by stage."""
+    times = {name: _stage_seconds(store, folder) for name, _, folder in models if folder}
+    times = {name: seconds for name, seconds in times.items() if seconds}
+    caption = "Every stage that had to run. 'from NAME' is another training that this one required."
+    return [PageFigure(f"{prefix}-stages", figures.plot_stage_times(times), caption)] if times else []
 
 
-def _images(
+def _image_figures(
     prefix: str,
-    named: Named,
+    models: NamedModels,
     store: Store,
     records: Sequence[EvaluationRecord],
     data_digest: str,
     data_dir: Path | None,
-) -> tuple[list[Picture], list[str]]:
-    """Draw the images most networks lose, and what each method shows of its own; say why where that cannot be."""
-    look = functools.cache(lambda: images_at_hand(store, data_digest, data_dir))
-    pictures: list[Picture] = []
+) -> tuple[list[PageFigure], list[str]]:
+    """Plot the images that most models misclassify, and figures of methods. Notes say what is not available."""
+    load_images = functools.cache(lambda: load_test_images(store, data_digest, data_dir))
+    out: list[PageFigure] = []
     notes: list[str] = []
     try:
-        worst = lost_most(store, records, data_digest, look)
+        panel = most_misclassified_images(store, records, data_digest, load_images)
     except ArtifactError as err:
-        worst = f"no pictures: {err}"
-    if isinstance(worst, Worst):
-        figure = draw.worst_images(worst.images, worst.adv, worst.notes, worst.title)
-        words = "Clean, attacked, and the difference magnified around gray."
-        pictures.append(Picture(f"{prefix}-images", figure, words))
+        panel = f"no panel of attacked images: {err}"
+    if isinstance(panel, AdversarialPanel):
+        figure = figures.plot_adversarial_images(panel.images, panel.adv, panel.notes, panel.title)
+        out.append(PageFigure(f"{prefix}-images", figure, "Clean, attacked, and the difference magnified around gray."))
     else:
-        notes.append(worst)
+        notes.append(panel)
     done: set[str] = set()
-    for name, rows, folder in named:
+    for name, rows, folder in models:
         defense = str(rows.iloc[0]["defense"])
-        if folder is None or defense in done:  # one network of a method is enough
+        if folder is None or defense in done:  # one model of a method is enough
             continue
-        shown = of_method(store, folder, look)
+        shown = method_panel(store, folder, load_images)
         if isinstance(shown, str):
             notes.append(shown)
         elif shown:
             done.add(defense)
-            figure = draw.picture_rows(shown, f"What {name} makes of the first test images")
-            words = f"From what the stages of {name} left: {', '.join(shown)}."
-            pictures.append(Picture(f"{prefix}-method-{len(done)}", figure, words))
-    return pictures, list(dict.fromkeys(notes))
-
-
-def _one_board_a_radius(lines: pd.DataFrame) -> pd.DataFrame:
-    """Keep of each radius the board with most networks: only its lines may share a figure."""
-    kept = [max(parts, key=len) for parts in _by_radius(lines)]
-    return pd.concat(kept) if kept else lines
-
-
-def _by_radius(lines: pd.DataFrame) -> list[list[pd.DataFrame]]:
-    return [[part for _, part in boards(at)] for at in groups(lines, ["threat_eps"])]
+            figure = figures.plot_image_rows(shown, f"{name} on the first test images")
+            caption = f"From the stored stages of {name}: {', '.join(shown)}."
+            out.append(PageFigure(f"{prefix}-method-{len(done)}", figure, caption))
+    return out, list(dict.fromkeys(notes))
 
 
 def _timing(store: Store, folder: str) -> dict[str, Any]:
@@ -250,99 +256,93 @@ def _timing(store: Store, folder: str) -> dict[str, Any]:
 
 
 def _stage_seconds(store: Store, folder: str) -> dict[str, float]:
+    """Return seconds by stage. A required training counts as one stage 'from NAME'."""
     timing = _timing(store, folder)
-    parts: dict[str, float] = {}
-    for other, seconds in timing.get("required", {}).items():
-        name = f"from {other.split('-')[0]}"
-        parts[name] = parts.get(name, 0.0) + (seconds or 0.0)
+    out: dict[str, float] = {}
+    for required, seconds in timing.get("required", {}).items():
+        name = f"from {required.split('-')[0]}"
+        out[name] = out.get(name, 0.0) + (seconds or 0.0)
     for stage in timing.get("stages", []):
-        parts[stage["name"]] = stage["seconds"]
-    return parts
+        out[stage["name"]] = stage["seconds"]
+    return out
 
 
-def _network(name: str, rows: pd.DataFrame, store: Store, redo: ReproCommands, folder: str | None) -> Network:
+def _model_details(
+    name: str, rows: pd.DataFrame, store: Store, repro: ReproCommands, folder: str | None
+) -> ModelDetails:
     first, timing = rows.iloc[0], _timing(store, folder) if folder else {}
-    alike = ("weights_digest", "precision", "data_digest", "examples")
+    same = ("weights_digest", "precision", "data_digest", "examples")
     raised = raised_by_examination(
-        r for r in redo.records.get(folder or "", ()) if all(dict(r)[key] == first[key] for key in alike)
+        r for r in repro.records.get(folder or "", ()) if all(dict(r)[key] == first[key] for key in same)
     )
-    stages = None
-    if timing.get("stages"):
-        head = ["stage", "seconds", "epochs", "s an epoch", "images/s", "CPU s", "warm-up s", "peak GiB", "passes"]
-        lines = [
-            [
-                s["name"],
-                *(f"{s[k]:.4g}" for k in ("seconds", "epochs", "seconds_per_epoch", "images_per_second")),
-                *(f"{s[k]:.4g}" for k in ("cpu_seconds", "warmup_seconds")),
-                f"{s['peak_memory_bytes'] / 2**30:.2f}",
-                ", ".join(f"{k} {v:.4g}" for k, v in (s["passes"] or {}).items() if v) or "not declared",
-            ]
-            for s in timing["stages"]
-        ]
-        stages = Table("stages", head, lines, left=("stage", "passes"))
-    attacks = rows[
-        [
-            "attack",
-            "attack_version",
-            "threat_norm",
-            "threat_eps",
-            "protocol",
-            "early_stop",
-            "attack_budget",
-            "source_digest",
-        ]
-    ]
-    return Network(
+    return ModelDetails(
         name,
-        {key.replace("_", " "): text(first[key]) for key in PROVENANCE},
+        {key.replace("_", " "): format_text(first[key]) for key in PROVENANCE},
         [
-            f"{r.attack} v{r.attack_version}, {point(r.threat_norm, r.threat_eps)}, {r.protocol}: "
+            f"{r.attack} v{r.attack_version}, {format_threat(r.threat_norm, r.threat_eps)}, {r.protocol}: "
             f"{r.attack_budget}, early stop {'yes' if r.early_stop else 'no'}"
-            + (f", source {r.source_digest}" if not pd.isna(r.source_digest) else "")
-            for r in cells(attacks)
+            + (f", transfer source {r.source_digest}" if not pd.isna(r.source_digest) else "")
+            for r in iter_rows(rows)
         ],
-        redo.command(folder, examples=int(first["examples"])) if folder else "",
-        [(flag, raised.get(flag) or evidence(flag, rows, timing)) for flag in flags_of(rows)],
-        stages,
+        repro.command(folder, examples=int(first["examples"])) if folder else "",
+        [(flag, raised.get(flag) or evidence(flag, rows, timing)) for flag in list_flags(rows)],
+        _stage_table(timing["stages"]) if timing.get("stages") else None,
     )
+
+
+def _stage_table(stages: list[dict[str, Any]]) -> Table:
+    columns = {
+        **{"time (s)": "seconds", "epochs": "epochs", "time per epoch (s)": "seconds_per_epoch"},
+        **{"images/s": "images_per_second", "CPU time (s)": "cpu_seconds", "warm-up (s)": "warmup_seconds"},
+    }
+    lines = [
+        [
+            stage["name"],
+            *(f"{stage[key]:.4g}" for key in columns.values()),
+            f"{stage['peak_memory_bytes'] / 2**30:.2f}",
+            ", ".join(f"{k} {v:.4g}" for k, v in (stage["passes"] or {}).items() if v) or "not declared",
+        ]
+        for stage in stages
+    ]
+    return Table("stages", ["stage", *columns, "peak memory (GiB)", "passes"], lines, left=("stage", "passes"))
 
 
 def evidence(flag: str, rows: pd.DataFrame, timing: dict[str, Any]) -> str:
-    """Say in figures why a network carries a flag: the stage that raised it, or the accuracies of its rows."""
+    """Return the numbers behind a flag: the metrics of the stage that set it, or the accuracies of its rows."""
     for stage in timing.get("stages", []):
         if flag in stage.get("flags", []):
-            figures = ", ".join(f"{name} {value:.4g}" for name, value in stage["metrics"].items())
-            return f"raised by stage '{stage['name']}': {figures or 'no figures kept'}"
+            metrics = ", ".join(f"{name} {value:.4g}" for name, value in stage["metrics"].items())
+            return f"set by stage '{stage['name']}': {metrics or 'no metrics'}"
     flagged = rows[rows["flags"].fillna("").astype(str).str.split(",").map(lambda flags: flag in flags)]
-    said = []
-    for norm, eps in points(flagged):
+    out = []
+    for norm, eps in threats(flagged):
         at = flagged[(flagged["threat_norm"] == norm) & (flagged["threat_eps"] == eps)]
         worst = at.drop_duplicates("protocol").set_index("protocol")["worst_case_accuracy"]
-        figures = ", ".join(f"{protocol} {percent(value)} %" for protocol, value in worst.items())
-        said.append(f"{point(norm, eps)}: clean {percent(at['clean_accuracy'].max())} %, {figures}")
+        accuracies = ", ".join(f"{protocol} {format_percent(value)} %" for protocol, value in worst.items())
+        out.append(f"{format_threat(norm, eps)}: clean {format_percent(at['clean_accuracy'].max())} %, {accuracies}")
     rule = (
-        f"; the rule: {TRANSFER_ONLY_IMAGES} images or more, white-box at most a tenth of clean, transfer at least half"
+        f"; rule: {TRANSFER_ONLY_IMAGES} images or more, white-box at most 0.1 of clean, transfer at least 0.5 of clean"
         if flag == "transfer-only"
         else ""
     )
-    return "; ".join(said) + rule
+    return "; ".join(out) + rule
 
 
-def html(parts: list[Section], title: str) -> str:
-    """Write the page; every name in it is escaped."""
+def render_page(sections: list[Section], title: str) -> str:
+    """Render the page. Every name in it is escaped."""
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template("page.html").render(
         title=title,
-        sections=parts,
-        version=__version__,
-        made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        style=Markup((HERE / "page.css").read_text()),  # our own files
+        sections=sections,
+        version=version(),
+        time=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        style=Markup((HERE / "page.css").read_text()),  # trusted: a file of this package
         script=Markup((HERE / "page.js").read_text()),
     )
 
 
-def pictures_of(parts: list[Section]) -> dict[str, Figure]:
+def list_figures(sections: list[Section]) -> dict[str, Figure]:
     """Return every figure of the page by name."""
-    return {picture.name: picture.figure for part in parts for picture in part.pictures}
+    return {figure.name: figure.figure for section in sections for figure in section.figures}

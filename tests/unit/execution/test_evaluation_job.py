@@ -1,0 +1,180 @@
+"""Which attacks of a run use a compiled model, and the quick model checks of a run."""
+
+import shutil
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robobench.cli import main
+from robobench.core.console import Reporter
+from robobench.evaluation.model_checks import quick_model_checks
+from robobench.execution import evaluation_job
+from robobench.execution.runner import Runner
+from robobench.planning.planner import prepare
+from robobench.planning.request import ExperimentConfig
+from robobench.results.rows import read_records, read_rows
+
+
+class CountPasses(nn.Module):
+    """A model that counts its forward passes."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.passes = model, 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.passes += 1
+        logits: Tensor = self.model(images)
+        return logits
+
+
+def evaluate(tmp_path, **changes):
+    sets = ("run.train_images=16", "run.eval_batch_size=32")
+    values = {"attacks": ("pgd",), "examples": 64, "epochs": 1, "sets": sets, "out": tmp_path, "eps": ("0.1",)}
+    values["precision"] = "fp32"  # bfloat16 searches are not compiled
+    request = ExperimentConfig(defenses=("standard",), **{"protocol": "both", **values, **changes})
+    runner = Runner(*prepare(request), Reporter(-1))
+    runner.trainer.train_all()
+    return [runner.evaluator.evaluate(cell) for cell in runner.plan.cells()]
+
+
+@pytest.fixture
+def has_compiler(monkeypatch):
+    """Let every program be found."""
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+
+
+def test_long_white_box_attack_is_compiled(tmp_path, monkeypatch, has_compiler):
+    compiled: list[CountPasses] = []
+
+    def compile_for_search(model: nn.Module, images: Tensor) -> CountPasses:
+        compiled.append(CountPasses(model))
+        return compiled[-1]
+
+    monkeypatch.setattr(evaluation_job, "compile_for_search", compile_for_search)
+    evaluate(tmp_path / "short")
+    assert not compiled
+    monkeypatch.setattr(evaluation_job, "COMPILE_MIN_PASSES", 41 * 64)  # PGD-20 takes 41 passes
+    records = evaluate(tmp_path / "long")
+    assert {r["status"] for r in records} == {"ok"} and all(model.passes for model in compiled)
+    long = [r["weights_digest"] for r in records if r["compiled_search"]]
+    assert long == [r["weights_digest"] for r in records if r["protocol"] == "white-box"]
+    assert len({id(copy.model) for copy in compiled}) == len(compiled) == len(set(long)) > 1  # once per model
+    compiled.clear()
+    evaluate(tmp_path / "transfer", protocol="transfer")
+    evaluate(tmp_path / "reference", protocol="white-box", attacks=("torchattacks-pgd",))
+    assert not compiled
+
+
+def test_failed_compilation_falls_back(tmp_path, monkeypatch, has_compiler, capsys):
+    def fail(model: nn.Module, images: Tensor) -> None:
+        raise torch._dynamo.exc.InternalTorchDynamoError("odd")
+
+    monkeypatch.setattr(evaluation_job, "COMPILE_MIN_PASSES", 1)
+    monkeypatch.setattr(evaluation_job, "compile_for_search", fail)
+    records = evaluate(tmp_path, protocol="white-box")
+    assert {r["status"] for r in records} == {"ok"}
+    assert "standard is attacked without torch.compile: odd" in capsys.readouterr().err
+
+
+# --- quick model checks -------------------------------------------------------------------------
+
+FACTORY = """import torch
+from torch import nn
+
+
+class Apply(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, z):
+        return self.function(z)
+
+
+def net(k, *more):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(192, k), *more)
+
+
+def plain(k):
+    return net(k)
+
+
+def softmax(k):
+    return net(k, nn.Softmax(1))
+
+
+def huge(k):
+    return net(k, Apply(lambda z: 1e5 * z))
+
+
+def random(k):
+    return net(k, Apply(lambda z: z + torch.randn_like(z)))
+
+
+def batch_norm(k):
+    return nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), net(k))
+
+
+def no_gradient(k):
+    def raise_error(z):
+        if z.requires_grad:
+            raise ArithmeticError("no gradient here")
+        return z
+
+    return net(k, Apply(raise_error))
+"""
+
+
+@pytest.fixture
+def evaluate_factory(tmp_path, monkeypatch):
+    """Return a function that evaluates a model of FACTORY and returns its rows."""
+    (tmp_path / "mine.py").write_text(FACTORY)
+    monkeypatch.chdir(tmp_path)
+    small = ["--examples", "150", "--eps", "0.05", "--threads", "1"]
+
+    def command(name, attacks="pgd,fgsm"):
+        assert main(["evaluate", "-q", "--model", f"mine.py:{name}", "--attacks", attacks, *small, "--out", name]) == 0
+        return read_rows(tmp_path / name).fillna({"flags": ""})
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("name", "flag", "measured"),
+    [
+        ("softmax", "softmax-output", "outputs in ["),
+        ("huge", "zero-gradients", "of 128 images under cross-entropy"),
+        ("random", "random-output", "unit logits"),
+        ("batch_norm", "batch-dependent", "apart in halves"),
+    ],
+)
+def test_checks_flag_rows_and_report(evaluate_factory, tmp_path, name, flag, measured):
+    rows = evaluate_factory(name)
+    assert len(rows) == 2 and all(flag in flags.split(",") for flags in rows["flags"])
+    assert main(["report", name, "--html", "page.html"]) == 0
+    shown = (tmp_path / "page.html").read_text().split(f": {flag}</dt><dd>")[1].split("</dd>")[0]
+    assert measured in shown
+
+
+def test_model_is_checked_once(evaluate_factory, tmp_path, monkeypatch):
+    """An ordinary model raises no flag."""
+    checked = []
+
+    def recorded(model, images, labels):
+        checked.append(len(images))
+        return quick_model_checks(model, images, labels)
+
+    monkeypatch.setattr(evaluation_job, "quick_model_checks", recorded)
+    assert list(evaluate_factory("plain")["flags"]) == ["", ""] and checked == [128]
+    for record in read_records(tmp_path / "plain"):
+        assert {f["flag"] for f in record["findings"]} > {"train-mode", "batch-dependent", "zero-gradients"}
+
+
+def test_failed_checks_do_not_stop_attacks(evaluate_factory, capsys):
+    (row,) = evaluate_factory("no_gradient", "noise").to_dict("records")
+    assert (row["status"], row["flags"]) == ("ok", "")
+    message = "skipped gradient-masking checks for external:no_gradient: no gradient here"
+    assert message in capsys.readouterr().err

@@ -1,0 +1,34 @@
+import numpy as np
+
+from robobench.report import figures
+
+
+def test_pareto_front_keeps_undominated_points():
+    cost, gain = np.array([1.0, 2.0, 3.0, 2.0, 4.0]), np.array([0.0, 5.0, 4.0, 7.0, 8.0])
+    assert figures.pareto_front(cost, gain) == [0, 3, 4]
+
+
+def test_difference_is_magnified_around_gray():
+    images = np.full((2, 3, 8, 8), 0.5)
+    adv = images.copy()
+    adv[0, :, 0, 0] = 0.6
+    (sheet,) = figures.plot_adversarial_images(images, adv, ["a", "b"], "t").axes[0].images
+    shown = sheet.get_array()[-96:, :96]  # third row, first image; 8 pixels are drawn as 96
+    assert tuple(shown[0, 0]) == (255, 255, 255, 255) and tuple(shown[-1, -1]) == (128, 128, 128, 255)
+
+
+def test_images_are_placed_in_rows_and_columns():
+    rows = {name: np.full((3, 3, 4, 6), value) for name, value in (("low", -1.0), ("half", 0.5), ("high", 2.0))}
+    (axes,) = figures.plot_image_rows(rows, "t", ["a", "b", "c"]).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(rows)
+    sheet = np.asarray(axes.images[0].get_array())
+    height, width = 4 * 16, 6 * 16
+    assert sheet.shape == (3 * height + 2 * figures.IMAGE_GAP, 3 * width + 2 * figures.IMAGE_GAP, 4)
+    for x in axes.get_xticks():
+        column = [tuple(sheet[round(y), round(x)]) for y in axes.get_yticks()]
+        assert column == [(0, 0, 0, 255), (128, 128, 128, 255), (255, 255, 255, 255)]
+    assert (sheet[height : height + figures.IMAGE_GAP] == 0).all()  # transparent gaps
+
+
+def test_large_images_are_drawn_small():
+    assert max(figures._to_pixels(np.zeros((3, 224, 224))).shape) <= 112

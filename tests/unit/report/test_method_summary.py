@@ -1,0 +1,28 @@
+import pandas as pd
+
+from robobench.report.method_summary import Threat, _format_flags
+
+
+def test_flag_is_shown_with_threats_and_model_count():
+    """A flag of all rows stands alone."""
+    rows = pd.DataFrame(
+        [
+            {"examples": n, "threat_norm": "Linf", "threat_eps": e, "flags": f, "weights_digest": w}
+            for n, e, f, w in (
+                (200, 0.1, "slow,transfer-only", "one"),
+                (1000, 0.1, "slow", "one"),
+                (1000, 0.2, "slow,odd", "two"),
+            )
+        ]
+    )
+    threats = [Threat(200, "Linf", 0.1, "pgd", "pgd"), Threat(1000, "Linf", 0.1, "pgd", "pgd")]
+    assert _format_flags(rows, threats) == (
+        "odd (Linf 0.2, n = 1000; 1 of 2 models), slow, transfer-only (Linf 0.1, n = 200; 1 of 2 models)"
+    )
+    assert _format_flags(rows.assign(flags=None), threats) == "-"
+
+
+def test_heading_is_the_threat():
+    budget = "pgd (steps=20, relative_step=0.25)"
+    assert Threat(200, "Linf", 8 / 255, budget, budget).heading == "pgd Linf 8/255 (n = 200)"
+    assert Threat(200, "L2", 0.5, f"fgsm (fixed); {budget}", budget).heading == "2 attacks L2 0.5 (n = 200)"
