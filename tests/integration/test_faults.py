@@ -65,7 +65,7 @@ def test_signal_saves_and_run_resumes(tmp_path, capsys, monkeypatch, sent, statu
             os.kill(os.getpid(), sent)
         return real(*arguments, **more)
 
-    real = loop.one_step
+    real = loop.one_step  # type: ignore[attr-defined]
     monkeypatch.setattr(loop, "one_step", step_and_signal)
     arguments = [
         "run", "--defense", "standard", "--epochs", "2", "--batch-size", "16", "--examples", "8", "--attacks", "fgsm",

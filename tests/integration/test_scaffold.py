@@ -43,7 +43,7 @@ def test_new_plugins_pass_ruff_and_mypy(tmp_path):
     for command in (
         ["ruff", "check", *settings, str(tmp_path)],
         ["ruff", "format", "--check", *settings, str(tmp_path)],
-        ["mypy", "--follow-imports", "silent", *files],
+        ["mypy", *files],
     ):
         pytest.importorskip(command[0])
         done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)

@@ -84,9 +84,7 @@ def test_teacher_near_chance_warns_in_every_role(tmp_path, capsys):
     assert main(["run", "--defense", "mtard", *teachers, *flags, *where]) == 0
     said = " ".join(capsys.readouterr().err.split())
     for role in ("robust", "clean"):
-        assert (
-            f"teacher '{role}' (external:{role}) is not clearly better than chance (10 classes): clean" in said
-        )
+        assert f"teacher '{role}' (external:{role}) is not clearly better than chance (10 classes): clean" in said
     assert "normalization" in said and "is not robust" not in said
 
 

@@ -208,7 +208,7 @@ def test_square_approaches_linear_optimum(norm, share):
         state, _ = attack.step(model, state)
         margins.append(state.memory["best_margin"])
     margins = torch.stack(margins)
-    assert (margins.diff(dim=0) >= 0).all()
+    assert (margins.diff(dim=0) >= 0).all()  # type: ignore[attr-defined]
     drop = (margins[-1] + model.gap(images)) / (EPS * model.w.norm(DUAL[norm]))
     assert (drop <= 1 + 1e-4).all()
     assert drop.mean() > share

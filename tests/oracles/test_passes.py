@@ -31,7 +31,7 @@ CASES = [
     ("rocl", {"head": "robust-linear", "head_inner_steps": 2}),
     ("rocl", {"head": "fine-tune", "head_inner_steps": 2}),
 ]
-IDS = [f"{name} {' '.join(f'{k}={v}' for k, v in changes.items())}".strip() for name, changes in CASES]
+IDS = [f"{name} {' '.join(f'{k}={v}' for k, v in changes.items())}".strip() for name, changes in CASES]  # type: ignore[attr-defined]
 
 
 class Tap(torch.autograd.Function):

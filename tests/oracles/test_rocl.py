@@ -232,8 +232,8 @@ def test_crop_boxes_are_distributed_as_in_torchvision(boxes):
     ours, theirs = torch.tensor(boxes).float(), torch.tensor(theirs).float()
     assert (ours[:, :2] + ours[:, 2:]).max() <= 32 and ours.min() >= 0
     # Standard errors of the means are about 0.15 pixels, of the deviations 0.1.
-    torch.testing.assert_close(ours.mean(0), theirs.mean(0), rtol=0, atol=0.6)
-    torch.testing.assert_close(ours.std(0), theirs.std(0), rtol=0, atol=0.4)
+    torch.testing.assert_close(ours.mean(0), theirs.mean(0), rtol=0, atol=0.6)  # type: ignore[attr-defined]
+    torch.testing.assert_close(ours.std(0), theirs.std(0), rtol=0, atol=0.4)  # type: ignore[attr-defined]
 
 
 def test_views_stay_in_range_and_ignore_batch(photos):

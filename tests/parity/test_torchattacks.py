@@ -146,7 +146,7 @@ def test_autoattack_wrapper_uses_model_classes(digits, norm, monkeypatch, capsys
     def model(images):  # torchattacks prints a message about models without parameters
         return images.flatten(1) @ weight
 
-    model.training, model.eval = False, lambda: None
+    model.training, model.eval = False, lambda: None  # type: ignore[attr-defined]
     aa = load_attack("torchattacks-autoattack")
     threat = ThreatModel(norm, 0.05)
     adv = aa(aa.Config(), threat).attack_full_budget(model, images, labels, make_rng(4))

@@ -107,7 +107,7 @@ def test_all_restarts_are_used(robust_net, held_out):
     many = PGD(PGDConfig(steps=3, restarts=6), linf(0.15))
     found = diagnose(robust_net, *held_out, [many, FABT(FABConfig(steps=5), linf(0.15))], restarts=1, noise_draws=2)
     assert [trace.attack for trace in found.traces] == ["pgd"]
-    diagnostics = Diagnostics(robust_net, *held_out, None, 1, 1)
+    diagnostics = Diagnostics(robust_net, *held_out, None, 1, 1)  # type: ignore[call-arg]
     diagnostics.check_interface()
     correct = diagnostics.correct
     left, once = (diagnostics.surviving_images(a) for a in (many, PGD(PGDConfig(steps=3), linf(0.15))))

@@ -41,7 +41,7 @@ def test_disk_estimate_counts_array_and_its_parts(tmp_path, monkeypatch):
     plan = make_plan(ExperimentConfig(defenses=("macd",), out=tmp_path, protocol="white-box"))
     monkeypatch.setattr(cost, "_profile_step", lambda *given: (1.0, 0, 0))
     print_plan(plan, console := Console(file=io.StringIO(), width=200))
-    assert f"{format_bytes(2 * plan.train_images * 3 * 32 * 32 * 4)} of disk at most" in console.file.getvalue()
+    assert f"{format_bytes(2 * plan.train_images * 3 * 32 * 32 * 4)} of disk at most" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

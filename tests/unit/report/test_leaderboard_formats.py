@@ -59,7 +59,7 @@ def test_selected_columns_without_room_form_further_tables(width, options):
     (_, lines), *_ = split_leaderboards(rank_models(rows))
     names = tuple(HEADINGS) if "wide" in options else options["columns"]
     console.print(render_leaderboard("title", lines, names, console))
-    text = console.file.getvalue()
+    text = console.file.getvalue()  # type: ignore[attr-defined]
     assert all(len(line) <= width for line in text.splitlines()) and "…" not in text
     words = text.split()
     for name in names:
