@@ -31,7 +31,7 @@ from robobench.core.module_state import attack_mode
 from robobench.core.threat import ThreatModel, parse_eps
 from robobench.data import load_dataset
 from robobench.evaluation.accuracy import attack_rng, clean_outcomes
-from robobench.execution.stored import load_trained
+from robobench.execution.load import load_trained
 from robobench.plugins.discovery import load_attack
 
 BATCH_SIZE = 256

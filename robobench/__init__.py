@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from robobench.execution.stored import load
+    from robobench.execution.load import load
     from robobench.interface import attack, compare, diagnose, evaluate, leaderboard, run
 
 try:

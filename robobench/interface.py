@@ -15,9 +15,9 @@ from robobench.core.module_state import attack_mode
 from robobench.core.rng import KeyedRng
 from robobench.core.threat import ThreatModel, canonical_norm, check_unit_range, parse_eps
 from robobench.errors import RequestError
+from robobench.execution.load import load as load
+from robobench.execution.load import load_trained
 from robobench.execution.run import execute_request
-from robobench.execution.stored import load as load
-from robobench.execution.stored import load_trained
 from robobench.planning.attacks import gradient_free_attacks
 from robobench.planning.parsing import build_config
 from robobench.planning.planner import Planner

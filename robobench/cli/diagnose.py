@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 HELP = """Check a model for gradient masking.
 
-Uses the first 128 test images by default (--examples), and adds every gradient-free attack to --attacks. A model from
-the store determines --model, --dataset and --preset.
+Uses the first 128 test images by default (--examples), and adds every gradient-free attack to --attacks. For a model
+from the store, --model, --dataset and --preset are those it was trained with.
 """
 EPILOG = """
 Examples:
@@ -33,7 +33,7 @@ Examples:
 def main(
     checkpoint: Annotated[
         str | None,
-        typer.Argument(help="Name of a model in the store, or a weights file; omit it if --model loads weights."),
+        typer.Argument(help="Name of a model in the store, or a weights file. Not needed if --model loads weights."),
     ] = None,
     dataset: o.Dataset = "digits",
     model: o.Model = "cnn",

@@ -29,7 +29,7 @@ from robobench.data import load_dataset
 from robobench.data.split import Dataset
 from robobench.errors import ArtifactError, RequestError
 from robobench.evaluation import accuracy
-from robobench.execution.stored import load_trained
+from robobench.execution.load import load_trained
 from robobench.planning.parsing import build_config
 from robobench.planning.repro_command import RecordWithRecipe, ReproCommands
 from robobench.plugins.discovery import parse_attack_spec

@@ -38,7 +38,7 @@ def execute_request(
         ProcessError: one of several processes died.
         ExecutorError: a cluster cannot continue. Finished work is kept.
     """
-    single_process = collectives.world_size() == 1
+    single_process = collectives.world_size() == 1  # before torchrun's processes join, too
     if single_process and launch.torchrun_world_size() > 1:
         device = resolve_device(request.device)
         launch.resolve_device_count(request.devices, device)
@@ -57,11 +57,11 @@ def execute_request(
         runner = Runner(plan, dataset, reporter)
         store = runner.context.store
         if single_process and plan.devices > 1:
-            request = replace(request, threads=plan.threads)
+            request = replace(request, threads=plan.threads)  # every process gets its share of the threads
             work = partial(_execute_on_rank, request, reporter.verbosity, None)
             launch.spawn_processes(plan.device, plan.devices, work)
             keys = {runner.evaluator.key(cell) for cell in plan.cells()}
-            return [r for r in read_records(plan.out, repair=store) if r["key"] in keys]
+            return [r for r in read_records(plan.out, repair=store) if r["key"] in keys]  # rank 0 wrote rows.csv
         runner.announce()
         try:
             keys = execute(runner)
@@ -76,7 +76,7 @@ def execute_request(
 def _executor(
     request: ExperimentConfig, plan: Plan, reporter: Reporter
 ) -> AbstractContextManager[Callable[[Runner], set[str]]]:
-    """Return a context that yields a function which runs a runner's plan and returns the records' keys."""
+    """Return a context with the function that executes a plan and returns the keys of its records."""
     if request.executor == "serial":
         return nullcontext(Runner.run)
     from robobench.execution.ray_executor import connect

@@ -16,7 +16,7 @@ from robobench.planning.planner import make_plan
 from robobench.planning.request import ExperimentConfig
 from robobench.report.formatting import MISSING, format_interval, format_percent, format_text
 from robobench.results.rows import make_frame, read_records
-from robobench.results.statistics import wilson
+from robobench.results.statistics import wilson_interval
 
 # Columns that identify a row of a store.
 MODEL_COLUMNS = ["data_digest", "model", "defense", "seed", "config_digest", "weights_digest", "is_control"]
@@ -143,7 +143,7 @@ def _interval(rows: pd.DataFrame, column: str) -> tuple[float, float, float] | t
     if not len(rows):
         return None, None, None
     accuracy, examples = float(rows.iloc[0][column]), int(rows.iloc[0]["examples"])
-    return accuracy, *wilson(round(accuracy * examples), examples)
+    return accuracy, *wilson_interval(round(accuracy * examples), examples)
 
 
 def _reason(rows: pd.DataFrame) -> str:

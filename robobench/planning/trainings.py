@@ -21,7 +21,7 @@ from robobench.planning.external import plan_external_model
 from robobench.planning.plan import STORE_VERSION, ExternalModel, PlannedModel, TrainingJob
 from robobench.planning.presets import preset_values
 from robobench.planning.settings import Settings
-from robobench.planning.teachers import Teachers
+from robobench.planning.teacher_files import Teachers
 from robobench.plugins.digest import code_digest
 from robobench.plugins.discovery import load_defense
 from robobench.store.artifacts import Store

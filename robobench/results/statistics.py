@@ -52,7 +52,7 @@ class PerImageOutcomes:
     @property
     def interval(self) -> tuple[float, float]:
         """95 % Wilson interval of the accuracy."""
-        return wilson(self.count, len(self.values))
+        return wilson_interval(self.count, len(self.values))
 
     def count_lost_in(self, other: PerImageOutcomes) -> int:
         """Count the images that are correct here and wrong in `other`."""
@@ -67,7 +67,7 @@ def to_bitstring(outcomes: Tensor) -> str:
     return "".join("1" if correct else "0" for correct in outcomes.tolist())
 
 
-def wilson(successes: int, count: int) -> tuple[float, float]:
+def wilson_interval(successes: int, count: int) -> tuple[float, float]:
     """Return the 95 % interval of a fraction. Source: Wilson, JASA 22, 1927.
 
     Not scipy's: it takes 1.7 ms, and a table may have 10,000 rows. A test compares the two.

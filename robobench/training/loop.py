@@ -44,19 +44,20 @@ def run_train(
     checkpoint: Checkpoint | None = None,
     validate: Callable[[int, bool], dict[str, float]] | None = None,
 ) -> tuple[StageRecord, nn.Module]:
-    """Optimize a stage's objective over its epochs, or over the epochs a checkpoint has not finished.
+    """Optimize a stage's objective over its epochs. With a checkpoint, only over the epochs that are left.
 
     When memory runs out, batches are split into micro-batches whose gradients are added up; the record then has the
-    flag "grad-accumulation-N". The first step that fails so may have updated BatchNorm's statistics twice.
+    flag "grad-accumulation-N". The first step that runs out of memory may have updated BatchNorm's statistics twice.
 
     Several processes each take a shard of the same batches in the same order. Gradients and metrics are averaged over
     the images of the whole batch. Buffers, such as BatchNorm's statistics, are those of rank 0.
 
     Args:
-        log: called after each epoch with stage, epoch and mean metrics, not timed. A resumed stage repeats the calls
-            of finished epochs.
+        log: called after each epoch with stage, epoch and mean metrics. The call is not timed. A resumed stage repeats
+            the calls of finished epochs.
         checkpoint: saves and restores the stage; None starts from the beginning each time.
-        validate: called after each epoch with the epoch and whether it is the last, not timed. Returns metrics to log.
+        validate: called after each epoch with the epoch and whether it is the last. Returns metrics to log. The call
+            is not timed.
 
     Returns:
         The stage's record, and the objective with its final state.
@@ -107,7 +108,7 @@ class _TrainRun:
             self.log(self.stage.name, epoch, metrics)
         self._warm_up(restored)
         self.objective.train()
-        self.stepped = collectives.wrap_ddp(self.objective)
+        self.ddp_objective = collectives.wrap_ddp(self.objective)
         remaining = (self.stage.epochs - self.progress.epoch) * len(self.sizes) - self.progress.step
         with (
             self.runtime.reporter.progress_bar(self.stage.name, remaining) as advance,
@@ -134,7 +135,7 @@ class _TrainRun:
     def _warm_up(self, restored: bool) -> None:
         """Warm up the hardware before the clock starts, with smaller micro-batches if memory runs out."""
         progress = self.progress
-        while progress.epoch < self.stage.epochs:
+        while progress.epoch < self.stage.epochs:  # until a step fits into memory; not at all if no epoch is left
             try:
                 seconds = warm_up(self.runtime, self.stage, self.objective, self.data, progress.accumulation_steps)
                 if not restored:
@@ -146,9 +147,9 @@ class _TrainRun:
                 )
 
     def _train_epoch(self, epoch: int, advance: Callable[[int], None]) -> Tensor:
-        """Take the remaining steps of an epoch; return the image index of its first batch."""
+        """Take the remaining steps of an epoch; return the image indices (B,) of its first batch."""
         shuffled = permutation(len(self.data), self.runtime.seed, self.stage.name, epoch)
-        order = torch.split(shuffled.to(self.data.labels.device), self.sizes)  # one copy; a copy per step would wait
+        order = torch.split(shuffled.to(self.data.labels.device), self.sizes)  # copied to the device at once
         while self.progress.step < len(order):
             with self.stopwatch.account(self.stage.name):
                 save_now = self._take_steps(epoch, order, advance)
@@ -165,11 +166,13 @@ class _TrainRun:
                 group["lr"] = rate * self.stage.schedule(epoch + step / len(self.sizes))
             self._step(order[step], epoch, step)
             progress.step = step + 1
-            check = self.runtime.device == "cpu" or step % LOSS_CHECK_STEPS == 0 or progress.step == len(self.sizes)
-            # With several processes, `due` is a collective operation, which waits for the device.
-            ask = check or collectives.world_size() == 1
-            save_now = self.checkpoint is not None and ask and self.checkpoint.due()
-            if check or save_now:
+            check_loss = (
+                self.runtime.device == "cpu" or step % LOSS_CHECK_STEPS == 0 or progress.step == len(self.sizes)
+            )
+            # With several processes `due` is a collective operation and waits for the device, so it is called rarely.
+            may_save = check_loss or collectives.world_size() == 1
+            save_now = self.checkpoint is not None and may_save and self.checkpoint.due()
+            if check_loss or save_now:
                 self._check_loss(epoch, step)
             advance(1)
             if save_now:
@@ -194,10 +197,11 @@ class _TrainRun:
             try:
                 batch = runtime.batch(self.data, shard, stage.name, epoch, stage.augment)
                 weight = collectives.shard_weight(len(shard), len(index))
-                loss = one_step(runtime, self.stepped, self.optimizer, batch, progress.accumulation_steps, weight)
+                loss = one_step(runtime, self.ddp_objective, self.optimizer, batch, progress.accumulation_steps, weight)
                 break
             except Exception as err:
-                if collectives.world_size() > 1:  # the others are in the middle of this step
+                if collectives.world_size() > 1:  # the other processes wait in this step's collectives: no retry
+                    # A RuntimeError that is no lack of memory is most likely a collective that another rank broke.
                     local = not isinstance(err, RuntimeError) or is_out_of_memory(err)
                     raise collectives.PeerLost(err, local=local) from err
                 self.optimizer.zero_grad(set_to_none=True)
@@ -221,7 +225,7 @@ class _TrainRun:
             metrics |= collectives.on_rank_zero(partial(self.validate, epoch, last))
         self.log(self.stage.name, epoch, metrics)
         self.progress.end_epoch(metrics)
-        # Not saved if training ends here: a run that resumed from it would train one more epoch.
+        # No checkpoint if training ends here: a run that resumes from it would train one more epoch.
         if not ends and self.checkpoint and self.checkpoint.due():
             self.checkpoint.save(self.objective, self.optimizer, self.progress, self.account)
         return ends
@@ -236,7 +240,7 @@ class _TrainRun:
             result = stage.on_epoch_end(runtime.batch(self.data, first_index, stage.name, epoch, stage.augment))
             collectives.broadcast_module(self.objective)
         reduce_account(self.account)
-        return collectives.on_rank_zero(lambda: result)
+        return collectives.on_rank_zero(lambda: result)  # the result of rank 0, on every rank
 
     def _record(self) -> StageRecord:
         """Return the record, with the stage's final metrics and flags (not timed)."""
@@ -263,11 +267,11 @@ def warm_up(
     """Take one step on a copy of the objective and random images, to pay one-off costs; return the seconds."""
     stopwatch = Stopwatch(runtime.device)
     with stopwatch.account("warm-up") as account, torch.random.fork_rng():
-        spare = copy.deepcopy(objective).train()
-        runtime.compile(spare)
+        model_copy = copy.deepcopy(objective).train()
+        runtime.compile(model_copy)
         index = collectives.local_shard(torch.arange(min(len(data), stage.batch_size)))
         real = runtime.batch(data, index, "warm-up", 0)
         batch = Batch(real.rng.uniform_like(real.images), real.labels, real.index, stage.epochs, real.rng)
-        stateless = torch.optim.SGD(spare.parameters(), lr=0.0)  # allocates no state
-        one_step(runtime, spare, stateless, batch, accumulation_steps)
+        optimizer = torch.optim.SGD(model_copy.parameters(), lr=0.0)  # allocates no state
+        one_step(runtime, model_copy, optimizer, batch, accumulation_steps)
     return account.seconds

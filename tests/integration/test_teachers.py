@@ -15,7 +15,7 @@ from robobench.cli import main
 from robobench.data import load_dataset as load_data
 from robobench.models.build import build_model
 from robobench.models.spec import ModelSpec
-from robobench.planning.teachers import Teacher
+from robobench.planning.teacher_files import Teacher
 from robobench.store.tensors import save_tensors
 
 TINY = {

@@ -12,9 +12,6 @@ from robobench.plugins.discovery import KINDS, builtin_folder
 
 MODULE_LINES, FUNCTION_LINES = 400, 60
 
-# "file: function" or "file" -> why it is longer. At most five.
-EXCEPTIONS: dict[str, str] = {}
-
 ROOT = Path(robobench.__file__).parent
 FILES = {f"robobench/{path.relative_to(ROOT)}": path for path in sorted(ROOT.rglob("*.py"))}
 for kind, folder in KINDS.items():
@@ -31,8 +28,4 @@ def test_module_and_functions_are_short(name):
             assert node.end_lineno is not None
             lines[f"{name}: {node.name}"] = (node.end_lineno - node.lineno + 1, FUNCTION_LINES)
     for what, (count, most) in lines.items():
-        assert count <= most or what in EXCEPTIONS, f"{what} has {count} lines, more than {most}; split it"
-
-
-def test_exceptions_stay_few():
-    assert len(EXCEPTIONS) <= 5 and all(EXCEPTIONS.values())
+        assert count <= most, f"{what} has {count} lines, more than {most}; split it"

@@ -1,5 +1,5 @@
 from robobench.execution.reproduce import ReproducedCell, sample_cells
-from robobench.results.statistics import PerImageOutcomes, wilson
+from robobench.results.statistics import PerImageOutcomes, wilson_interval
 
 
 def test_sample_has_different_attacks_and_fastest_first():
@@ -14,7 +14,7 @@ def test_cell_is_reproduced_inside_recorded_interval():
     def outcomes(count):
         return PerImageOutcomes(tuple(i < count for i in range(100)))
 
-    low, high = wilson(30, 100)  # 21.9 and 39.6 %
+    low, high = wilson_interval(30, 100)  # 21.9 and 39.6 %
     counts = (21, 22, 39, 40)
     cells = [ReproducedCell({}, (outcomes(60), outcomes(60)), (outcomes(30), outcomes(n))) for n in counts]
     assert [cell.reproduced for cell in cells] == [low <= n / 100 <= high for n in counts] == [False, True, True, False]

@@ -8,7 +8,7 @@ import pytest
 from robobench.paper import published
 from robobench.paper.comparison import ComparisonRow, compare_record, format_rows
 from robobench.paper.requests import Scale, group_of
-from robobench.results.statistics import wilson
+from robobench.results.statistics import wilson_interval
 from tests.helpers.paper import result_rows
 
 
@@ -22,8 +22,8 @@ def compare(found: pd.DataFrame, column: str) -> ComparisonRow:
 
 def test_row_has_accuracies_intervals_difference_and_flags():
     row = compare(result_rows(), "PGD 8/255")
-    assert (row["accuracy"], row["ci_low"], row["ci_high"]) == (0.5, *wilson(100, 200))
-    assert (row["white_box_accuracy"], row["white_box_ci_high"]) == (0.01, wilson(2, 200)[1])
+    assert (row["accuracy"], row["ci_low"], row["ci_high"]) == (0.5, *wilson_interval(100, 200))
+    assert (row["white_box_accuracy"], row["white_box_ci_high"]) == (0.01, wilson_interval(2, 200)[1])
     assert row["difference_points"] == pytest.approx(50 - 71.38)
     assert row["flags"] == "transfer-only"
     clean = compare(result_rows(), "clean")

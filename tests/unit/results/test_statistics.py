@@ -12,15 +12,15 @@ from robobench.results.statistics import (
     mcnemar,
     paired_differences,
     seed_stats,
-    wilson,
+    wilson_interval,
 )
 
 
 def test_wilson_interval_by_hand():
-    low, high = wilson(50, 100)
+    low, high = wilson_interval(50, 100)
     assert (low, high) == (pytest.approx(0.40383, abs=1e-5), pytest.approx(0.59617, abs=1e-5))
-    assert wilson(0, 10)[0] == 0 and wilson(10, 10)[1] == 1
-    assert wilson(0, 10)[1] == pytest.approx(0.27753, abs=1e-5)
+    assert wilson_interval(0, 10)[0] == 0 and wilson_interval(10, 10)[1] == 1
+    assert wilson_interval(0, 10)[1] == pytest.approx(0.27753, abs=1e-5)
 
 
 def test_wilson_interval_matches_scipy():
@@ -28,7 +28,7 @@ def test_wilson_interval_matches_scipy():
 
     for successes, count in ((0, 10), (3, 10), (50, 100), (9_731, 10_000), (10, 10)):
         interval = binomtest(successes, count).proportion_ci(0.95, "wilson")
-        assert wilson(successes, count) == pytest.approx((interval.low, interval.high), abs=1e-8)
+        assert wilson_interval(successes, count) == pytest.approx((interval.low, interval.high), abs=1e-8)
 
 
 # scipy sums the tails in floating point, so values agree to about 1e-13.
