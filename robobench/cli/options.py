@@ -29,7 +29,7 @@ Model = Annotated[
 Preset = Annotated[str | None, typer.Option(help="quick, cifar, fast or paper; default: that of the data set.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[str, typer.Option(help="Of training and of white-box attacks: auto, fp32 or bf16.")]
-Compile = Annotated[str, typer.Option(help="Compile networks for training with torch.compile: auto, on or off.")]
+Compile = Annotated[str, typer.Option(help="Compile models for training with torch.compile: auto, on or off.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads per process.")]
 Attacks = Annotated[str | None, typer.Option(help="Comma-separated names; default: those of the preset.")]
 Norm = Annotated[str, typer.Option(help="Linf or L2.")]

@@ -78,7 +78,7 @@ def run_table(
 
 def compare_record(record: Record, group: Group, results: dict[Group, pd.DataFrame], scale: Scale) -> ComparisonRow:
     """Compare one published number with the result rows of its group."""
-    defense = published.mapping()["defenses"][record["defence"]]
+    defense = published.mapping()["defenses"][record["defense"]]
     found = results[group]
     found = found[(found["defense"] == defense) & ~found["is_control"].astype(bool) & (found["seed"] == 0)]
     if record["attack"] == "none":

@@ -91,7 +91,7 @@ def row_name(record: Record) -> str:
         case "times":
             return str(record["row"])
         case _:
-            return str(record["defence"])
+            return str(record["defense"])
 
 
 def column_name(record: Record) -> str:
@@ -116,7 +116,7 @@ def wrongly_bold(table: str) -> tuple[str, ...]:
     """Return the ids of numbers printed in bold although another defense is better in the same column."""
     best: dict[str, float] = {}
     for r in records(table):
-        if r["defence"] != BASELINE:
+        if r["defense"] != BASELINE:
             best[column_name(r)] = max(best.get(column_name(r), 0.0), r["value"])
     return tuple(r["id"] for r in records(table) if r["bold"] and r["value"] < best[column_name(r)])
 
@@ -136,7 +136,7 @@ def improvement(table: str, others: Iterable[str]) -> float:
     values: dict[str, list[float]] = {}
     for r in records(table):
         if r["attack"] != "none":
-            values.setdefault(r["defence"], []).append(r["value"])
+            values.setdefault(r["defense"], []).append(r["value"])
     mean = {name: sum(numbers) / len(numbers) for name, numbers in values.items()}
     compared = [mean[name] for name in others]
     return mean[METHOD] - sum(compared) / len(compared)

@@ -102,7 +102,7 @@ class Group:
 def ablation_settings(record: Record, scale: Scale) -> tuple[str, ...]:
     """Return the settings of a number's model that differ from the paper's method, NAME.FIELD=VALUE."""
     mapping = published.mapping()
-    changed = dict(mapping["ablations"].get(record["defence"], {}))
+    changed = dict(mapping["ablations"].get(record["defense"], {}))
     for field, name in mapping["varied"].items():
         if field in record:
             value = str(record[field])
@@ -137,7 +137,7 @@ def table_requests(table: str, scale: Scale, base: ExperimentConfig) -> dict[Gro
     mapping = published.mapping()
     defenses: dict[Group, dict[str, None]] = {}
     for r in published.records(table):
-        defenses.setdefault(group_of(r, scale), {})[mapping["defenses"][r["defence"]]] = None
+        defenses.setdefault(group_of(r, scale), {})[mapping["defenses"][r["defense"]]] = None
     by_group = {
         group: [
             _request(group, tuple(defenses[group]), part, scale, base)

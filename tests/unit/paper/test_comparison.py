@@ -15,7 +15,7 @@ from tests.helpers.paper import result_rows
 def compare(found: pd.DataFrame, column: str) -> ComparisonRow:
     """Compare the number of MACD in a column of table 2 with result rows."""
     scale = Scale.load("quick")
-    record = next(r for r in published.records("2") if r["defence"] == "MACD" and published.column_name(r) == column)
+    record = next(r for r in published.records("2") if r["defense"] == "MACD" and published.column_name(r) == column)
     group = group_of(record, scale)
     return compare_record(record, group, {group: found}, scale)
 

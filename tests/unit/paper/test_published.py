@@ -56,9 +56,9 @@ def test_improvement_matches_recomputed_averages():
     claims = PAPER["average_improvement_claims"]["recomputed"]
     for table in ("1", "2", "3", "4"):
         assert published.improvement(table, published.OTHERS) == pytest.approx(
-            claims["six_defences"][f"T{table}"], abs=0.005
+            claims["six_defenses"][f"T{table}"], abs=0.005
         )
-        four = claims["four_defences_AT_TRADES_IAD_RoCL"][f"T{table}"]
+        four = claims["four_defenses_AT_TRADES_IAD_RoCL"][f"T{table}"]
         assert published.improvement(table, published.AVERAGED) == pytest.approx(four, abs=0.005)
 
 

@@ -126,7 +126,7 @@ def test_every_number_has_requests_for_both_protocols(table, scale_name, base):
     mapping = published.mapping()
     for r in published.records(table):
         if r["attack"] != "none" and group_of(r, scale) in cells:
-            ours, defense = mapping["attacks"][r["attack"]], mapping["defenses"][r["defence"]]
+            ours, defense = mapping["attacks"][r["attack"]], mapping["defenses"][r["defense"]]
             eps = parse_eps(scale.eps(r["eps"]), ours["norm"])
             for protocol in ("transfer", "white-box"):
                 wanted = (defense, ours[protocol], ours["norm"], eps, protocol)

@@ -21,7 +21,7 @@ def measured_rows() -> list[dict[str, Any]]:
     """Return MACD's rows of tables 2 and 3: 90 % clean, 10 to 80 % under transfer, half of that white-box."""
     scale, accuracy = Scale.load("quick"), dict[str, float]()
     out: list[dict[str, Any]] = []
-    for r in (r for table in "23" for r in published.records(table) if r["defence"] == "MACD"):
+    for r in (r for table in "23" for r in published.records(table) if r["defense"] == "MACD"):
         group, column = group_of(r, scale), published.column_name(r)
         attacked = r["attack"] != "none"
         if attacked:
@@ -40,7 +40,7 @@ def test_summary_has_one_line_per_model():
     means = [
         sum(values) / len(values)
         for table in "23"
-        if (values := [r["value"] for r in published.records(table) if r["defence"] == "MACD" and r["eps"]])
+        if (values := [r["value"] for r in published.records(table) if r["defense"] == "MACD" and r["eps"]])
     ]
     assert line["paper robust"] == " / ".join(f"{mean:.1f}" for mean in means)
     assert line["transfer"] == f"{100 * sum(attacked) / 8:.1f}" and line["white-box"] == f"{50 * sum(attacked) / 8:.1f}"
