@@ -16,7 +16,6 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robobench.api import (
@@ -25,6 +24,7 @@ from robobench.api import (
     IterativeAttack,
     KeyedRng,
     RequestError,
+    attack_cross_entropy,
     loss_and_input_grad,
     margin,
     mask_true_class,
@@ -162,9 +162,11 @@ class APGD(IterativeAttack):
 class APGDCE(APGD):
     """APGD on the cross-entropy."""
 
+    version = 2
+
     def loss(self, logits: Tensor, state: AttackState) -> Tensor:
         """Return the cross-entropy in nats."""
-        return F.cross_entropy(logits, state.labels, reduction="none")
+        return attack_cross_entropy(logits, state.labels)
 
 
 @ATTACKS.register("apgd-dlr")

@@ -7,17 +7,16 @@ Code:    torchattacks; a test compares images of FGSM (Linf).
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robobench.api import ATTACKS, AttackState, IterativeAttack, KeyedRng, loss_and_input_grad
+from robobench.api import ATTACKS, AttackState, IterativeAttack, KeyedRng, attack_cross_entropy, loss_and_input_grad
 
 
 @ATTACKS.register("fgsm")
 class FGSM(IterativeAttack):
     """One gradient step of size eps from the clean image."""
 
-    version = 1
+    version = 2
 
     @property
     def steps(self) -> int:
@@ -37,7 +36,7 @@ class FGSM(IterativeAttack):
         """Take a step that increases the cross-entropy."""
 
         def loss(logits: Tensor, _: Tensor) -> Tensor:
-            return F.cross_entropy(logits, state.labels, reduction="none")
+            return attack_cross_entropy(logits, state.labels)
 
         logits, _, grad = loss_and_input_grad(self.name, model, state.adv, state.labels, loss)
         return state.advance(self.threat.step(state.adv, grad, self.threat.eps, state.images)), logits

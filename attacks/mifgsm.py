@@ -9,10 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robobench.api import ATTACKS, AttackState, IterativeAttack, KeyedRng, loss_and_input_grad, per_image
+from robobench.api import (
+    ATTACKS,
+    AttackState,
+    IterativeAttack,
+    KeyedRng,
+    attack_cross_entropy,
+    loss_and_input_grad,
+    per_image,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +41,7 @@ class MIFGSM(IterativeAttack):
     """Iterative FGSM with momentum, from the clean image."""
 
     Config = MIFGSMConfig
+    version = 2
     supports_bf16_search = supports_compile = True
 
     def start(self, images: Tensor, labels: Tensor, rng: KeyedRng) -> AttackState:
@@ -44,7 +52,7 @@ class MIFGSM(IterativeAttack):
         """Add the gradient, scaled to L1 norm 1, to the momentum, and step along the momentum."""
 
         def loss(logits: Tensor, _: Tensor) -> Tensor:
-            return F.cross_entropy(logits, state.labels, reduction="none")
+            return attack_cross_entropy(logits, state.labels)
 
         logits, _, grad = loss_and_input_grad(self.name, model, state.adv, state.labels, loss)
         tiny = torch.finfo(grad.dtype).tiny

@@ -12,10 +12,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robobench.api import ATTACKS, AttackState, IterativeAttack, KeyedRng, loss_and_input_grad, margin
+from robobench.api import (
+    ATTACKS,
+    AttackState,
+    IterativeAttack,
+    KeyedRng,
+    attack_cross_entropy,
+    loss_and_input_grad,
+    margin,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +44,7 @@ class PGD(IterativeAttack):
     """Untargeted PGD on the cross-entropy."""
 
     Config = PGDConfig
-    version = 1
+    version = 2  # the cross-entropy of confident images does not underflow
     supports_bf16_search = supports_compile = True
     presets: ClassVar = {"quick:large": {"steps": 10}}
 
@@ -55,7 +62,7 @@ class PGD(IterativeAttack):
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss to maximize: logits (B, K), labels (B,) -> (B,)."""
-        return F.cross_entropy(logits, labels, reduction="none")
+        return attack_cross_entropy(logits, labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +75,7 @@ class CW(PGD):
     """PGD on the margin loss of Carlini and Wagner, Linf and L2."""
 
     Config = CWConfig
+    version = 1
     presets: ClassVar = {}
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:

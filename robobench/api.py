@@ -9,7 +9,7 @@ from robobench.attack_engine.gradient import input_gradient, loss_and_input_grad
 from robobench.attack_engine.options import DEFAULT_OPTIONS, AttackOptions
 from robobench.attack_engine.state import AttackResult, AttackState
 from robobench.core.device import fork_stream, join_stream
-from robobench.core.losses import is_misclassified, kl, margin, mask_true_class
+from robobench.core.losses import attack_cross_entropy, is_misclassified, kl, margin, mask_true_class
 from robobench.core.module_state import attack_mode, eval_mode
 from robobench.core.registry import ATTACKS, DEFENSES
 from robobench.core.rng import KeyedRng, seed_from
@@ -60,6 +60,7 @@ __all__ = [
     "ThreatModel",
     "Train",
     "TrainConfig",
+    "attack_cross_entropy",
     "attack_mode",
     "check_unit_range",
     "eval_mode",

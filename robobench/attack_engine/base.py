@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar
 
 import torch
@@ -24,7 +24,7 @@ class AttackBudget:
     """How hard an attack tries: a text for tables, and two facts that decide about marks and rankings."""
 
     text: str
-    reduced: bool = False  # weaker than the reference settings
+    reduced: bool = False  # other than the reference settings, and not known to be stronger
     standard: bool = False  # exactly the version that the literature reports, as for AutoAttack
 
 
@@ -68,13 +68,17 @@ class Attack(ABC):
     def budget(self) -> AttackBudget:
         """How hard the attack tries.
 
-        By default the Config's values. It counts as reduced if a whole number, such as steps or restarts, is below the
-        Config's default.
+        By default the Config's values; the Config's defaults are the reference settings. A whole number below its
+        default, such as steps or restarts, is named "reduced", any other difference except a larger whole number
+        "changed". Both count as reduced.
         """
         values = [(f, getattr(self.config, f.name)) for f in fields(self.config)]
-        reduced = any(type(v) is int and type(f.default) is int and v < f.default for f, v in values)
+        counts = [(f.default, v) for f, v in values if type(v) is int and type(f.default) is int]
+        fewer = any(value < default for default, value in counts)
+        other = any(v != f.default for f, v in values if type(v) is not int and f.default is not MISSING)
         text = ", ".join(f"{f.name}={value}" for f, value in values) or "fixed"
-        return AttackBudget(f"reduced: {text}" if reduced else text, reduced=reduced)
+        mark = "reduced: " if fewer else "changed: " if other else ""
+        return AttackBudget(mark + text, reduced=bool(mark))
 
     @property
     def steps(self) -> int | None:

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from robobench.core.losses import is_misclassified
 from robobench.errors import GradientError
+
+NO_GRADIENT = (
+    "no gradient of the logits reaches the images (one-hot or integer outputs, detach() or no_grad in forward()); "
+    "replace that operation by a differentiable one (BPDA), or use query attacks: --attacks square,noise"
+)
+TORCH_ERRORS = ("does not require grad", "not have been used in the graph")  # of a graph that misses the images
+
+
+@contextmanager
+def explain_missing_gradient(attack: str) -> Iterator[None]:
+    """Raise GradientError instead of torch's error if no gradient of the logits reaches the images."""
+    try:
+        yield
+    except RuntimeError as err:
+        if not any(text in str(err) for text in TORCH_ERRORS):
+            raise
+        raise GradientError(f"attack '{attack}': {NO_GRADIENT}") from err
 
 
 def input_gradient(objective: Callable[[Tensor], Tensor], adv: Tensor) -> Tensor:
@@ -32,14 +50,17 @@ def loss_and_input_grad(
         becomes zero where the image is misclassified anyway.
 
     Raises:
-        GradientError: the gradient is NaN at a correctly classified image. The attack could not move there, which
-            would overestimate robustness.
+        GradientError: the gradient is NaN at a correctly classified image, or no gradient of the logits reaches the
+            images. The attack could not move there, which would overestimate robustness.
     """
-    with torch.enable_grad():
-        leaf = adv.detach().requires_grad_(True)
+    with torch.enable_grad(), explain_missing_gradient(attack):
+        leaf, direct = adv.detach().requires_grad_(True), adv.detach().requires_grad_(True)
         logits = model(leaf)
-        losses = loss(logits, leaf)
-        grad = torch.autograd.grad(losses.sum(), leaf)[0]
+        losses = loss(logits, direct)  # a loss of the images alone must not hide that the logits have no gradient
+        through_model, through_loss = torch.autograd.grad(losses.sum(), (leaf, direct), allow_unused=True)
+        if through_model is None:
+            raise GradientError(f"attack '{attack}': {NO_GRADIENT}")
+        grad = through_model if through_loss is None else through_model + through_loss
     count = int((grad.isnan().flatten(1).any(1) & ~is_misclassified(logits.detach(), labels)).sum())
     if count:
         raise GradientError(

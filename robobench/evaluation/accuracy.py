@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from robobench.attack_engine.base import Attack
+from robobench.attack_engine.gradient import explain_missing_gradient
 from robobench.attack_engine.options import DEFAULT_OPTIONS, AttackOptions
 from robobench.core.losses import is_misclassified
 from robobench.core.memory import split_on_oom
@@ -72,6 +73,7 @@ def white_box_outcomes(
 
     Raises:
         ThreatModelError: an image left the ball or [0, 1], or is not finite.
+        GradientError: the attack needs a gradient that the model does not have.
     """
     correct = index[clean]
     outcomes = clean.clone()
@@ -79,7 +81,7 @@ def white_box_outcomes(
         return outcomes
     images, labels = data.images(correct), data.labels[correct].to(device)
     rng = attack_rng(attack, correct, device)
-    with attack_mode(model):
+    with attack_mode(model), explain_missing_gradient(attack.name):
         result = attack.attack_early_stop(model, images, labels, rng, options)
         attack.threat.check(result.adv, images, f"attack '{attack.name}'")
     outcomes[clean] = ~result.success.cpu()
@@ -103,7 +105,7 @@ def transfer_examples(
         (B, C, H, W) float32, checked against the threat model.
     """
     images, labels = data.images(index), data.labels[index].to(device)
-    with attack_mode(source):
+    with attack_mode(source), explain_missing_gradient(attack.name):
         rng = attack_rng(attack, index, device)
         adv = attack.attack_full_budget(source, images, labels, rng, options).detach()
     attack.threat.check(adv, images, f"attack '{attack.name}'")

@@ -12,7 +12,8 @@ from robobench.core.formatting import format_eps
 MISSING = "-"
 COMPARABLE_KEYS = ["dataset", "data_digest", "examples"]  # only rows with the same values share a table
 NAME_COLUMNS = ["defense", "seed", "is_control", "selection"]  # make up a model's name
-MODEL_COLUMNS = ["model", "preset", "defense", "seed", "config_digest", "weights_digest", "precision", "threads"]
+# Make up a trained model. Preset and threads are left out: a later call may attack the same weights with others.
+MODEL_COLUMNS = ["model", "defense", "seed", "config_digest", "weights_digest", "precision"]
 
 
 def format_percent(value: Any) -> str:

@@ -25,6 +25,7 @@ from robobench.report.formatting import (
     format_threat,
     iter_groups,
 )
+from robobench.results.checks import CHECKS
 
 # Lines with the same values are ranked together.
 LEADERBOARD_KEYS = [*COMPARABLE_KEYS, "threat_norm", "threat_eps", "attacks", "budgets"]
@@ -35,7 +36,7 @@ COSTS = (
 )
 LEADERBOARD = [
     *("defense", "model", "clean", "worst", "ci_low", "ci_high", "best", "transfer", "gap", *COSTS),
-    *("flags", "preset", "seed", "precision", "hardware", "weights_digest", "reduced_budgets"),
+    *("flags", "preset", "seed", "precision", "hardware", "weights_digest", "reduced_budgets", "unranked"),
 ]
 
 # --sort: column -> ascending
@@ -72,18 +73,24 @@ DEFAULT_COLUMNS = (
 def rank_models(rows: pd.DataFrame) -> pd.DataFrame:
     """Rank models by their white-box worst case, separately for every threat, attack set, budgets and image count.
 
+    A model is listed without a rank if one of its attacks failed or a check found its accuracy unreliable; `unranked`
+    has the reason.
+
     Returns:
         One line per model and (norm, eps), with accuracies as fractions. `gap` is transfer minus worst-case accuracy.
         `best` marks the first of a leaderboard and all lines inside its 95 % CI, unless its accuracy is 0. Lines that
         differ in LEADERBOARD_KEYS are not comparable.
     """
     at = [*COMPARABLE_KEYS, *MODEL_COLUMNS, "threat_norm", "threat_eps"]
-    done = rows[rows["status"] == "ok"].drop_duplicates([*at, "protocol"])
-    out = done[done["protocol"] == "white-box"].drop(columns="flags")
-    transfer = done.loc[done["protocol"] == "transfer", [*at, "worst_case_accuracy"]]
-    out = out.merge(transfer.rename(columns={"worst_case_accuracy": "transfer"}), on=at, how="left")
+    rows = rows.assign(attempted=rows["weights_digest"].notna() | (rows["status"] == "ok"))  # the model exists
+    rows = rows.sort_values("status", key=lambda status: status != "ok", kind="stable")
+    white_box = rows[rows["attempted"] & (rows["protocol"] == "white-box")]
+    out = white_box.drop_duplicates(at).drop(columns="flags")
+    transfer = rows[(rows["protocol"] == "transfer") & (rows["status"] == "ok")].drop_duplicates(at)
+    transfer = transfer[[*at, "worst_case_accuracy"]].rename(columns={"worst_case_accuracy": "transfer"})
+    out = out.merge(transfer, on=at, how="left")
     columns = [*at, "attack", "attack_budget", "search_precision", "budget_reduced"]
-    spent = rows.loc[(rows["status"] == "ok") & (rows["protocol"] == "white-box"), columns]
+    spent = white_box[columns]
     spent = spent.assign(budgets=spent["attack"] + ": " + format_budgets(spent))
     out = _join_texts(out, at, spent, "budgets", BUDGET_SEPARATOR)
     reduced = spent.assign(reduced_budgets=spent["budgets"])[spent["budget_reduced"].astype(bool)]
@@ -91,6 +98,9 @@ def rank_models(rows: pd.DataFrame) -> pd.DataFrame:
     flagged = rows.loc[rows["flags"].notna(), [*at, "flags"]]
     flagged = flagged.assign(flags=flagged["flags"].astype(str).str.split(",")).explode("flags")
     out = _join_texts(out, at, flagged[flagged["flags"] != ""], "flags", ",")
+    failed = white_box[white_box["status"] != "ok"]
+    failed = failed.assign(failed=failed["attack"] + " failed: " + failed["reason"].fillna("").astype(str))
+    out = _join_texts(out, at, failed, "failed", "; ")
     out["defense"] = [format_model_name(*values) for values in out[NAME_COLUMNS].itertuples(index=False)]
     out = out.drop(columns=["ci_low", "ci_high"]).rename(
         columns={
@@ -101,13 +111,32 @@ def rank_models(rows: pd.DataFrame) -> pd.DataFrame:
             "worst_case_ci_high": "ci_high",
         }
     )
-    out["gap"] = pd.to_numeric(out["transfer"]) - out["worst"]
-    ascending = [True] * len(LEADERBOARD_KEYS) + [False, False]
-    out = out.sort_values([*LEADERBOARD_KEYS, "worst", "clean"], ascending=ascending, kind="stable")
+    numbers = ["clean", "worst", "ci_low", "ci_high", "transfer"]
+    out[numbers] = out[numbers].apply(pd.to_numeric)  # a column of only None is no number
+    out["gap"] = out["transfer"] - out["worst"]
+    out["unranked"] = [_why_unranked(*values) for values in out[["worst", "failed", "flags"]].itertuples(index=False)]
+    return _add_ranks(out)[["rank", *LEADERBOARD_KEYS, *LEADERBOARD]].reset_index(drop=True)
+
+
+def _why_unranked(worst: float, failed: str, flags: str) -> str:
+    """Return why a line has no rank; "" if it has one."""
+    if pd.isna(worst):
+        return failed or "no worst case"
+    return ", ".join(flag for flag in flags.split(",") if flag in CHECKS and CHECKS[flag].unreliable)
+
+
+def _add_ranks(out: pd.DataFrame) -> pd.DataFrame:
+    """Sort lines by leaderboard and worst case, those without a rank last; add the columns "rank" and "best"."""
+    ranked = out["unranked"] == ""
+    order = [*LEADERBOARD_KEYS, "_last", "worst", "clean"]
+    ascending = [True] * (len(LEADERBOARD_KEYS) + 1) + [False, False]
+    out = out.assign(_last=~ranked, _worst=out["worst"].where(ranked)).sort_values(
+        order, ascending=ascending, kind="stable"
+    )
     by = out.groupby(LEADERBOARD_KEYS, dropna=False)
-    out["rank"] = by["worst"].rank(ascending=False, method="min").astype(int)
-    out["best"] = (out["worst"] >= by["ci_low"].transform("first")) & (out["worst"] > 0)
-    return out[["rank", *LEADERBOARD_KEYS, *LEADERBOARD]].reset_index(drop=True)
+    out["rank"] = by["_worst"].rank(ascending=False, method="min").astype("Int64")
+    out["best"] = (out["_worst"] >= by["ci_low"].transform("first")) & (out["_worst"] > 0)
+    return out
 
 
 def _join_texts(out: pd.DataFrame, at: list[str], values: pd.DataFrame, name: str, separator: str) -> pd.DataFrame:
@@ -136,6 +165,14 @@ def split_leaderboards(lines: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]
         )
         budgets = first["budgets"] if several[part.index[0]] else first["reduced_budgets"]
         yield title + (f" ({budgets})" if budgets else ""), part
+
+
+def unranked_notes(lines: pd.DataFrame) -> list[str]:
+    """List the lines without a rank, with the reason."""
+    several = lines["model"].nunique() > 1
+    left_out = lines[lines["unranked"] != ""]
+    names = left_out["defense"] + (" " + left_out["model"] if several else "")
+    return [f"not ranked: {name}: {why}" for name, why in zip(names, left_out["unranked"], strict=True)]
 
 
 def filter_rows(rows: pd.DataFrame, filters: Sequence[str]) -> pd.DataFrame:
@@ -195,7 +232,7 @@ def format_leaderboard(lines: pd.DataFrame, columns: Sequence[str] = DEFAULT_COL
         **dict.fromkeys(("train_cpu_seconds", "total_train_cpu_seconds"), format_seconds),
         **dict.fromkeys(("train_forwards", "total_train_forwards"), format_count),
         "flags": lambda flags: format_text(flags).replace(",", ", "),
-        "seed": lambda seed: MISSING if pd.isna(seed) else f"{seed:g}",
+        **dict.fromkeys(("seed", "rank"), lambda value: MISSING if pd.isna(value) else f"{value:g}"),
     }
     out = {}
     for name in columns:

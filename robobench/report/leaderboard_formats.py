@@ -28,6 +28,7 @@ from robobench.report.leaderboard import (
     rank_models,
     sort_rows,
     split_leaderboards,
+    unranked_notes,
 )
 from robobench.report.robustbench import model_info_entries
 
@@ -89,7 +90,8 @@ def leaderboard(
     out = []
     for title, part in split_leaderboards(lines):
         table = format_leaderboard(part, selected or DEFAULT_COLUMNS).rename(columns={"worst": WORST_HEADING})
-        out.append(f"<h2>{html.escape(title)}</h2>\n{table.to_html(index=False, escape=True)}\n")
+        notes = "".join(f"<p>{html.escape(note)}</p>\n" for note in unranked_notes(part))
+        out.append(f"<h2>{html.escape(title)}</h2>\n{table.to_html(index=False, escape=True)}\n{notes}")
     return "\n".join(out)
 
 
@@ -99,7 +101,10 @@ def _markdown_leaderboards(lines: pd.DataFrame, columns: Sequence[str]) -> str:
         table = format_leaderboard(part, columns).map(markdown_escape)
         if "worst" in table:
             table["worst"] = [f"**{w}**" if best else w for w, best in zip(table["worst"], part["best"], strict=True)]
-        out.append(f"**{markdown_escape(title)}**\n\n{markdown(table.rename(columns={'worst': WORST_HEADING}))}\n")
+        notes = "".join(f"\n{markdown_escape(note)}\n" for note in unranked_notes(part))
+        out.append(
+            f"**{markdown_escape(title)}**\n\n{markdown(table.rename(columns={'worst': WORST_HEADING}))}\n{notes}"
+        )
     return "\n".join(out)
 
 
@@ -179,16 +184,16 @@ def render_leaderboard(title: str, lines: pd.DataFrame, columns: Sequence[str] |
     Without room, the default columns are shown in a compact form with the flags below the table. Columns that the user
     selected are split over several tables instead.
     """
-    several = lines["model"].nunique() > 1
+    several, notes = lines["model"].nunique() > 1, [Text(note) for note in unranked_notes(lines)]
     default = tuple(c for c in DEFAULT_COLUMNS if c != "model" or several)
     with_forwards = (*default[:-1], "train_forwards", "total_train_forwards", "flags")
     for choice in [tuple(columns)] if columns else [with_forwards, default]:
         shown = format_leaderboard(lines, choice, MARK)
         table = _make_table(shown, lines["best"])
         if _natural_width(table, console) <= console.width:
-            return Group(Text(title), table)
+            return Group(Text(title), table, *notes)
     if columns:
-        return Group(Text(title), *_split_table(shown, lines["best"], console))
+        return Group(Text(title), *_split_table(shown, lines["best"], console), *notes)
     shown = format_leaderboard(lines, [c for c in DEFAULT_COLUMNS if c not in ("model", "flags")], MARK)
     shown["95 % CI"] = shown["95 % CI"].str.strip("[]").str.replace(", ", "-")
     if several:
@@ -200,7 +205,7 @@ def render_leaderboard(title: str, lines: pd.DataFrame, columns: Sequence[str] |
             break
     names = lines["defense"] + " " + lines["model"] if several else lines["defense"]
     flags = lines["flags"].str.split(",").map(lambda flags: list(filter(None, flags)))
-    return Group(Text(title), table, *map(Text, flag_notes(zip(names, flags, strict=True))))
+    return Group(Text(title), table, *map(Text, flag_notes(zip(names, flags, strict=True))), *notes)
 
 
 def _split_table(shown: pd.DataFrame, best: pd.Series, console: Console) -> list[Table]:

@@ -144,7 +144,7 @@ def _models_at(method: pd.DataFrame, threat: Threat, protocol: str) -> pd.DataFr
     used = (
         rows["used"] == threat.attacks if protocol == "white-box" else rows["transfer_used"] == threat.transfer_attacks
     )
-    keep = (rows["protocol"] == protocol) & used
+    keep = (rows["protocol"] == protocol) & used & rows["worst_case_accuracy"].notna()
     if protocol == "transfer":
         keep &= rows["source_digest"] != rows["weights_digest"]
     models: pd.DataFrame = rows[keep].drop_duplicates("weights_digest")

@@ -28,12 +28,17 @@ def min_count(count: int) -> int:
 
 @dataclass(frozen=True)
 class Check:
-    """A check: when it is raised, where it comes from, and what to do then."""
+    """A check: when it is raised, where it comes from, and what to do then.
+
+    Attributes:
+        unreliable: the accuracy under attack may be far too high, so the model is not ranked.
+    """
 
     name: str
     threshold: str
     source: str
     next_step: str
+    unreliable: bool = True
 
 
 CHECKS = {
@@ -44,18 +49,21 @@ CHECKS = {
             "a module in training mode, or a buffer that a forward pass changes",
             "RobustBench, eval.py",
             "call model.eval(), and make forward() independent of the batch",
+            unreliable=False,
         ),
         Check(
             "input-range",
             "a value outside [0, 1] by more than 1e-6",
             "torchattacks and auto-attack, whose radii are on [0, 1]",
             "pass images in [0, 1], and normalize inside the model (--mean, --std)",
+            unreliable=False,
         ),
         Check(
             "softmax-output",
             "every row in [0, 1] with sum 1, within 1e-5",
             "AutoAttack, checks.py",
             "return logits: a second softmax flattens the loss that attacks maximize",
+            unreliable=False,
         ),
         Check(
             "random-output",
@@ -122,24 +130,28 @@ CHECKS = {
             "white-box at most 0.1 of clean, transfer at least 0.5 of clean, 200 images or more",
             "robobench",
             "report white-box accuracy: the model only differs from the transfer source",
+            unreliable=False,
         ),
         Check(
             "loss-still-rising",
             "mean loss of the images that survive the strongest attack rises by over 0.05 of its range in 10 steps",
             "IoAF, indicator of a non-converging attack",
             "more steps, until doubling them changes nothing",
+            unreliable=False,
         ),
         Check(
             "restarts-help",
             f"images that a second, equally large set of restarts still finds: {MIN_COUNT_TEXT}",
             "Carlini et al.: twice the restarts should change nothing",
             "more restarts, until doubling them changes nothing",
+            unreliable=False,
         ),
         Check(
             "black-box-lowers-ensemble",
             "the gradient-free attack of an ensemble lowers its accuracy by more than 0.2 points and 2 images or more",
             "AutoAttack, checks.py",
             "the gradient attacks of the ensemble fail here: adapt them, and give the black-box attack more queries",
+            unreliable=False,
         ),
     )
 }

@@ -15,9 +15,15 @@ from typing import TYPE_CHECKING, Any, cast
 from filelock import FileLock
 
 from robobench.errors import ArtifactError, RequestError
-from robobench.results.checks import check_records, raised_by_examination
+from robobench.results.checks import check_records, min_count, raised_by_examination
 from robobench.results.records import EvaluationRecord, TrainingTiming
-from robobench.results.statistics import PerImageOutcomes, clean_outcomes_of, combine_worst_case, outcomes_of
+from robobench.results.statistics import (
+    PerImageOutcomes,
+    clean_outcomes_of,
+    combine_worst_case,
+    failed_attacks,
+    outcomes_of,
+)
 from robobench.store.artifacts import Store, wrap_write_errors, write_atomic
 
 if TYPE_CHECKING:
@@ -31,7 +37,7 @@ COLUMNS = [
     *("train_seconds", "total_train_seconds", "warmup_seconds", "peak_memory_bytes", "precision", "threads"),
     *("hardware", "torch_version", "commit", "flags", "status", "reason"),
     *("stem", "interpolation", "weights_digest", "is_control"),
-    # over all attacks on this model at this (norm, eps) and protocol, image by image:
+    # over all attacks on this model at this (norm, eps) and protocol, image by image; empty if one of them failed:
     *("worst_case_accuracy", "worst_case_ci_low", "worst_case_ci_high", "worst_case_attacks"),
     *("train_forwards", "total_train_forwards", "passes"),  # training cost in forward passes, where declared
     *("train_cpu_seconds", "total_train_cpu_seconds"),
@@ -131,13 +137,25 @@ def matching_records(group: list[EvaluationRecord], record: EvaluationRecord, pr
     """
     at = (record["threat_norm"], record["threat_eps"])
     same = [r for r in group if (r["threat_norm"], r["threat_eps"]) == at and r["protocol"] == protocol]
-    source = (record if record["protocol"] == protocol else same[0])["source_digest"] if same else None
+    first = next((r for r in same if r["status"] == "ok"), *same[:1]) if same else None
+    source = (record if record["protocol"] == protocol else first or record)["source_digest"]
     return [r for r in same if r["source_digest"] == source]
 
 
 def worst_case(group: list[EvaluationRecord], record: EvaluationRecord, protocol: str) -> PerImageOutcomes | None:
-    """Combine the attacks on one model at a record's (norm, eps): an image counts if it survives all of them."""
-    return combine_worst_case(r for r in matching_records(group, record, protocol) if r["status"] == "ok")
+    """Combine the attacks on one model at a record's (norm, eps): an image counts if it survives all of them.
+
+    None if an attack of this (norm, eps) and protocol gave no result. Transfer examples lie in the same ball: where
+    they find images that the white-box attacks miss (check "transfer-stronger"), these images are lost white-box too.
+    """
+    worst = combine_worst_case(matching_records(group, record, protocol))
+    if worst is None or protocol != "white-box":
+        return worst
+    at = (record["threat_norm"], record["threat_eps"], "transfer", "ok")
+    transfer = [r for r in group if (r["threat_norm"], r["threat_eps"], r["protocol"], r["status"]) == at]
+    known = combine_worst_case(transfer)
+    refuted = known is not None and worst.count_lost_in(known) >= min_count(len(worst.values))
+    return worst & known if known is not None and refuted else worst
 
 
 def transfer_only(
@@ -166,18 +184,21 @@ def make_rows(group: list[EvaluationRecord]) -> list[dict[str, Any]]:
         if record["status"] == "ok":
             clean, outcomes = clean_outcomes_of(record), outcomes_of(record)
             worst = worst_case(group, record, record["protocol"])
-            assert worst is not None
             row["clean_accuracy"], row["robust_accuracy"] = clean.accuracy, outcomes.accuracy
             row["ci_low"], row["ci_high"] = outcomes.interval
-            row["worst_case_accuracy"] = worst.accuracy
-            row["worst_case_ci_low"], row["worst_case_ci_high"] = worst.interval
+            if worst is None:
+                failed = failed_attacks(matching_records(group, record, record["protocol"]))
+                row["reason"] = "no worst case: " + "; ".join(f"{name}: {why}" for name, why in failed.items())
+            else:
+                row["worst_case_accuracy"] = worst.accuracy
+                row["worst_case_ci_low"], row["worst_case_ci_high"] = worst.interval
             if transfer_only(clean, *(worst_case(group, record, p) for p in ("white-box", "transfer"))):
                 flags.append("transfer-only")
             flags += [
                 f.check.name for f in check_records(group, record["threat_norm"], record["threat_eps"]) if f.raised
             ]
         same = matching_records(group, record, record["protocol"])
-        row["worst_case_attacks"] = ",".join(sorted({r["attack"] for r in same if r["status"] == "ok"}))
+        row["worst_case_attacks"] = ",".join(sorted({r["attack"] for r in same}))
         row["flags"] = ",".join(dict.fromkeys(flags))
         rows.append(row)
     return rows

@@ -144,21 +144,47 @@ def clean_outcomes_of(record: EvaluationRecord) -> PerImageOutcomes:
     return PerImageOutcomes.parse(record["clean_bits"])
 
 
+def failed_attacks(records: Iterable[EvaluationRecord]) -> dict[str, str]:
+    """Return the attacks of one model at one threat that gave no result, with the reason.
+
+    A failed attack that has a result with the same budget, such as one of an earlier run, is left out.
+    """
+    records = list(records)
+    done = {(r["attack"], r["attack_budget"]) for r in records if r["status"] == "ok"}
+    failed = [r for r in records if r["status"] != "ok" and (r["attack"], r["attack_budget"]) not in done]
+    return {r["attack"]: r["reason"] for r in failed}
+
+
 def combine_worst_case(records: Iterable[EvaluationRecord]) -> PerImageOutcomes | None:
-    """Combine attacks on the same images: an image is robust only if it survives all. None if there are no records."""
+    """Combine attacks on the same images: an image is robust only if it survives all.
+
+    None if there are no records, or if an attack gave no result: without it the worst case is not known.
+    """
+    records = list(records)
+    if failed_attacks(records):
+        return None
     out: PerImageOutcomes | None = None
-    for record in records:
+    for record in (r for r in records if r["status"] == "ok"):
         outcomes = outcomes_of(record)
         out = outcomes if out is None else out & outcomes
     return out
 
 
 def _columns(records: Iterable[EvaluationRecord]) -> Iterator[tuple[Column, EvaluationRecord]]:
-    """Iterate over finished white-box records, each in its attack's column and in that of the worst case."""
+    """Iterate over one model's finished white-box records, each in its attack's column and in that of the worst case.
+
+    There is no worst case at a threat where an attack gave no result.
+    """
+    at: dict[tuple[str, float], list[EvaluationRecord]] = {}
     for r in records:
-        if r["protocol"] == "white-box" and r["status"] == "ok":
-            for name in (r["attack"], WORST_CASE):
-                yield (name, r["threat_norm"], r["threat_eps"]), r
+        if r["protocol"] == "white-box":
+            at.setdefault((r["threat_norm"], r["threat_eps"]), []).append(r)
+    for threat, group in at.items():
+        names = () if failed_attacks(group) else (WORST_CASE,)
+        for r in group:
+            if r["status"] == "ok":
+                for name in (r["attack"], *names):
+                    yield (name, *threat), r
 
 
 def column_outcomes(records: Iterable[EvaluationRecord]) -> ColumnOutcomes:
@@ -179,12 +205,14 @@ def attack_budgets(records: Iterable[EvaluationRecord]) -> dict[Column, frozense
 
 
 def _group_by_name(records: Iterable[EvaluationRecord]) -> dict[tuple[str, int], list[EvaluationRecord]]:
-    """Group the white-box records by model name and seed, without undefended baselines of another seed.
+    """Group the white-box records, failed ones too, by model name and seed, without baselines of another seed.
 
     The name is the defense. If both the last and the best epoch were attacked, the latter is "NAME, best epoch".
     "NAME'" is a training with other settings, the same for every seed, or a second training with the same settings.
     """
-    shown = [r for r in records if r["status"] == "ok" and not r["is_control"] and r["protocol"] == "white-box"]
+    white_box = [r for r in records if not r["is_control"] and r["protocol"] == "white-box"]
+    evaluated = {(r["training"], r["weights_digest"]) for r in white_box if r["status"] == "ok"}
+    shown = [r for r in white_box if (r["training"], r["weights_digest"]) in evaluated]
     both = len({r["selection"] for r in shown}) > 1
     settings: dict[str, list[str]] = {}
     found: dict[tuple[str, int, str, str, str | None], list[EvaluationRecord]] = {}
@@ -277,7 +305,9 @@ def seed_stats(records: Iterable[EvaluationRecord]) -> list[SeedStats]:
     """Return statistics of what at least two seeds have: clean accuracy, and each column with the same budgets."""
     found: dict[tuple[str, Column, frozenset[Budget]], list[float]] = {}
     for (defense, _), group in _group_by_name(records).items():
-        found.setdefault((defense, CLEAN, frozenset()), []).append(clean_outcomes_of(group[0]).accuracy)
+        found.setdefault((defense, CLEAN, frozenset()), []).append(
+            clean_outcomes_of(next(r for r in group if r["status"] == "ok")).accuracy
+        )
         budgets = attack_budgets(group)
         for column, outcomes in column_outcomes(group).items():
             found.setdefault((defense, column, budgets[column]), []).append(outcomes.accuracy)

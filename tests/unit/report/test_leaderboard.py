@@ -53,6 +53,43 @@ def test_other_budgets_make_other_leaderboards():
     assert titles(weak) == ["digits, cnn, Linf 0.1, 4 images; worst case over pgd"]
 
 
+def test_failed_attack_leaves_model_unranked():
+    failed = record("jitter", status="failed", reason="no gradient", robust_bits=None, weights_digest="w")
+    rows = pd.concat(
+        [
+            make_frame([record("pgd"), record("jitter")]),
+            make_frame([record(defense="x", weights_digest="w"), {**failed, "defense": "x"}]),
+        ]
+    )
+    lines = rank_models(rows)
+    assert lines["defense"].tolist() == ["at", "x"] and lines["rank"].tolist()[0] == 1
+    assert pd.isna(lines["rank"][1]) and pd.isna(lines["worst"][1]) and not lines["best"][1]
+    assert "not ranked: x: jitter failed: no gradient" in leaderboard(rows)
+    only = make_frame([{**failed, "defense": "x"}])
+    assert rank_models(only)["unranked"].tolist() == ["jitter failed: no gradient"]
+
+
+@pytest.mark.parametrize(("flag", "ranked"), [("batch-dependent", False), ("transfer-only", True)])
+def test_unreliable_models_are_not_ranked(flag, ranked):
+    rows = make_table_rows({"masked": 0.9, "honest": 0.5}, threats=[("Linf", 0.1)])
+    rows.loc[rows["defense"] == "masked", "flags"] = flag
+    lines = rank_models(rows)
+    assert lines["defense"].tolist() == (["masked", "honest"] if ranked else ["honest", "masked"])
+    assert lines["rank"].tolist()[0] == 1 and (lines["rank"].notna().all() == ranked)
+
+
+def test_other_calls_share_a_leaderboard():
+    """One model's attacks may come from calls with another preset or number of threads."""
+    rows = pd.concat(
+        [
+            make_frame([record("fgsm"), record("pgd")]),
+            other_model(make_frame([record("fgsm", preset="cifar", threads=2), record("pgd")])),
+        ]
+    )
+    assert rank_models(rows)["rank"].tolist() == [1, 1]
+    assert len(titles(rows)) == 1
+
+
 def test_title_names_reduced_budgets():
     rows = make_frame([record("pgd", attack_budget="reduced: 5 steps", budget_reduced=True), record("fgsm")])
     (title,) = titles(rows)

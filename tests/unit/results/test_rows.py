@@ -32,13 +32,22 @@ def test_other_test_images_are_another_group():
     assert len(group_by_model([first, other])) == 2
 
 
-def test_failed_cell_is_empty():
-    """It has no accuracy and does not enter the worst case."""
+def test_failed_attack_leaves_no_worst_case():
     failed = record("jitter", status="failed", reason="it broke", robust_bits=None, clean_bits=None)
     rows = make_rows([record("pgd", robust="0111"), failed])
     assert rows[1]["robust_accuracy"] is None and rows[1]["reason"] == "it broke"
-    assert rows[0]["worst_case_accuracy"] == 0.75
-    assert rows[0]["worst_case_attacks"] == "pgd"
+    assert rows[0]["robust_accuracy"] == 0.75 and rows[0]["worst_case_accuracy"] is None
+    assert rows[0]["reason"] == "no worst case: jitter: it broke"
+    assert rows[0]["worst_case_attacks"] == "jitter,pgd"
+    again = [record("pgd", robust="0111"), failed, record("jitter", robust="0101")]
+    assert make_rows(again)[0]["worst_case_accuracy"] == 0.5  # a later result with the same budget
+
+
+def test_transfer_examples_bound_the_worst_case():
+    """They lie in the same ball: two lost images refute a white-box figure, one does not raise the check."""
+    white = record("pgd", robust="0111")
+    assert make_rows([white, record("pgd", "transfer", robust="0100")])[0]["worst_case_accuracy"] == 0.25
+    assert make_rows([white, record("pgd", "transfer", robust="0110")])[0]["worst_case_accuracy"] == 0.75
 
 
 def outcomes(count: int, of: int = 200) -> PerImageOutcomes:

@@ -94,7 +94,10 @@ def test_holm_covers_all_models_of_column():
 def test_only_equal_attack_sets_are_compared():
     """Baselines of another seed and failed cells are not compared either."""
     records = [record("at", ONE), record("at", ONE, "fgsm"), record("macd", TWO)]
-    records += [record("macd", None, "fgsm", status="failed"), record("standard", TWO, seed=1, is_control=True)]
+    records += [
+        record("macd", None, "fgsm", status="failed", reason="it broke"),
+        record("standard", TWO, seed=1, is_control=True),
+    ]
     assert {p.column[0] for p in paired_differences(records, "at")} == {"pgd"}  # no worst case: at has one attack more
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import cache
 
 import torch
@@ -62,7 +63,7 @@ class LipschitzNet(nn.Module):
     def __init__(self, num_classes: int = 10, width: int = 64) -> None:
         super().__init__()
         sizes = (192, width, width, num_classes)
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
         for layer in self.layers:
             nn.init.orthogonal_(layer.weight)
 
