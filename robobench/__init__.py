@@ -4,6 +4,8 @@ import robobench
 rows = robobench.run("macd", model="wrn50")          # a pandas DataFrame, one row per cell
 model = robobench.load("runs", "macd")               # the trained model, ready to use
 adv = robobench.attack("pgd", model, images, labels, eps="8/255")
+result = robobench.evaluate(model=model, images=images, labels=labels, eps="8/255", attacks="autoattack")
+clean, robust = robobench.benchmark(model, dataset="cifar10", threat_model="Linf", eps=8 / 255)
 """
 
 from __future__ import annotations
@@ -13,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from robobench.execution.load import load
-    from robobench.interface import attack, compare, diagnose, evaluate, leaderboard, run
+    from robobench.interface import attack, benchmark, compare, diagnose, evaluate, leaderboard, run
 
 try:
     __version__ = version("robobench")
 except PackageNotFoundError:
     __version__ = "0+unknown"
 
-__all__ = ["__version__", "attack", "compare", "diagnose", "evaluate", "leaderboard", "load", "run"]
+__all__ = ["__version__", "attack", "benchmark", "compare", "diagnose", "evaluate", "leaderboard", "load", "run"]
 
 
 def __getattr__(name: str) -> Any:

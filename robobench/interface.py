@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ from robobench.errors import RequestError
 from robobench.execution.load import load as load
 from robobench.execution.load import load_trained
 from robobench.execution.run import execute_request
+from robobench.in_memory import Evaluation, diagnose_model, evaluate_model
+from robobench.in_memory import benchmark as benchmark
 from robobench.planning.attacks import gradient_free_attacks
 from robobench.planning.parsing import build_config
 from robobench.planning.planner import Planner
@@ -52,10 +54,23 @@ def compare(defenses: Sequence[str] | None = None, *, verbosity: int = -1, **fla
     return make_frame(execute_request(_request(defenses=chosen, **flags), Reporter(verbosity)))
 
 
+@overload
 def evaluate(
     weights: str | Path | None = None, *, transfer_source: str | None = None, verbosity: int = -1, **flags: Any
-) -> pd.DataFrame:
+) -> pd.DataFrame: ...
+
+
+@overload
+def evaluate(weights: None = None, *, model: Callable[[Tensor], Tensor], **flags: Any) -> Evaluation: ...
+
+
+def evaluate(
+    weights: str | Path | None = None, *, transfer_source: Any = None, verbosity: int = -1, **flags: Any
+) -> pd.DataFrame | Evaluation:
     """Attack a model that was trained elsewhere; return one row per cell.
+
+    A model in memory, `evaluate(model=module, images=x, labels=y, eps="8/255", attacks="pgd")`, gives an `Evaluation`:
+    rows and per-image outcomes. Its arguments are those of `robobench.in_memory.evaluate_model`. Nothing is stored.
 
     Args:
         weights: a weights file for the model `model`; None if its factory loads them.
@@ -65,10 +80,18 @@ def evaluate(
     Raises:
         RequestError: a name, a value or a file is wrong.
     """
+    if callable(flags.get("model")):
+        _refuse_weights(weights)
+        return evaluate_model(transfer_source=transfer_source, **flags)
     path = Path(weights) if weights is not None else None
     protocol = "both" if transfer_source else "white-box"
     request = _request(weights=path, external=True, transfer_source=transfer_source, protocol=protocol, **flags)
     return make_frame(execute_request(request, Reporter(verbosity)))
+
+
+def _refuse_weights(weights: object) -> None:
+    if weights is not None:
+        raise RequestError(f"a model in memory has its weights already; leave '{weights}' out")
 
 
 def _request(**flags: Any) -> ExperimentConfig:
@@ -94,8 +117,11 @@ def leaderboard(place: str | Path = "runs") -> pd.DataFrame:
     return rank_models(read_rows(Path(place)))
 
 
-def diagnose(checkpoint: str | Path | None = None, *, transfer_source: str | None = None, **flags: Any) -> Diagnosis:
+def diagnose(checkpoint: str | Path | None = None, *, transfer_source: Any = None, **flags: Any) -> Diagnosis:
     """Look for signs of gradient masking in a model. Nothing is stored.
+
+    A model in memory is given as `diagnose(model=module, images=x, labels=y, eps="8/255")`, with the arguments of
+    `robobench.in_memory.diagnose_model`.
 
     Args:
         checkpoint: a weights file (with `model` and the other flags of `evaluate`), the name of a trained model in the
@@ -108,6 +134,9 @@ def diagnose(checkpoint: str | Path | None = None, *, transfer_source: str | Non
     from robobench.evaluation import diagnostics
     from robobench.models.spec import is_factory
 
+    if callable(flags.get("model")):
+        _refuse_weights(checkpoint)
+        return diagnose_model(transfer_source=transfer_source, **flags)
     is_file = checkpoint is not None and (Path(checkpoint).is_file() or Path(checkpoint).suffix in WEIGHT_SUFFIXES)
     model: nn.Module | None = None
     if checkpoint is not None and not is_file:
@@ -128,7 +157,7 @@ def diagnose(checkpoint: str | Path | None = None, *, transfer_source: str | Non
     data, device = planner.dataset.test, planner.settings.device
     index = torch.arange(min(request.examples or DIAGNOSED_IMAGES, len(data)))
     attacks = [spec.attack for spec in planner.attacks]
-    attacks += gradient_free_attacks(planner.settings, planner.attacks)
+    attacks += gradient_free_attacks(lambda cls, name: planner.settings.plugin_config(cls, name, {}), attacks)
     images, labels = data.images(index), data.labels[index].to(device)
     return diagnostics.diagnose(model.to(device), images, labels, attacks, source=source)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from robobench.attack_engine.base import Attack
@@ -44,9 +45,13 @@ def plan_attacks(settings: Settings) -> list[AttackSpec]:
     return specs
 
 
-def gradient_free_attacks(settings: Settings, specs: list[AttackSpec]) -> list[Attack]:
-    """Return every other registered gradient-free attack that can be imported, at the threats of `specs`."""
-    taken = {(spec.attack.name, spec.threat) for spec in specs}
+def gradient_free_attacks(make_config: Callable[[Any, str], Any], attacks: list[Attack]) -> list[Attack]:
+    """Return every other registered gradient-free attack that can be imported, at the threats of `attacks`.
+
+    Args:
+        make_config: maps an attack class and its name to the attack's config.
+    """
+    taken = {(attack.name, attack.threat) for attack in attacks}
     out: list[Attack] = []
     for name in sorted(discover("attack")):
         try:
@@ -55,10 +60,10 @@ def gradient_free_attacks(settings: Settings, specs: list[AttackSpec]) -> list[A
             continue
         if not cls.gradient_free or cls.spec_field is not None:
             continue
-        for threat in dict.fromkeys(spec.threat for spec in specs):
+        for threat in dict.fromkeys(attack.threat for attack in attacks):
             fits = cls.why_unsupported(threat) is None and cls.fixed_norm in (None, threat.norm)
             if fits and (name, threat) not in taken:
-                out.append(cls(settings.plugin_config(cls, name, {}), threat))
+                out.append(cls(make_config(cls, name), threat))
     return out
 
 
