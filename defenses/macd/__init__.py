@@ -8,8 +8,8 @@ Differs: eq. 4's target F_e comes from a frozen encoder. As printed, its first t
 Expect:  high accuracy on clean images and under transfer, and nearly zero under a white-box attack: the student never
          sees an adversarial example made on itself.
 
-`config` has the settings, `mae` the encoder and decoder, `pretrain` Algorithm 1, `static` the attack and `distill`
-Algorithm 2.
+`config` has the settings, `mae` the encoder and decoder, `pretrain` Algorithm 1, `static` the attack, `distill`
+Algorithm 2 and `head` the last phase, which only the text describes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from robobench.api import DEFENSES, Defense, DefenseSetup, Stage
 
-from . import distill, pretrain, static
+from . import distill, head, pretrain, static
 from .config import PRESETS, MACDConfig
 from .mae import MAE, count_kept, grid_of
 
@@ -30,13 +30,13 @@ class MACD(Defense):
     """Distillation from a masked autoencoder that gets a few patches of static adversarial examples."""
 
     Config = MACDConfig
-    version = 1
+    version = 2
     presets = PRESETS
     requires = {"standard": "standard"}
     model_attributes = ("features", "head")
 
     def stages(self, setup: DefenseSetup) -> list[Stage]:
-        """Return the stages: autoencoder (two), static attack, distillation, and the optional last ones.
+        """Return the stages: autoencoder (two), static attack, distillation, and those of the head phase.
 
         Raises:
             ValueError: the patches do not fill the image, a mask ratio leaves too few of them, or the standard model
@@ -53,7 +53,7 @@ class MACD(Defense):
             stages += pretrain.stages(setup, config, mae)
         if config.attacked_images:
             stages.append(static.stage(setup, config))
-        return stages + distill.stages(setup, config, mae)
+        return stages + distill.stages(setup, config, mae) + head.stages(setup, config)
 
     def visualize(
         self, stage_state: Callable[[str], Mapping[str, Tensor] | None], images: Tensor, seed: int

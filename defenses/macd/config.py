@@ -58,8 +58,17 @@ class MACDConfig(TrainConfig):
     contrastive_only: bool = False  # True: no teacher; the student is on both sides of eq. 5 (table 9, G4)
     distill_gate: str = "self"  # FL's input F_e: self (visible tokens) | full (all tokens) (G6)
     feature_map: str = "fixed"  # maps features to one width: fixed | student-projector (G11)
-    head_epochs: int = 0  # of a last stage that trains the head only (G14)
-    bn_recalibrate: bool = False  # recompute BatchNorm's statistics on clean, unmasked images (G15)
+    teacher_feature: str = "tokens"  # T_out before the map: tokens (mean without CLS) | cls (G23)
+    mask_fill: str = "zero"  # the student's masked pixels: zero, in [0, 1] | mean (zero after normalization) (G16)
+    kl_order: str = "teacher-first"  # KL of eq. 5: teacher-first, KL(T || S) | student-first (G12)
+    contrast_weight: float = 1.0  # of eq. 5's second term (G13)
+    class_weight: float = 1.0  # of L_class in the distillation; 0: labels are used by the head phase only (G14)
+
+    # The head phase (sections 3.2 and 4.1): backbone frozen, clean and unmasked images with labels. Algorithm 2 does
+    # not have it: head_epochs=0 and bn_recalibrate=false.
+    bn_recalibrate: bool = True  # recompute BatchNorm's statistics on these images (G15)
+    head_epochs: int = 50  # on features that are computed once (G14)
+    head_lr: float = 0.003  # section 4.1's only learning rate; cosine to zero, momentum and weight decay as above
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,8 +88,10 @@ class MACDConfig(TrainConfig):
         self.require("mae_mask_ratio", 0 < self.mae_mask_ratio < 1, "between 0 and 1")
         for name in ("teacher_mask_ratio", "student_mask_ratio"):
             self.require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
-        for name in ("mae_blr", "feature_rate"):
+        for name in ("mae_blr", "feature_rate", "head_lr"):
             self.require(name, getattr(self, name) > 0, "> 0")
+        for name in ("contrast_weight", "class_weight"):
+            self.require(name, getattr(self, name) >= 0, ">= 0")
         self.require("mae_weight_decay", self.mae_weight_decay >= 0, ">= 0")
         self.require("mae_warmup", 0 <= self.mae_warmup < 1, "in [0, 1)")
         self.require("static_relative_step", self.static_relative_step > 0, "> 0")
@@ -88,11 +99,27 @@ class MACDConfig(TrainConfig):
         self.one_of("feature_target", "frozen", "stopgrad", "both")
         self.one_of("distill_gate", "self", "full")
         self.one_of("feature_map", "fixed", "student-projector")
+        self.one_of("teacher_feature", "tokens", "cls")
+        self.one_of("mask_fill", "zero", "mean")
+        self.one_of("kl_order", "teacher-first", "student-first")
 
     @property
     def mae_lr(self) -> float:
         """Peak learning rate of the autoencoder."""
         return self.mae_blr * self.mae_batch_size / 256
+
+    @property
+    def head_config(self) -> TrainConfig:
+        """Training settings of the head."""
+        return TrainConfig(
+            epochs=self.head_epochs,
+            batch_size=self.batch_size,
+            lr=self.head_lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            schedule="cosine",
+            augment="none",
+        )
 
 
 # The presets keep the paper's training of the student; a run's preset would change it otherwise.

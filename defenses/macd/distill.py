@@ -2,10 +2,13 @@
 
 T_out are the teacher's features of the masked adversarial example. S_out are the student's features of the clean image
 with blocks set to zero, in [0, 1] space (G16). The two masks are independent. Eq. 5 is the distance between S_out and
-T_out, eq. 6 the cross-entropy of the student's head. Training minimizes their sum (G14).
+T_out, eq. 6 the cross-entropy of the student's head. Training minimizes their sum (G14). The head phase follows, in
+`head`.
 """
 
 from __future__ import annotations
+
+from dataclasses import fields
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +23,6 @@ from robobench.api import (
     PassCounts,
     PrecomputedArray,
     Stage,
-    eval_mode,
     flip,
     fork_stream,
     join_stream,
@@ -33,9 +35,11 @@ from .config import MACDConfig
 from .mae import MAE, Encoder, grid_of, keep_tokens
 from .pretrain import Teacher
 
+HEAD_FIELDS = ("bn_recalibrate", "head_epochs", "head_lr")  # that the distillation does not depend on
+
 
 def stages(setup: DefenseSetup, config: MACDConfig, mae: MAE | None) -> list[Stage]:
-    """Return the distillation and, if the config has them, the BatchNorm pass and the training of the head.
+    """Return the distillation.
 
     A teacher pass is one of the encoder on all tokens; a part of the tokens counts as its share.
     """
@@ -43,38 +47,16 @@ def stages(setup: DefenseSetup, config: MACDConfig, mae: MAE | None) -> list[Sta
     teacher_passes = 0.0 if mae is None else 1.0
     if mae is not None and config.mask:
         teacher_passes = mae.encoder.share(config.teacher_mask_ratio) + (config.distill_gate == "full")
-    made: list[Stage] = [
+    return [
         train_stage(
             config,
             "distill",
             lambda: make_objective(setup, config, mae),
             augment="none",  # the objective flips the pairs
             passes=PassCounts(forward=student_passes, weight_grad=student_passes, teacher_forward=teacher_passes),
+            config_fields=tuple(f.name for f in fields(config) if f.name not in HEAD_FIELDS),
         )
     ]
-    if config.bn_recalibrate:
-        made.append(
-            train_stage(
-                config,
-                "bn-recalibrate",
-                lambda: Recalibrate(setup.model),
-                epochs=1,
-                augment="none",
-                passes=PassCounts(forward=1),
-            )
-        )
-    if config.head_epochs:
-        made.append(
-            train_stage(
-                config,
-                "head",
-                lambda: HeadObjective(setup.model),
-                epochs=config.head_epochs,
-                augment="none",
-                passes=PassCounts(forward=1),
-            )
-        )
-    return made
 
 
 def check_same_architecture(setup: DefenseSetup) -> None:
@@ -105,7 +87,7 @@ def make_objective(setup: DefenseSetup, config: MACDConfig, mae: MAE | None) -> 
     if mae is None:
         return DistillObjective(setup.model, None, attacked, config)
     width: int = setup.model.head.in_features  # type: ignore[union-attr,assignment]
-    teacher, projector = Teacher(mae.encoder, mae.fusion, config.distill_gate), None
+    teacher, projector = Teacher(mae.encoder, mae.fusion, config.distill_gate, feature=config.teacher_feature), None
     if config.feature_map == "fixed":
         teacher.feature_map = semi_orthogonal(config.encoder_width, width, setup.seed)
     else:
@@ -152,9 +134,11 @@ class DistillObjective(nn.Module):
         student = features if self.projector is None else self.projector(features).float()
         with torch.cuda.stream(stream):
             target = self._target(attacked, batch.rng.child("teacher-mask"))
-        divergence, distance = robust_loss(student, join_stream(stream, target))
+        weights, first = self.config, self.config.kl_order == "teacher-first"
+        divergence, distance = robust_loss(student, join_stream(stream, target), teacher_first=first)
         metrics = {"kl": divergence, "cosine": 1 - distance / 2, "class_loss": class_loss}
-        return Loss(divergence + distance + class_loss, metrics)
+        total = divergence + weights.contrast_weight * distance + weights.class_weight * class_loss
+        return Loss(total, metrics)
 
     def _target(self, attacked: Tensor, rng: KeyedRng) -> Tensor:
         """Return T_out (B, F)."""
@@ -168,63 +152,36 @@ class DistillObjective(nn.Module):
 
     def _masked(self, images: Tensor, rng: KeyedRng) -> Tensor:
         """Return the student's input: images with blocks set to zero."""
-        config = self.config
-        return mask_blocks(images, rng, config.student_patch, config.student_mask_ratio) if config.mask else images
+        config, fill = self.config, None
+        if not config.mask:
+            return images
+        if config.mask_fill == "mean":
+            fill = self.model.mean
+        return mask_blocks(images, rng, config.student_patch, config.student_mask_ratio, fill)  # type: ignore[arg-type]
 
 
-class HeadObjective(nn.Module):
-    """Cross-entropy of the head only, on the trained features of clean, unmasked images (G14)."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.head = model.head
-        self.backbone = (model,)  # a tuple is not registered, so neither trained nor stored
-
-    def forward(self, batch: Batch) -> Loss:
-        """Compute the mean cross-entropy; metric "class_loss"."""
-        (model,) = self.backbone
-        with torch.no_grad(), eval_mode(model):
-            features = model.features(batch.images)  # type: ignore[operator]
-        class_loss = F.cross_entropy(self.head(features), batch.labels)  # type: ignore[operator]
-        return Loss(class_loss, {"class_loss": class_loss})
-
-
-class Recalibrate(nn.Module):
-    """Recompute BatchNorm's running statistics on clean, unmasked images. Parameters do not change (G15)."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.reset_running_stats()
-                module.momentum = None  # mean over all batches of the pass
-
-    @torch.no_grad()
-    def forward(self, batch: Batch) -> Loss:
-        """Run a forward pass in train mode. The loss has no gradient, so that no optimizer step is taken."""
-        self.model(batch.images)
-        return Loss(batch.images.new_zeros(()))
-
-
-def robust_loss(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the terms of eq. 5 from features (B, F), each a mean over the batch, with weight 1 (G13).
+def robust_loss(student: Tensor, teacher: Tensor, *, teacher_first: bool = True) -> tuple[Tensor, Tensor]:
+    """Compute the terms of eq. 5 from features (B, F), each a mean over the batch (G13).
 
     Returns:
-        KL(softmax(T_out) || softmax(S_out)), with the softmax over the features (G12), and the squared distance of the
-        unit vectors, 2 - 2 cos.
+        KL(softmax(T_out) || softmax(S_out)), or KL(S || T), with the softmax over the features (G12), and the squared
+        distance of the unit vectors, 2 - 2 cos.
     """
     unit_student, unit_teacher = (F.normalize(x, dim=1, eps=1e-12) for x in (student, teacher))
-    return kl(teacher, student).mean(), (unit_student - unit_teacher).square().sum(dim=1).mean()
+    divergence = kl(teacher, student) if teacher_first else kl(student, teacher)
+    return divergence.mean(), (unit_student - unit_teacher).square().sum(dim=1).mean()
 
 
-def mask_blocks(images: Tensor, rng: KeyedRng, patch: int, mask_ratio: float) -> Tensor:
-    """Set a fraction of each image's square blocks, rounded to whole blocks, to zero: (B, C, H, W) -> same."""
+def mask_blocks(images: Tensor, rng: KeyedRng, patch: int, mask_ratio: float, fill: Tensor | None = None) -> Tensor:
+    """Set a fraction of each image's square blocks, rounded to whole blocks, to zero or to the color `fill` (C, 1, 1).
+
+    Images are (B, C, H, W).
+    """
     rows, columns = grid_of((images.shape[1], images.shape[2], images.shape[3]), patch, "student_patch")
     kept = keep_tokens(rng, rows * columns, mask_ratio)
     visible = torch.zeros(len(images), rows * columns, device=images.device).scatter(1, kept, 1.0)
     visible = visible.view(-1, 1, rows, columns).repeat_interleave(patch, 2).repeat_interleave(patch, 3)
-    return images * visible
+    return images * visible if fill is None else torch.where(visible > 0, images, fill)
 
 
 def semi_orthogonal(width: int, features: int, seed: int) -> Tensor:

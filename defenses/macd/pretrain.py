@@ -139,7 +139,9 @@ def reconstruct(
 
 
 class Teacher(nn.Module):
-    """E and FL in the distillation: F_o, averaged over tokens without CLS (G23), then mapped to the student's width.
+    """E and FL in the distillation: F_o, averaged over tokens without CLS, then mapped to the student's width.
+
+    With feature "cls" the output of the CLS token takes the place of F_o (G23).
 
     Attributes:
         feature_map: (F, D), the fixed map; None for no map.
@@ -147,16 +149,26 @@ class Teacher(nn.Module):
 
     feature_map: Tensor | None
 
-    def __init__(self, encoder: Encoder, fusion: FeatureLearning, gate: str, feature_map: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        fusion: FeatureLearning,
+        gate: str,
+        feature_map: Tensor | None = None,
+        feature: str = "tokens",
+    ) -> None:
         super().__init__()
-        self.encoder, self.fusion, self.gate = encoder, fusion, gate
+        self.encoder, self.fusion, self.gate, self.feature = encoder, fusion, gate, feature
         self.register_buffer("feature_map", feature_map)
 
     def forward(self, images: Tensor, kept: Tensor | None) -> Tensor:
         """Return T_out (B, F), or (B, D) without a map. With gate "self" it depends on the patches in `kept` only."""
-        _, visible = self.encoder(images, kept)
-        whole = self.encoder(images)[1] if self.gate == "full" and kept is not None else visible  # G6
-        pooled: Tensor = self.fusion(visible, whole).mean(dim=1)
+        cls, visible = self.encoder(images, kept)
+        if self.feature == "cls":
+            pooled: Tensor = cls[:, 0]
+        else:
+            whole = self.encoder(images)[1] if self.gate == "full" and kept is not None else visible  # G6
+            pooled = self.fusion(visible, whole).mean(dim=1)
         if self.feature_map is None:
             return pooled
         with torch.autocast(images.device.type, enabled=False):

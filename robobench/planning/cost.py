@@ -97,8 +97,8 @@ def forward_equivalents(plan: Plan, job: TrainingJob) -> float:
     with torch.device("meta"):  # tensors without values
         stages = job.defense(job.config).stages(untrained_setup(plan, job, "meta"))
     epochs = [1 if isinstance(stage, Precompute) else stage.epochs for stage in stages]
-    costs = [stage_forward_equivalents(stage) or 1.0 for stage in stages]
-    return sum(n * plan.train_images * cost for n, cost in zip(epochs, costs, strict=True))
+    costs = [stage_forward_equivalents(stage) for stage in stages]
+    return sum(n * plan.train_images * (1.0 if cost is None else cost) for n, cost in zip(epochs, costs, strict=True))
 
 
 def profile_stages(plan: Plan, job: TrainingJob, batch_size: int | None = None) -> list[StageCost]:
@@ -120,7 +120,8 @@ def profile_stages(plan: Plan, job: TrainingJob, batch_size: int | None = None) 
         key = hash_recipe(job.stage_recipe(stage))
         if isinstance(stage, Precompute):
             costs.append(_profile_precompute(plan, setup, stage, images, batch, key))
-            zeros = np.broadcast_to(np.float32(0), (len(images), *setup.image_shape))  # takes no memory on a CPU
+            shape = len(images), *(stage.shape or setup.image_shape)
+            zeros = np.broadcast_to(np.float32(0), shape)  # takes no memory on a CPU
             setup.precomputed[stage.name] = PrecomputedArray(zeros, plan.device)
         else:
             costs.append(_profile_train(plan, runtime, stage, images, batch, key, halve=full_batch))
@@ -143,7 +144,7 @@ def _profile_precompute(
         measured_bytes=0,
         forward_equivalents=cost,
         key=key,
-        disk_bytes=4 * plan.train_images * math.prod(setup.image_shape),  # a float32 image for each
+        disk_bytes=4 * plan.train_images * math.prod(stage.shape or setup.image_shape),  # float32
     )
 
 

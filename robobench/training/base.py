@@ -150,6 +150,7 @@ class Precompute:
 
     Attributes:
         function: maps a Batch (not augmented, epoch 0) to a tensor (B, ...), float32 or uint8.
+        shape: of one entry, for the cost estimate; None means that of an image.
         config_fields: as in `Train`.
     """
 
@@ -157,6 +158,7 @@ class Precompute:
     function: Callable[[Batch], Tensor]
     batch_size: int = 128
     passes: PassCounts | None = None
+    shape: tuple[int, ...] | None = None
     config_fields: tuple[str, ...] | None = None
 
 

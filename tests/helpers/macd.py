@@ -32,6 +32,7 @@ TINY = MACDConfig(
     mae_batch_size=12,
     mae_blr=0.02,
     static_steps=4,
+    head_epochs=2,
 )
 DEEPER = replace(TINY, encoder_width=16, encoder_depth=2)
 SHAPE, EPS = (3, 8, 8), 8 / 255

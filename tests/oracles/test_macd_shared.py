@@ -37,7 +37,10 @@ OTHER = {
     "student_patch": 4,
     "teacher_patch": 4,
     "mask": False,
-    "bn_recalibrate": True,
+    "bn_recalibrate": False,
+    "teacher_feature": "cls",
+    "mask_fill": "mean",
+    "kl_order": "student-first",
 }
 
 

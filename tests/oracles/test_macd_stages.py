@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robobench.defenses.macd import MACD, PRESETS, MACDConfig, distill
+from robobench.defenses.macd import MACD, PRESETS, MACDConfig, distill, head
 from robobench.defenses.macd.mae import MAE, Encoder
 from robobench.models.build import build_model
 from robobench.models.spec import ModelSpec
@@ -25,17 +25,25 @@ def names(**changes: object) -> list[str]:
 
 
 def test_config_decides_stages():
-    assert names() == ["mae-pretrain", "mae-feature", "static-attack", "distill"]
-    assert names(attacked_images=False) == ["mae-pretrain", "mae-feature", "distill"]
-    assert names(contrastive_only=True) == ["static-attack", "distill"]
-    assert names(head_epochs=2, bn_recalibrate=True)[-3:] == ["distill", "bn-recalibrate", "head"]
+    head = ["bn-recalibrate", "head-features", "head"]
+    assert names() == ["mae-pretrain", "mae-feature", "static-attack", "distill", *head]
+    assert names(attacked_images=False) == ["mae-pretrain", "mae-feature", "distill", *head]
+    assert names(contrastive_only=True) == ["static-attack", "distill", *head]
+    assert names(head_epochs=0)[-2:] == ["distill", "bn-recalibrate"]
+    assert names(head_epochs=0, bn_recalibrate=False)[-1] == "distill"  # Algorithm 2
+
+
+def test_models_without_batchnorm_are_not_recalibrated():
+    model = nn.Sequential()
+    model.features, model.head = nn.Flatten(), nn.Linear(192, 3)  # type: ignore[assignment]
+    assert [stage.name for stage in head.stages(replace(setup_of(), model=model), TINY)] == ["head-features", "head"]
 
 
 def test_full_method_runs_and_keeps_standard_model():
     setup = setup_of()
     standard = setup.required_models["standard"].module
     before = state(standard)
-    losses = run(setup, replace(TINY, head_epochs=2, bn_recalibrate=True))
+    losses = run(setup)
     assert same(before, standard.state_dict()) and not standard.training
     for stage in losses.values():
         assert all(bool(v.isfinite()) for loss in stage for v in (loss.total, *loss.metrics.values()))
@@ -113,7 +121,7 @@ class Counter:
 @pytest.mark.parametrize("changes", [{}, {"distill_gate": "full"}, {"mask": False, "distill_gate": "full"}])
 def test_distillation_makes_declared_passes(changes):
     setup = setup_of()
-    stage = MACD(replace(TINY, attacked_images=False, **changes)).stages(setup)[-1]
+    stage = MACD(replace(TINY, attacked_images=False, **changes)).stages(setup)[2]
     assert isinstance(stage, Train) and stage.passes is not None and not isinstance(stage.objective, nn.Module)
     objective = stage.objective()
     model, encoder = setup.model, objective.teacher.module.encoder  # type: ignore[union-attr]
@@ -139,32 +147,6 @@ def test_autoencoder_makes_declared_passes():
         assert sum(part.forward for part in teacher) == stage.passes.teacher_forward
 
 
-def test_head_stage_trains_head_only():
-    setup = setup_of()
-    stage = MACD(replace(TINY, head_epochs=1)).stages(setup)[-1]
-    setup.model.train()
-    before = state(setup.model)
-    objective = stage.objective()  # type: ignore[union-attr,operator]
-    optimizer = stage.optimizer(objective)  # type: ignore[union-attr]
-    objective(batch_of()).total.backward()
-    optimizer.step()
-    moved = {name for name, value in setup.model.state_dict().items() if not torch.equal(value, before[name])}
-    assert moved == {"head.weight", "head.bias"} and setup.model.training
-
-
-def test_recalibration_sets_batchnorm_to_clean_mean():
-    """Parameters do not change."""
-    setup = setup_of()
-    stage = MACD(replace(TINY, bn_recalibrate=True)).stages(setup)[-1]
-    before = {name: p.clone() for name, p in setup.model.named_parameters()}
-    objective = stage.objective().train()  # type: ignore[union-attr,operator]
-    for index in torch.arange(24).split(12):
-        assert not objective(batch_of(index)).total.requires_grad
-    assert same(before, dict(setup.model.named_parameters()))
-    convolved = setup.model.body[0](IMAGES)  # type: ignore[index,operator]
-    torch.testing.assert_close(setup.model.body[1].running_mean, convolved.mean((0, 2, 3)))  # type: ignore[index]
-
-
 # --- presets and errors -------------------------------------------------------------------------
 
 
@@ -188,9 +170,9 @@ def test_presets_override_run_presets_with_valid_configs(layers):
     values = {**base, "batch_size": 1, **{k: v for layer in layers for k, v in PRESETS[layer].items()}}
     config = MACDConfig(**values)
     assert (config.lr, config.schedule, config.batch_size > 1) == (0.003, "constant", True)
-    assert (config.encoder_depth, config.decoder_depth, config.epochs <= 10) == (12, 8, True)
+    assert (config.bn_recalibrate, config.head_epochs > 0, config.epochs <= 10) == (True, True, True)
     setup = replace(setup_of(), image_shape=(3, 32, 32))
-    assert len(MACD(config).stages(setup)) == 4
+    assert len(MACD(config).stages(setup)) == 7
 
 
 @pytest.mark.parametrize(
@@ -204,6 +186,11 @@ def test_presets_override_run_presets_with_valid_configs(layers):
         ({"feature_target": "moving"}, "feature_target must be one of frozen, stopgrad, both, got moving"),
         ({"fusion": "mlp"}, "fusion must be one of pooled, cross_attention"),
         ({"distill_gate": "none"}, "distill_gate must be one of self, full"),
+        ({"head_lr": 0.0}, "head_lr must be > 0, got 0.0"),
+        ({"class_weight": -1.0}, "class_weight must be >= 0, got -1.0"),
+        ({"mask_fill": "gray"}, "mask_fill must be one of zero, mean, got gray"),
+        ({"kl_order": "none"}, "kl_order must be one of teacher-first, student-first"),
+        ({"teacher_feature": "both"}, "teacher_feature must be one of tokens, cls"),
         ({"feature_map": "learned"}, "feature_map must be one of fixed, student-projector"),
         ({"static_steps": 0}, "static_steps must be >= 1, got 0"),
         ({"lr": 0.0}, "lr must be > 0"),
