@@ -132,6 +132,7 @@ def diagnose(checkpoint: str | Path | None = None, *, transfer_source: Any = Non
         RequestError: no such model, no many-step attack among `attacks`, or another wrong value.
     """
     from robobench.evaluation import diagnostics
+    from robobench.evaluation.near_chance import near_chance_warning
     from robobench.models.spec import is_factory
 
     if callable(flags.get("model")):
@@ -154,12 +155,21 @@ def diagnose(checkpoint: str | Path | None = None, *, transfer_source: Any = Non
     if transfer_source is not None:
         name, _, file = transfer_source.partition("=")
         source = _load_external(planner, name, Path(file) if file else None, role="source")
-    data, device = planner.dataset.test, planner.settings.device
+    reporter = Reporter(0)
+    for note in planner.settings.notes:
+        reporter.info(f"note: {note}")
+    data, device = planner.models.dataset.test, planner.settings.device
     index = torch.arange(min(request.examples or DIAGNOSED_IMAGES, len(data)))
     attacks = [spec.attack for spec in planner.attacks]
     attacks += gradient_free_attacks(lambda cls, name: planner.settings.plugin_config(cls, name, {}), attacks)
     images, labels = data.images(index), data.labels[index].to(device)
-    return diagnostics.diagnose(model.to(device), images, labels, attacks, source=source)
+    found = diagnostics.diagnose(model.to(device), images, labels, attacks, source=source)
+    name, classes = str(checkpoint or request.model), planner.models.dataset.num_classes
+    trained = checkpoint is not None and not is_file
+    warning = near_chance_warning(name, found.clean_accuracy, labels.cpu(), classes, trained)
+    if warning is not None:
+        reporter.warning(warning)
+    return found
 
 
 def _load_external(planner: Planner, name: str, weights: Path | None, role: str = "evaluated") -> nn.Module:
@@ -167,9 +177,10 @@ def _load_external(planner: Planner, name: str, weights: Path | None, role: str 
     from robobench.models.build import build_model
     from robobench.models.weights import load_weights
 
-    model = build_model(planner.models.external(name, weights, role=role).spec)
+    planned = planner.models.external(name, weights, role=role)
+    model = build_model(planned.spec)
     if weights is not None:
-        load_weights(model, weights)
+        load_weights(model, weights, planned.weights_key)
     return model.to(planner.settings.device).eval()
 
 

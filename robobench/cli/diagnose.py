@@ -39,6 +39,7 @@ def main(
     model: o.Model = "cnn",
     preset: o.Preset = None,
     transfer_source: Annotated[str | None, typer.Option(help="MODEL or MODEL=WEIGHTS for the transfer check.")] = None,
+    weights_key: o.WeightsKey = None,
     mean: Annotated[str | None, typer.Option(help="Mean of the model's normalization, such as 0.5,0.5,0.5.")] = None,
     std: Annotated[str | None, typer.Option(help="Standard deviation of the model's normalization.")] = None,
     device: o.Device = "auto",
@@ -47,6 +48,7 @@ def main(
     norm: o.Norm = "Linf",
     eps: o.Eps = None,
     examples: o.Examples = None,
+    image_size: o.ImageSize = None,
     set_: o.Sets = None,
     plugin: o.Plugins = None,
     data_dir: o.DataDir = None,
@@ -70,6 +72,8 @@ def main(
         norm=norm,
         eps=tuple(eps or ()),
         examples=examples,
+        image_size=image_size,
+        weights_key=weights_key,
         sets=tuple(set_ or ()), plugins=tuple(plugin or ()), data_dir=data_dir, out=out, **flags,
     )  # fmt: skip
     if form == "json":

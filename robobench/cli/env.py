@@ -82,7 +82,7 @@ def _extras() -> list[tuple[str, str]]:
 
 def _data() -> list[tuple[str, str]]:
     from robobench.core.paths import data_root
-    from robobench.data.cifar import ARCHIVES, FOLDERS
+    from robobench.data.cifar import FOLDERS, find_cifar
 
     root = data_root()
     by = (
@@ -90,15 +90,8 @@ def _data() -> list[tuple[str, str]]:
     )
     lines = [("data root", f"{root}{'' if root.is_dir() else ' (does not exist yet)'}; {by}"), ("digits", "embedded")]
     for name in FOLDERS:
-        places = [root, root / name, root / "data", root / name / "data"]
-        there = [
-            place
-            for place in places
-            if (place / FOLDERS[name]).is_dir()
-            or (place / ARCHIVES[name]).is_file()
-            or any(place.glob("test-*.parquet"))
-        ]
-        found = f"found in {there[0]}" if there else "not found; --data-dir DIR, or the first run downloads it"
+        place = find_cifar(name, root)
+        found = f"found in {place}" if place else "not found; --data-dir DIR, or the first run downloads it"
         lines.append((name, found))
     return lines
 

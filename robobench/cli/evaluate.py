@@ -38,6 +38,7 @@ def main(
     transfer_source: Annotated[
         str | None, typer.Option(help="MODEL or MODEL=WEIGHTS to make transfer examples on.")
     ] = None,
+    weights_key: o.WeightsKey = None,
     mean: Annotated[
         str | None,
         typer.Option(help="Normalization of the model, such as 0.5,0.5,0.5; added as its first layer."),
@@ -50,6 +51,7 @@ def main(
     """Evaluate one model."""
     protocol = "both" if transfer_source else "white-box"
     own = {"weights": weights, "transfer_source": transfer_source, "mean": mean, "std": std}
+    own["weights_key"] = weights_key
     request = o.make_request(flags, protocol=protocol, external=True, **own)
     if model_info is None:
         return o.execute(request, flags)

@@ -38,6 +38,15 @@ Eps = Annotated[
     typer.Option(help="Radii of attacks: 8/255,16/255, or L2:0.5,1.0; default: those of the data set."),
 ]
 Examples = Annotated[int | None, typer.Option(help="Use only the first N test images.")]
+ImageSize = Annotated[
+    int | None,
+    typer.Option(
+        help="Side of the images in px; default: 32 or the preset's, and the own size of npz and imagefolder."
+    ),
+]
+WeightsKey = Annotated[
+    str | None, typer.Option(help="Which model of a weights file with several, such as model_ema: its key there.")
+]
 Epochs = Annotated[int | None, typer.Option(help="Epochs of every defense's main stage.")]
 Sets = Annotated[
     list[str] | None,
@@ -71,6 +80,7 @@ class EvaluateFlags:
     norm: Norm = "Linf"
     eps: Eps = None
     examples: Examples = None
+    image_size: ImageSize = None
     set_: Sets = None
     plugin: Plugins = None
     data_dir: DataDir = None

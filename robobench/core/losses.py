@@ -17,6 +17,11 @@ def kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(dim=1)
 
 
+def is_near_chance(accuracy: float, images: int, chance: float) -> bool:
+    """Return whether an accuracy over `images` is at most three standard deviations above that of guessing."""
+    return accuracy <= chance + 3 * math.sqrt(chance * (1 - chance) / images)
+
+
 def is_misclassified(logits: Tensor, labels: Tensor) -> Tensor:
     """Return whether each prediction is wrong: (B, K), (B,) -> (B,) bool. NaN logits count as wrong."""
     return (logits.argmax(1) != labels) | logits.isnan().any(1)  # argmax treats NaN as the largest logit

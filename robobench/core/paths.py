@@ -8,6 +8,11 @@ from pathlib import Path
 from robobench.errors import RequestError
 
 
+def expand_user(text: str) -> str:
+    """Replace a leading ~ or ~name by the home folder. A shell does so only at the beginning of a word."""
+    return os.path.expanduser(text) if text.startswith("~") else text
+
+
 def cache_root() -> Path:
     """Return robobench's folder in the user cache of the platform."""
     from platformdirs import user_cache_path
@@ -28,7 +33,7 @@ def data_root(data_dir: Path | str | None = None) -> Path:
             )
         return Path(data_dir)
     if os.environ.get("ROBOBENCH_DATA"):
-        return Path(os.environ["ROBOBENCH_DATA"])
+        return Path(os.environ["ROBOBENCH_DATA"]).expanduser()
     return cache_root() / "data"
 
 

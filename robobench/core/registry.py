@@ -19,6 +19,19 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> RequestError:
     return RequestError(f"unknown {kind} '{name}'{hint} known: {', '.join(names)}")
 
 
+def match_name(name: str, known: Iterable[str]) -> str:
+    """Return the known name that differs from `name` in case, dashes and underscores only; else `name` itself."""
+    names = list(known)
+    if name in names:
+        return name
+
+    def fold(text: str) -> str:
+        return text.lower().replace("-", "").replace("_", "")
+
+    same = [other for other in names if fold(other) == fold(name)]
+    return same[0] if len(same) == 1 else name
+
+
 class Registry(Generic[T]):
     """Classes by name. Registering a second class under a name raises RequestError."""
 

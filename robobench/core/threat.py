@@ -2,52 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from fractions import Fraction
 
 import torch
 from torch import Tensor
 
 from robobench.core.formatting import format_eps
+from robobench.core.numbers import NORMS as NORMS
+from robobench.core.numbers import canonical_norm as canonical_norm
+from robobench.core.numbers import check_eps
+from robobench.core.numbers import parse_eps as parse_eps
 from robobench.core.registry import unknown_name
 from robobench.core.rng import KeyedRng
 from robobench.errors import RequestError, ThreatModelError
-
-NORMS = ("Linf", "L2")
-
-
-def canonical_norm(text: str) -> str:
-    """Return a norm in RobustBench's spelling, whatever its case; raises RequestError."""
-    for norm in NORMS:
-        if text.lower() == norm.lower():
-            return norm
-    raise unknown_name("norm", text, NORMS)
-
-
-def parse_eps(text: str | float, norm: str) -> float:
-    """Parse a radius on the [0, 1] image scale, such as '8/255' or '0.5'.
-
-    Raises:
-        RequestError: not a number, negative, or above 1 for Linf.
-    """
-    try:
-        eps = float(Fraction(text)) if isinstance(text, str) else float(text)
-    except (ValueError, ZeroDivisionError):
-        raise RequestError(
-            f"eps '{text}' is not a number; write a fraction such as 8/255 or a decimal such as 0.5"
-        ) from None
-    check_eps(eps, norm, str(text))
-    return eps
-
-
-def check_eps(eps: float, norm: str, text: str | None = None) -> None:
-    """Raise RequestError unless `eps` is a valid radius in `norm`."""
-    shown = text or f"{eps:g}"
-    if not math.isfinite(eps) or eps < 0:
-        raise RequestError(f"eps must be a finite number >= 0, got {shown}; write 8/255 or 0.5")
-    if norm == "Linf" and eps > 1:
-        raise RequestError(f"eps {shown} is larger than the whole pixel range [0, 1]; did you mean {shown}/255?")
 
 
 def check_unit_range(images: Tensor) -> None:

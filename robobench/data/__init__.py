@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robobench.data.info import dataset_info
+from robobench.data.info import Resize, dataset_info
 from robobench.errors import RequestError
 
 if TYPE_CHECKING:
@@ -20,16 +20,20 @@ def load_dataset(
     need_train: bool = True,
     device: Any = "cpu",
     download: bool = True,
+    published: Resize | None = None,
 ) -> Dataset:
     """Load a data set by name.
 
     Args:
         name: digits, cifar10, cifar100, imagefolder:PATH or npz:FILE.
         data_dir: folder to search and to download to; default: ROBOBENCH_DATA, then the platform's cache folder.
-        resolution: side in pixels to which images are resized; default: 224 for an image folder, else no resizing.
+        resolution: side in pixels to which images are resized, after the central square is cropped; None keeps their
+            size, and refuses images that are not square.
         need_train: False skips the training split.
         device: where images are returned.
         download: False never uses the internet.
+        published: how the model's published weights expect the images of an image folder to be resized; used if
+            `resolution` is its side, or if it is None and the images are not square or differ in size.
 
     Raises:
         RequestError: the data set is unknown, missing, damaged, empty, or does not hold images with labels.
@@ -42,11 +46,11 @@ def load_dataset(
     if kind == "imagefolder":
         from robobench.data.image_folder import load_image_folder
 
-        return load_image_folder(name, Path(path), **options | {"resolution": resolution or info.resolution})
+        return load_image_folder(name, Path(path).expanduser(), published=published, **options)
     if kind == "npz":
         from robobench.data.npz import load_npz
 
-        return load_npz(name, Path(path), **options)
+        return load_npz(name, Path(path).expanduser(), **options)
     if name == "digits":
         from robobench.data.digits import load_digits
 

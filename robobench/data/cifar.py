@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 
 from robobench.core.paths import cache_root
+from robobench.data.arrays import Arrays
 from robobench.data.info import DATASETS
-from robobench.data.split import Arrays
 from robobench.errors import RequestError
 
 FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # in torchvision's layout
 ARCHIVES = {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.tar.gz"}
 IMAGE_COLUMNS = ("img", "image")  # of parquet files
-LABEL_COLUMNS = {"cifar10": ("label",), "cifar100": ("fine_label", "label")}
+LABEL_COLUMNS = {"cifar10": ("label", "labels"), "cifar100": ("fine_label", "label", "labels")}
+PARQUET_FOLDERS = ("", "data", "plain_text", "default")  # of Hugging Face repositories, in which parquet files lie
 
 
 def load_cifar(name: str, root: Path, need_train: bool, download: bool) -> tuple[Arrays | None, Arrays]:
@@ -41,15 +42,14 @@ def load_cifar(name: str, root: Path, need_train: bool, download: bool) -> tuple
     Raises:
         RequestError: the data are not found and not downloaded, or are damaged.
     """
-    folders = [root, root / name]
-    for folder in folders:
-        if (folder / FOLDERS[name]).is_dir() or (folder / ARCHIVES[name]).is_file():
-            return _read_archive(name, folder, need_train)
-    for folder in [*folders, root / "data", root / name / "data"]:
-        if any(folder.glob("test-*.parquet")):
-            test = _read_parquet(name, folder, "test")
-            return (_read_parquet(name, folder, "train") if need_train else None), test
-    problem = f"no {name} in '{root}' (looked for {FOLDERS[name]}/ and test-*.parquet, also in {name}/ and data/)"
+    place = find_cifar(name, root)
+    if place is not None and _has_archive(name, place):
+        return _read_archive(name, place, need_train)
+    if place is not None:
+        test = _read_parquet(name, place, "test")
+        return (_read_parquet(name, place, "train") if need_train else None), test
+    looked_for = f"{FOLDERS[name]}/ and test-*.parquet, also in {name}/, data/ and plain_text/"
+    problem = f"no {name} in '{root}' (looked for {looked_for})"
     if not download:
         raise RequestError(f"{problem}; name its folder with --data-dir, or connect to the internet to download it")
     try:
@@ -59,6 +59,23 @@ def load_cifar(name: str, root: Path, need_train: bool, download: bool) -> tuple
         why = " ".join(str(err).split())[:100]
         raise RequestError(f"{problem}, and it cannot be downloaded ({why}); name its folder with --data-dir") from err
     return _read_archive(name, root, need_train)
+
+
+def find_cifar(name: str, root: Path) -> Path | None:
+    """Return the folder below `root` with torchvision's archive or with parquet files; None if there is none."""
+    folders = [root, root / name]
+    places = [folder / part for folder in (*folders, root / name / name) for part in PARQUET_FOLDERS]
+    found = [folder for folder in folders if _has_archive(name, folder)]
+    return next(iter([*found, *(place for place in places if _parquet_files(place, "test"))]), None)
+
+
+def _has_archive(name: str, folder: Path) -> bool:
+    return (folder / FOLDERS[name]).is_dir() or (folder / ARCHIVES[name]).is_file()
+
+
+def _parquet_files(folder: Path, part: str) -> list[Path]:
+    """Return a split's files: test-00000-of-00001.parquet, also with a hash in its name, or test/0000.parquet."""
+    return sorted(folder.glob(f"{part}*.parquet")) or sorted((folder / part).glob("*.parquet"))
 
 
 def _torchvision_class(name: str) -> Any:
@@ -101,10 +118,10 @@ def _read_parquet(name: str, folder: Path, part: str) -> Arrays:
     """Read the files of a split. Decoded pixels are cached under the digest of the files."""
     import PIL
 
-    files = sorted(folder.glob(f"{part}-*-of-*.parquet"))
-    total = re.search(r"-of-(\d+)\.parquet$", files[-1].name) if files else None
-    if total is None or len(files) != int(total[1]):
-        want = f"{int(total[1])} files" if total else "files"
+    files = _parquet_files(folder, part)
+    totals = {int(found[1]) for file in files if (found := re.search(r"-of-(\d+)", file.name))}
+    if not files or (totals and totals != {len(files)}):
+        want = f"{max(totals)} files" if totals else "files"
         raise RequestError(
             f"'{folder}' has {len(files)} of the {want} {part}-*-of-*.parquet of {name}; fetch the missing ones"
         )
@@ -149,8 +166,8 @@ def _decode_parquet(name: str, files: list[Path]) -> Arrays:
                     f"{' or '.join(LABEL_COLUMNS[name])}"
                 )
             table = pq.read_table(file, columns=[image, label])
-            for cell in table[image]:
-                with Image.open(io.BytesIO(cell["bytes"].as_py())) as image_file:
+            for cell in table[image].to_pylist():
+                with Image.open(io.BytesIO(cell["bytes"] if isinstance(cell, dict) else cell)) as image_file:
                     images.append(np.asarray(image_file.convert("RGB")))
             labels.append(table[label].to_numpy().astype(np.int64))
         except RequestError:

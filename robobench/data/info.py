@@ -18,6 +18,19 @@ CIFAR_EPS = {"Linf": (8 / 255, 16 / 255), "L2": (0.5, 1.0)}
 CIFAR_TRAIN_EPS = {"Linf": 8 / 255, "L2": 0.5}
 
 
+@dataclass(frozen=True)
+class Resize:
+    """How an image is made square: crop the central square of `kept` x the shorter side, and resize it to `side` px."""
+
+    side: int
+    kept: float = 1.0
+    interpolation: str = "bilinear"
+
+    def __str__(self) -> str:
+        part = "" if self.kept == 1 else f" of {100 * self.kept:g} % of the shorter side"
+        return f"the central square{part} is cropped and resized to {self.side} px ({self.interpolation})"
+
+
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
     """Facts about a data set. User data (`npz:`, `imagefolder:`) get CIFAR's radii and ImageNet's statistics."""
@@ -26,14 +39,14 @@ class DatasetInfo:
     num_classes: int | None = None  # None here and below: depends on the user's data
     train_size: int | None = None  # number of images
     test_size: int | None = None
-    resolution: int | None = None  # side of the images in pixels if the user requests none
+    resolution: int | None = None  # side of the images in pixels
     mean: Channels = IMAGENET_MEAN  # of each channel, on the [0, 1] scale
     std: Channels = IMAGENET_STD
     eps: Mapping[str, tuple[float, ...]] = field(
         default_factory=lambda: CIFAR_EPS
     )  # norm -> radii of attacks, [0, 1] scale
     train_eps: Mapping[str, float] = field(default_factory=lambda: CIFAR_TRAIN_EPS)  # norm -> radius of training
-    preset: str | None = None  # used if the user names none
+    preset: str = "quick"  # used if the user names none
     robustbench_eps: Mapping[str, str] = field(default_factory=dict)  # norm -> radius of RobustBench's leaderboard
 
 
@@ -75,10 +88,9 @@ DATASETS = {
     ),
     "imagefolder:PATH": DatasetInfo(
         summary="PATH/train/<class>/* and PATH/test/<class>/* (or val), streamed from disk",
-        resolution=224,
     ),
     "npz:FILE": DatasetInfo(
-        summary="arrays x_test (uint8, N x H x W x 3) and y_test; x_train and y_train for training"
+        summary="arrays x_test (uint8, N x H x W x 3) and y_test; x_train and y_train for training; also .npy files"
     ),
 }
 
@@ -93,8 +105,8 @@ def dataset_info(name: str) -> DatasetInfo:
         RequestError: the name is unknown, or has no path after the colon.
     """
     kind, colon, path = name.partition(":")
-    pattern = next((key for key in DATASETS if key.startswith(f"{kind}:")), None)
-    if pattern is not None and colon:
+    pattern = next((key for key in DATASETS if key.startswith(f"{kind}:") and colon), None)
+    if pattern is not None:
         if not path:
             raise RequestError(f"data set '{name}' has no path; write {pattern}")
         return DATASETS[pattern]

@@ -8,13 +8,12 @@ from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from robobench.data.arrays import Arrays, check_arrays
 from robobench.errors import RequestError
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
-
-Arrays = tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]  # images (N, H, W, 3) uint8 or float, labels (N,)
 
 
 class Split:
@@ -26,7 +25,7 @@ class Split:
         labels: (N,) int64, on the device that holds the pixels.
         digest: hash of pixels, shapes and labels. Equal digests mean equal data.
         is_uint8_exact: all values of `read` are multiples of 1/255.
-        resolution: side in pixels to which images are resized; None keeps their size.
+        resolution: side in pixels to which the central square of the images is resized; None keeps their size.
         device: where images are returned.
     """
 
@@ -55,7 +54,9 @@ class Split:
         images = self._read(index).to(self.device)
         images = images.float().div_(255) if images.dtype == torch.uint8 else images.float()
         if self.resolution is not None:
-            size = (self.resolution, self.resolution)
+            size, edge = (self.resolution, self.resolution), min(images.shape[2:])
+            top, left = (images.shape[2] - edge) // 2, (images.shape[3] - edge) // 2
+            images = images[:, :, top : top + edge, left : left + edge]
             images = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True).clamp_(0, 1)
         return images
 
@@ -93,6 +94,8 @@ class Dataset:
     test: Split
     num_classes: int
     resolution: int  # side of the images in pixels
+    class_names: tuple[str, ...] | None = None  # of an image folder, by label
+    notes: tuple[str, ...] = ()  # what was converted or skipped when it was loaded
 
     @property
     def digest(self) -> str:
@@ -124,28 +127,42 @@ def dataset_from_arrays(
     resolution: int | None,
     need_train: bool,
     device: Any,
+    notes: tuple[str, ...] = (),
 ) -> Dataset:
     """Make a data set from arrays.
 
     Args:
         num_classes: default: the largest label plus one.
         resolution, need_train, device: as in `load_dataset`.
+        notes: what was converted before.
 
     Raises:
-        RequestError: wrong shapes, types, values or labels, or splits of different image sizes.
+        RequestError: wrong shapes, types, values or labels, splits of different image sizes, or images that are not
+            square without a resolution.
     """
-    given = {"train": train, "test": test}
-    arrays = {part: _check_arrays(name, part, *pair, num_classes) for part, pair in given.items() if pair is not None}
-    sides = {pair[0].shape[1:] for pair in arrays.values()}
+    given, said = {"train": train, "test": test}, list(notes)
+    arrays = {
+        part: check_arrays(f"data set '{name}', {part} split", *pair, num_classes, said)
+        for part, pair in given.items()
+        if pair is not None
+    }
+    sides = {pair[0].shape[1:3] for pair in arrays.values()}
     if len(sides) > 1:
         raise RequestError(f"data set '{name}': training and test images differ in size: {sorted(sides)}")
-    height, width = next(iter(sides))[:2]
-    if height != width and resolution is None:
-        raise RequestError(f"data set '{name}' has images of {height}x{width}; they must be square")
+    height, width = next(iter(sides))
+    if height != width:
+        edge = min(height, width)
+        if resolution is None:
+            raise RequestError(
+                f"data set '{name}' has images of {height}x{width}; they must be square: add --image-size {edge} (or "
+                "another number of pixels), which crops the central square and resizes it"
+            )
+        said.append(f"data set '{name}': the central {edge}x{edge} of the {height}x{width} images is used")
     resize = resolution if resolution not in (None, height) or height != width else None
     count = num_classes or 1 + max(int(labels.max()) for _, labels in arrays.values())
     splits = {part: _split(*pair, resize, device) for part, pair in arrays.items() if need_train or part == "test"}
-    return Dataset(name, splits.get("train"), splits["test"], max(count, 2), resolution or height)
+    side = resolution or height
+    return Dataset(name, splits.get("train"), splits["test"], max(count, 2), side, notes=tuple(said))
 
 
 def _split(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], resolution: int | None, device: Any) -> Split:
@@ -168,33 +185,3 @@ def _split(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], resolutio
         resolution=resolution,
         device=device,
     )
-
-
-def _check_arrays(name: str, part: str, images: Any, labels: Any, num_classes: int | None) -> Arrays:
-    """Return images as uint8 or float32 and labels as int64; raises RequestError for other shapes, types or values."""
-    import numpy as np
-
-    where, images, labels = f"data set '{name}', {part} split", np.asarray(images), np.asarray(labels)
-    if images.ndim != 4 or images.shape[3] != 3:
-        raise RequestError(f"{where}: images must be N x H x W x 3, got {' x '.join(map(str, images.shape))}")
-    if len(images) == 0 or 0 in images.shape:
-        raise RequestError(f"{where} is empty; it needs one image or more")
-    if labels.shape != (len(images),):
-        raise RequestError(f"{where}: {len(images)} images need as many labels, got shape {labels.shape}")
-    if labels.dtype.kind not in "iu":
-        raise RequestError(f"{where}: labels must be whole numbers, got {labels.dtype}")
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or (num_classes is not None and high >= num_classes):
-        allowed = f"0 to {num_classes - 1}" if num_classes else "0 or more"
-        raise RequestError(f"{where}: labels must be {allowed}, got {low} to {high}")
-    if images.dtype.kind == "f":
-        least, most = float(images.min()), float(images.max())
-        if not (least >= 0 and most <= 1):  # NaN fails too
-            raise RequestError(
-                f"{where}: float images must lie in [0, 1], got [{least:.3g}, {most:.3g}]; divide by 255, do not "
-                "normalize: the model does that"
-            )
-        images = images.astype(np.float32)
-    elif images.dtype != np.uint8:
-        raise RequestError(f"{where}: images must be uint8 in 0 to 255 or float in [0, 1], got {images.dtype}")
-    return images, labels.astype(np.int64)

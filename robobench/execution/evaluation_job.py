@@ -24,11 +24,12 @@ from robobench.distributed import collectives, signals
 from robobench.errors import StorageError
 from robobench.evaluation import accuracy
 from robobench.evaluation.model_checks import quick_model_checks
+from robobench.evaluation.near_chance import near_chance_warning
 from robobench.execution.context import RunContext
 from robobench.execution.evaluation_record import blank_record, uses_bf16_search
 from robobench.execution.transfer_examples import TransferExamples
 from robobench.models.wrapper import PreprocessedModel
-from robobench.planning.plan import AttackSpec, Cell, ExternalModel, PlannedModel
+from robobench.planning.plan import AttackSpec, Cell, ExternalModel, PlannedModel, TrainingJob
 from robobench.results.records import EvaluationRecord, FindingRecord
 from robobench.results.statistics import to_bitstring
 from robobench.store.artifacts import hash_recipe
@@ -252,7 +253,12 @@ class Evaluator:
                 return accuracy.clean_outcomes(module, data, index, plan.device, warn)
 
             batches = accuracy.batch_indices(plan.examples, plan.run.eval_batch_size)
-            self._clean[digest] = torch.cat(list(collectives.map_across_ranks(batches, outcomes)))
+            correct = self._clean[digest] = torch.cat(list(collectives.map_across_ranks(batches, outcomes)))
+            labels = data.labels[: plan.examples].cpu()
+            trained, classes = isinstance(model, TrainingJob), plan.dataset.num_classes
+            warning = near_chance_warning(model.name, float(correct.float().mean()), labels, classes, trained)
+            if warning is not None:
+                self.context.reporter.warning(warning)
         return self._clean[digest]
 
     def findings(self, model: PlannedModel) -> list[FindingRecord]:

@@ -33,6 +33,7 @@ def blank_record(context: RunContext, cell: Cell, key: str) -> EvaluationRecord:
         "data_digest": plan.dataset.test_digest,
         "model": model.spec.name,
         "image_size": model.spec.image_size,
+        "resolution": plan.dataset.resolution,
         "stem": model.spec.stem,
         "interpolation": model.spec.interpolation,
         "preset": plan.preset,

@@ -30,7 +30,8 @@ class Runner:
         for note in plan.notes:
             self.reporter.info(f"note: {note}")
         self.reporter.info(
-            f"{plan.dataset.name} (data {plan.dataset.test_digest}), preset {plan.preset}, {plan.device}, "
+            f"{plan.dataset.name} (data {plan.dataset.test_digest}), images of {plan.dataset.resolution} px, "
+            f"preset {plan.preset}, {plan.device}, "
             f"{plan.precision}, {plan.threads} threads"
             + (f" in each of {plan.devices} processes" if plan.devices > 1 else "")
         )

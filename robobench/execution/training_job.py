@@ -93,7 +93,7 @@ class Trainer:
         """Store an external model unchanged."""
         module = build_model(model.spec).to(self.context.plan.device)
         if model.weights is not None:
-            load_weights(module, model.weights)
+            load_weights(module, model.weights, model.weights_key)
         digest = file_digest(model.weights) if model.weights else state_digest(module)
         if digest != model.recipe["external"]:
             what = f"'{model.weights}'" if model.weights else f"the model '{model.spec.name}'"

@@ -6,13 +6,14 @@ import ast
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from robobench.core.imports import import_file
 from robobench.core.registry import unknown_name
@@ -20,6 +21,19 @@ from robobench.errors import RequestError, one_line
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+# Names of a factory's parameter for the number of classes.
+CLASS_PARAMETERS = (
+    "num_classes",
+    "n_classes",
+    "classes",
+    "num_class",
+    "n_class",
+    "nb_classes",
+    "num_labels",
+    "n_labels",
+)
 
 
 def find_source_file(name: str) -> Path:
@@ -103,7 +117,7 @@ def _find_imports(path: Path, text: bytes, root: Path) -> Iterator[tuple[Path, s
 
 
 def build_user_model(name: str, num_classes: int) -> nn.Module:
-    """Import the user's function and call it with the number of classes.
+    """Import the user's function, and call it with the number of classes if it takes that.
 
     Raises:
         RequestError: the import or the call fails, or the result is not an nn.Module.
@@ -126,13 +140,53 @@ def build_user_model(name: str, num_classes: int) -> nn.Module:
     if not callable(make):
         names = sorted(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))
         raise unknown_name(f"function in {source}", function, names)
+    call = _arguments(make, num_classes)
     try:
-        net = make(num_classes)
+        net = _call_with_classes(make, call, num_classes)
     except Exception as err:
-        raise RequestError(f"model '{name}' fails: {function}({num_classes}) raised {one_line(err)}") from err
+        shown = ", ".join([*map(str, call.args), *(f"{key}={value}" for key, value in call.kwargs.items())])
+        raise RequestError(f"model '{name}' fails: {function}({shown}) raised {one_line(err)}") from err
     if not isinstance(net, nn.Module):
         raise RequestError(f"model '{name}' must return an nn.Module, got {type(net).__name__}")
     return net
+
+
+def _call_with_classes(make: Callable[..., Any], call: inspect.BoundArguments, num_classes: int) -> Any:
+    """Call a factory. One that takes any keyword gets num_classes, as torchvision's do, unless it refuses that."""
+    passes_on = any(p.kind == p.VAR_KEYWORD for p in call.signature.parameters.values())
+    if passes_on and not call.arguments:
+        try:
+            return make(num_classes=num_classes)
+        except TypeError as err:
+            if "num_classes" not in str(err):
+                raise
+    return make(*call.args, **call.kwargs)
+
+
+def _arguments(make: Callable[..., Any], num_classes: int) -> inspect.BoundArguments:
+    """Return the arguments to call a factory with.
+
+    The number of classes goes to the parameter that is called so (CLASS_PARAMETERS), else to the only parameter without
+    a default, else nowhere: a first parameter may just as well be a depth, or `pretrained`.
+    """
+    try:
+        signature = inspect.signature(make)
+    except ValueError:  # a builtin without a signature
+        signature = inspect.Signature()
+    parameters = list(signature.parameters.values())
+    named = [p.name for p in parameters if p.name.lower() in CLASS_PARAMETERS and p.kind != p.VAR_KEYWORD]
+    required = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    values = {named[0]: num_classes} if named else {required[0].name: num_classes} if len(required) == 1 else {}
+    missing = [p.name for p in required if p.name not in values]
+    call = signature.bind_partial()
+    call.arguments.update(values)
+    if missing:
+        given = "the number of classes only" if named else "nothing that says which of them is the number of classes"
+        raise RequestError(
+            f"'{getattr(make, '__name__', 'the function')}{signature}' needs {', '.join(missing)}, and robobench has "
+            f"{given}; write a function of num_classes that calls it"
+        )
+    return call
 
 
 @contextmanager

@@ -1,166 +1,276 @@
-"""Read weights from the usual file formats and load them strictly. Code in a file is never executed."""
+"""Load weights files into models: match names, strip prefixes, choose one of several models, and check every shape."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from robobench.errors import RequestError
+from robobench.models.checkpoint import StateDict, read_state_dicts
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from robobench.models.wrapper import PreprocessedModel
 
+# Other projects save normalization as mean, mu, new_mean, means, sigma, std or sds; ours is in the model's spec.
+MEAN_NAME = re.compile(r"(^|_)(means?|mu)$")
+STD_NAME = re.compile(r"(^|_)(stds?|sds?|sigma)$")
+# Buffers that older or instrumented projects save in each module, and that no computation reads.
+BOOKKEEPING = ("num_batches_tracked", "relative_position_index", "attn_mask", "total_ops", "total_params")
+MAX_NAMED = 5  # parts of a file in a note
+# Words in the keys of a model that is used only if there is no other.
+SECOND_CHOICE = (
+    "ema",
+    "swa",
+    "avg",
+    "average",
+    "averaged",
+    "shadow",
+    "best",
+    "teacher",
+    "target",
+    "attacker",
+    "momentum",
+)
 
-CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "last", "best")  # keys of a nested state dict
-PREFIXES = ("module.", "model.", "_orig_mod.", "1.")  # DataParallel, Lightning, torch.compile, Sequential
-NORMALIZATION_KEYS = ("mu", "sigma", "mean", "std")  # other projects save normalization; ours is in the model's spec
+
+@dataclass(frozen=True)
+class WeightsMatch:
+    """Entries of a weights file under the names of a model.
+
+    Attributes:
+        label: keys and prefix of the chosen state dict in the file.
+        state: entries of the file that have a name of the model.
+        constants: normalization constants of the file that the model does not have.
+        unused: names in the file of all other entries beside those of `state`.
+        intruders: those of `unused` inside a part that the model has, such as a further block of a layer.
+        complete: every entry of the model is there, with its shape, and there are no intruders.
+        score: number of names of the model, and of those the number with its shape.
+        twins: labels of other models in the file that fit as well.
+    """
+
+    label: str
+    state: dict[str, Tensor]
+    constants: dict[str, Tensor]
+    unused: list[str]
+    intruders: list[str]
+    complete: bool
+    score: tuple[int, int]
+    twins: list[str] = field(default_factory=list)
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read a state dict from a safetensors file or a file of torch.save.
+def load_weights(model: PreprocessedModel, path: str | Path, key: str | None = None) -> list[str]:
+    """Load a weights file into a model.
 
-    Nested dicts (CONTAINERS) are unpacked, and prefixes that all keys share (PREFIXES) are removed.
+    Every entry of the model must be in the file with its shape. Entries of parts that the model does not have are
+    ignored. Normalization constants and counters of BatchNorm may be missing.
+
+    Args:
+        key: which of several models in the file, by the key or prefix under which it lies.
+
+    Returns:
+        What the user should know: which of several models is used, what is ignored, other normalization constants.
 
     Raises:
-        RequestError: the file is missing, damaged, holds no weights, or is a pickle that would run code.
+        RequestError: as `read_state_dicts`; another number of classes; a missing entry, a wrong shape, or an entry
+            inside a part that the model has.
     """
-    import torch
-
-    path = Path(path)
-    allowed = "give a safetensors file or a state dict saved by torch.save"
-    if not path.is_file():
-        raise RequestError(f"no weights file '{path}'; {allowed}")
-    found: Any
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            found = load_file(path)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as err:  # many types: damage of zip, pickle or header; a pickle with code
-        why = " ".join(str(err).split()).split(". ")[0][:120]
-        raise RequestError(f"cannot read weights from '{path}' ({type(err).__name__}: {why}); {allowed}") from err
-    while isinstance(found, dict) and (inner := [found[c] for c in CONTAINERS if isinstance(found.get(c), dict)]):
-        found = inner[0]
-    if not isinstance(found, dict) or not any(isinstance(v, torch.Tensor) for v in found.values()):
-        raise RequestError(f"'{path}' holds {_describe(found)}, not a state dict; {allowed}")
-    others = [str(k) for k, v in found.items() if not isinstance(v, torch.Tensor)]
-    if others:
-        raise RequestError(f"entry '{others[0]}' of '{path}' is not a tensor; {allowed}")
-    return _strip_prefixes(found)
+    match = match_weights(model, read_state_dicts(path), path, key)
+    expected = model.state_dict()
+    state = dict(match.state)
+    for name in expected.keys() - state.keys():
+        if _may_be_missing(name, expected[name]):
+            state[name] = expected[name]
+    _check_entries(expected, match, state, path)
+    model.load_state_dict(state)
+    notes = []
+    if match.twins:
+        others = ", ".join(f"'{twin}'" for twin in match.twins)
+        chosen = match.label or "the top level"
+        notes.append(
+            f"weights '{path}' hold several models: '{chosen}' is used, not {others}; choose with --weights-key"
+        )
+    if match.unused:
+        notes.append(f"ignored in weights '{path}', not part of the model: {_group_names(match.unused)}")
+    warnings = (_normalization_warning(model, name, value, path) for name, value in match.constants.items())
+    return notes + [warning for warning in warnings if warning is not None]
 
 
-def _is_normalization_constant(key: str, value: Tensor) -> bool:
-    """Return True if an entry may be a mean or standard deviation of a normalization layer."""
-    return key.split(".")[-1] in NORMALIZATION_KEYS and value.numel() <= 3
+def match_weights(
+    model: PreprocessedModel, dicts: list[StateDict], path: str | Path, key: str | None = None
+) -> WeightsMatch:
+    """Return the state dict of a file that fits a model best, under the model's names.
 
+    Any prefix is stripped. Of several that fit, the first is chosen, and one that is not called ema, best or alike.
 
-def _strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Remove prefixes that all keys share. Normalization constants may lack the prefix."""
-    for prefix in PREFIXES * 2:
-        keys = [key for key, value in state.items() if not _is_normalization_constant(key, value)]
-        if keys and all(key.startswith(prefix) for key in keys):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
-
-
-def _describe(found: object) -> str:
-    """Describe the content of a file for an error message."""
-    if isinstance(found, dict):
-        keys = ", ".join(map(str, list(found)[:4]))
-        return f"a dict with {keys}" if keys else "an empty dict"
-    return f"a {type(found).__name__}"
-
-
-def _match_names(model: PreprocessedModel, found: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return a file's entries under the model's names, and the normalization constants that the model does not have.
-
-    Of all known naming schemes, the one with the most names of the model is used.
+    Raises:
+        RequestError: nothing in the file is called `key`.
     """
-    expected = model.state_dict().keys()
-    schemes: list[Callable[[str], str]] = [str, model.map_key, lambda key: model.map_key(key.removeprefix("net."))]
-    schemes += [lambda key, prefix=prefix: f"net.{prefix}{key}" for prefix in PREFIXES]  # type: ignore[misc]
-    constants = {key: value for key, value in found.items() if _is_normalization_constant(key, value)}
-    renamed = [{name(key): value for key, value in found.items() if key not in constants} for name in schemes]
-    state, unused = max(renamed, key=lambda entries: len(entries.keys() & expected)), {}
-    for key, value in constants.items():
-        match = next((name(key) for name in schemes if name(key) in expected), None)
-        if match is None:
-            unused[key] = value
-        else:
-            state[match] = value
-    return state, unused
+    target = _Target.of(model)
+    matches = []
+    for state in dicts:
+        for prefix in _prefixes(state.tensors, len(target.required) / 2):
+            label = f"{state.name}.{prefix}".strip(".")
+            if key is None or key in (state.name, label) or key in label.split("."):
+                matches.append(_match(target, state, prefix, label))
+    if not matches:
+        names = ", ".join(dict.fromkeys(f"'{state.name or next(iter(state.tensors))}'" for state in dicts))
+        raise RequestError(f"weights '{path}' hold nothing called '{key}'; --weights-key takes one of {names}")
+    fitting = sorted((match for match in matches if match.complete), key=lambda match: _is_second_choice(match.label))
+    if not fitting:
+        return max(matches, key=lambda match: (match.score, -len(match.label)))
+    return replace(fitting[0], twins=_other_models(fitting))
 
 
-def infer_class_count(model: PreprocessedModel, found: dict[str, Tensor], num_classes: int) -> int:
+def infer_class_count(model: PreprocessedModel, match: WeightsMatch, num_classes: int) -> int:
     """Return the number of classes of a file's weights; `num_classes` if it cannot be inferred.
 
     The head is found by comparison with a model for `num_classes`: only its first dimension may differ.
 
     Args:
         model: the same architecture, for `num_classes`.
-        found: the file's entries, as `read_weights` returns them.
     """
-    state, _ = _match_names(model, found)
-    ours = {key: value.shape for key, value in model.state_dict().items() if key in state}
-    heads = [key for key, shape in ours.items() if len(shape) and shape[0] == num_classes]
+    ours = {name: value.shape for name, value in model.state_dict().items() if name in match.state}
+    heads = [name for name, shape in ours.items() if len(shape) and shape[0] == num_classes]
     counts = {
-        state[key].shape[0] for key in heads if state[key].shape != ours[key] and state[key].shape[1:] == ours[key][1:]
+        match.state[name].shape[0]
+        for name in heads
+        if match.state[name].shape != ours[name] and match.state[name].shape[1:] == ours[name][1:]
     }
     return int(counts.pop()) if len(counts) == 1 else num_classes
 
 
-def load_weights(model: PreprocessedModel, path: str | Path) -> list[str]:
-    """Load a weights file into a model, strictly. The file may use our parameter names or the unwrapped network's.
+@dataclass(frozen=True)
+class _Target:
+    """What a model expects of a file: shapes by name, which names are required, and the naming schemes of files."""
 
-    Returns:
-        One warning for each normalization constant of the file that differs from the model's normalization.
+    shapes: dict[str, tuple[int, ...]]
+    required: list[str]
+    schemes: list[Callable[[str], str]]
 
-    Raises:
-        RequestError: as `read_weights`; another number of classes; a missing or unexpected entry or a wrong shape.
-    """
-    expected = model.state_dict()
-    state, unused = _match_names(model, read_weights(path))
-    for key in expected.keys() - state.keys():
-        tail = key.split(".")[-1]  # older files lack num_batches_tracked, which is unused, or normalization constants
-        if tail == "num_batches_tracked" or (tail in NORMALIZATION_KEYS and expected[key].numel() <= 3):
-            state[key] = expected[key]
-    _check_entries(expected, state, path)
-    model.load_state_dict(state)
-    warnings = (_normalization_warning(model, key, value, path) for key, value in unused.items())
-    return [warning for warning in warnings if warning is not None]
+    @classmethod
+    def of(cls, model: PreprocessedModel) -> _Target:
+        state = model.state_dict()
+        required = [name for name, value in state.items() if not _may_be_missing(name, value)]
+        inner = {name.removeprefix("net."): value for name, value in state.items()}
+        wrappers = [prefix for prefix in _prefixes(inner, len(required) / 2) if prefix]  # around the user's network
+        schemes: list[Callable[[str], str]] = [str, model.map_key]
+        schemes += [lambda key, prefix=prefix: f"net.{prefix}{key}" for prefix in wrappers]  # type: ignore[misc]
+        return cls({name: tuple(value.shape) for name, value in state.items()}, required, schemes)
 
 
-def _check_entries(expected: dict[str, Tensor], state: dict[str, Tensor], path: str | Path) -> None:
-    """Raise RequestError unless a file's entries have the names and shapes of the model's."""
-    missing, unexpected = [k for k in expected if k not in state], [k for k in state if k not in expected]
-    if missing or unexpected:
-        first = f"'{missing[0]}' is missing" if missing else f"'{unexpected[0]}' is unexpected"
-        raise RequestError(
-            f"weights '{path}' do not fit the model: {first} ({len(missing)} missing, {len(unexpected)} "
-            f"unexpected of {len(expected)}); give the --model, stem and image size they were trained with"
-        )
-    found, classes = (len(s["head.weight"]) if "head.weight" in s else 0 for s in (state, expected))
-    if found != classes:
-        raise RequestError(
-            f"weights '{path}' have {found} classes, the data set has {classes}; give weights or a data set that match"
-        )
-    for key, value in expected.items():
-        if state[key].shape != value.shape:
-            raise RequestError(
-                f"weights '{path}' do not fit the model: '{key}' has shape {tuple(state[key].shape)}, "
-                f"not {tuple(value.shape)}; give the --model, stem and image size they were trained with"
+def _match(target: _Target, found: StateDict, prefix: str, label: str) -> WeightsMatch:
+    """Match the entries below a prefix with a model, under the naming scheme that fits most of them."""
+    inside = {key: key.removeprefix(prefix) for key in found.tensors if key.startswith(prefix)}
+
+    def score(names: Iterable[tuple[str, str]]) -> tuple[int, int]:
+        known = [(key, name) for key, name in names if name in target.shapes]
+        return len(known), sum(tuple(found.tensors[key].shape) == target.shapes[name] for key, name in known)
+
+    renamed = [{key: scheme(short) for key, short in inside.items()} for scheme in target.schemes]
+    names = max(renamed, key=lambda naming: score(naming.items()))
+    state: dict[str, Tensor] = {}
+    constants: dict[str, Tensor] = {}
+    unused: list[str] = []
+    for key, value in found.tensors.items():
+        name = names.get(key)
+        if _is_constant(key, value) and name not in target.shapes:  # may lack the prefix of the others
+            name = next((scheme(key) for scheme in target.schemes if scheme(key) in target.shapes), None)
+        if name in target.shapes:
+            state[name] = value
+        elif _is_constant(key, value):
+            constants[key] = value
+        elif key.rpartition(".")[2] not in BOOKKEEPING:
+            unused.append(key)
+    used = {inside[key].partition(".")[0] for key, name in names.items() if name in target.shapes}
+    intruders = [key for key in unused if key in inside and inside[key].partition(".")[0] in used]
+    fits = all(name in state and tuple(state[name].shape) == target.shapes[name] for name in target.required)
+    return WeightsMatch(label, state, constants, unused, intruders, fits and not intruders, score(names.items()))
+
+
+def _prefixes(tensors: Iterable[str], least: float) -> list[str]:
+    """Return the dotted prefixes that at least `least` names share, shortest first; "" is one."""
+    counts: Counter[str] = Counter()
+    for key in tensors:
+        parts = key.split(".")
+        counts.update(".".join(parts[:n]) + "." for n in range(1, len(parts)))
+    return ["", *sorted((prefix for prefix, count in counts.items() if count >= least), key=len)]
+
+
+def _other_models(fitting: list[WeightsMatch]) -> list[str]:
+    """Return the labels of the matches after the first whose tensors differ from all before them."""
+    import torch
+
+    different: list[WeightsMatch] = fitting[:1]
+    for match in fitting[1:]:
+        if not any(
+            all(
+                value is match.state[name] or torch.equal(value, match.state[name])
+                for name, value in other.state.items()
             )
+            for other in different
+            if other.state.keys() == match.state.keys()
+        ):
+            different.append(match)
+    return [match.label for match in different[1:]]
+
+
+def _is_second_choice(label: str) -> bool:
+    return not {*SECOND_CHOICE}.isdisjoint(re.split(r"[._-]", label.lower()))
+
+
+def _is_constant(key: str, value: Tensor) -> bool:
+    """Return whether an entry may be a mean or standard deviation of a normalization layer."""
+    tail = key.rpartition(".")[2]
+    return bool(MEAN_NAME.search(tail) or STD_NAME.search(tail)) and value.numel() <= 3
+
+
+def _may_be_missing(name: str, value: Tensor) -> bool:
+    """Return whether a file may lack an entry of a model: BatchNorm's counter, normalization constants."""
+    return name.endswith("num_batches_tracked") or _is_constant(name, value)
+
+
+def _group_names(keys: list[str]) -> str:
+    """Shorten a list of names to their first parts: 'sub_block1.* (21), n_averaged'."""
+    counts = Counter(key.partition(".")[0] + (".*" if "." in key else "") for key in keys)
+    shown = [f"{part} ({count})" if part.endswith("*") else part for part, count in counts.items()]
+    return ", ".join(shown[:MAX_NAMED]) + (f" and {len(shown) - MAX_NAMED} more" if len(shown) > MAX_NAMED else "")
+
+
+def _check_entries(
+    expected: dict[str, Tensor], match: WeightsMatch, state: dict[str, Tensor], path: str | Path
+) -> None:
+    """Raise RequestError unless a file's entries have the names and shapes of the model's."""
+    advice = "give the --model, stem and image size they were trained with"
+    missing = [name for name in expected if name not in state]
+    if missing or match.intruders:
+        first = f"'{missing[0]}' is missing" if missing else f"'{match.intruders[0]}' is unexpected"
+        raise RequestError(
+            f"weights '{path}' do not fit the model: {first} ({len(missing)} missing, {len(match.unused)} "
+            f"unexpected of {len(expected)}); {advice}"
+        )
+    wrong = {name: (tuple(state[name].shape), tuple(value.shape)) for name, value in expected.items()}
+    wrong = {name: (found, ours) for name, (found, ours) in wrong.items() if found != ours}
+    heads = [(found[0], ours[0]) for found, ours in wrong.values() if found and ours and found[1:] == ours[1:]]
+    if 0 < len(heads) == len(wrong) <= 2 and len(set(heads)) == 1:  # weight and bias of the head
+        found_classes, classes = heads[0]
+        raise RequestError(
+            f"weights '{path}' have {found_classes} classes, the data set has {classes}; give weights or a data set "
+            "that match"
+        )
+    for name, (found, ours) in wrong.items():
+        raise RequestError(f"weights '{path}' do not fit the model: '{name}' has shape {found}, not {ours}; {advice}")
 
 
 def _normalization_warning(model: PreprocessedModel, key: str, value: Tensor, path: str | Path) -> str | None:
     """Return a warning if a normalization constant of a file differs from the model's; else None."""
-    ours = (model.mean if key.split(".")[-1] in ("mean", "mu") else model.std).flatten().cpu()
+    ours = (model.mean if MEAN_NAME.search(key.rpartition(".")[2]) else model.std).flatten().cpu()
     theirs = value.flatten().cpu()
     if not model.normalizes_input or len(theirs) not in (1, 3) or not bool(((theirs - ours).abs() > 0.01).any()):
         return None

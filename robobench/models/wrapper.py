@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -105,7 +106,23 @@ class Classifier(PreprocessedModel):
 
 
 class UserModel(PreprocessedModel):
-    """A user's, RobustBench's or timm's network, not split; has `features` and `head` if the network has them."""
+    """A user's, RobustBench's, torchvision's or timm's network, not split; see `extract_logits` for its outputs.
+
+    It runs in the precision of its parameters, and gets a copy of the images, which it may change in place. It has
+    `features` and `head` if the network has them.
+    """
+
+    def __init__(self, net: nn.Module, *args: Any, **kwargs: Any) -> None:
+        super().__init__(net, *args, **kwargs)
+        self.dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Copy, resize, normalize and convert images; differentiable."""
+        prepared = super().prepare(images)
+        return (prepared.clone() if prepared is images else prepared).to(self.dtype)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return extract_logits(self.net(self.prepare(images)))[0].float()
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -117,3 +134,31 @@ class UserModel(PreprocessedModel):
             if name == "features" and callable(getattr(net, "features", None)):
                 return lambda images: net.features(self.prepare(images)).float()
             raise
+
+
+def extract_logits(output: Any) -> tuple[Tensor, str]:
+    """Return the logits (B, K) in a model's output, and where they were; "" if the output is the logits.
+
+    Taken are `.logits`, as of Hugging Face's models, the entry "logits" of a dictionary or else its first, and the
+    first entry of a tuple or list. Dimensions of size 1 after the second are removed.
+
+    Raises:
+        TypeError: there is no tensor.
+    """
+    where = ""
+    if not isinstance(output, Tensor):
+        if isinstance(getattr(output, "logits", None), Tensor):
+            where, found = ".logits", output.logits
+        elif isinstance(output, Mapping) and output:
+            key = "logits" if "logits" in output else next(iter(output))
+            where, found = f"the entry '{key}'", output[key]
+        elif isinstance(output, (tuple, list)) and output:
+            where, found = "the first entry", output[0]
+        else:
+            found = None
+        if not isinstance(found, Tensor):
+            raise TypeError(f"it returned a {type(output).__name__} without a tensor of logits")
+        where, output = f"{where} of its {type(output).__name__} output", found
+    if output.dim() > 2 and set(output.shape[2:]) == {1}:
+        where, output = where or f"its output of shape {tuple(output.shape)}, flattened", output.flatten(1)
+    return output, where

@@ -3,109 +3,228 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from robobench.core.numbers import parse_number, split_numbers
 from robobench.core.threat import check_unit_range
+from robobench.data.classes import match_classes
 from robobench.data.split import Dataset
 from robobench.errors import RequestError
 from robobench.models.build import build_model
-from robobench.models.checks import check_logits
-from robobench.models.pretrained import with_published_weights
+from robobench.models.checkpoint import StateDict, read_state_dicts
+from robobench.models.checks import check_logits, try_model
+from robobench.models.pretrained import (
+    TORCHVISION_PREFIX,
+    has_fixed_size,
+    published_preprocessing,
+    with_published_preprocessing,
+    with_published_weights,
+)
 from robobench.models.robustbench_zoo import ZOO_PREFIX
 from robobench.models.spec import ModelSpec, brings_own_normalization
-from robobench.models.weights import infer_class_count, load_weights, read_weights, state_digest
+from robobench.models.weights import infer_class_count, load_weights, match_weights, state_digest
 from robobench.models.wrapper import PreprocessedModel
-from robobench.planning.parsing import parse_value
 from robobench.planning.plan import STORE_VERSION, ExternalModel
 from robobench.store.artifacts import file_digest
 
+Channels = tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExternalRequest:
+    """A model that was trained elsewhere, as the user describes it.
+
+    Attributes:
+        spec: of the model; its number of classes, size, stem and normalization may change.
+        weights: file of weights; None if the model brings its own.
+        weights_key: which of several models in the file.
+        mean, std: values of --mean and --std.
+        keep_size: the image size of the spec was asked for.
+        outputs: number of logits a teacher must have; None accepts any number with a logit for every label.
+    """
+
+    spec: ModelSpec
+    weights: Path | None = None
+    weights_key: str | None = None
+    mean: str | None = None
+    std: str | None = None
+    keep_size: bool = False
+    outputs: int | None = None
+
+    @property
+    def label(self) -> str:
+        """Name in messages."""
+        return f"{self.weights}" if self.weights is not None else self.spec.name
+
 
 def plan_external_model(
-    spec: ModelSpec,
-    weights: Path | None,
-    dataset: Dataset,
-    *,
-    mean: str | None = None,
-    std: str | None = None,
-    device: str,
-    resolution: int,
-    outputs: int | None = None,
-    note: Callable[[str], None] = lambda text: None,
-) -> ExternalModel:
-    """Load a model that was trained elsewhere, try it on two test images, and return it for a plan.
+    asked: ExternalRequest, dataset: Dataset, *, device: str, note: Callable[[str], None] = lambda text: None
+) -> tuple[ExternalModel, Dataset]:
+    """Load a model that was trained elsewhere, and try it on two test images.
 
     Args:
-        spec: of the model; its number of classes and its normalization may change.
-        weights: file of weights; None if the model brings its own.
-        mean, std: values of --mean and --std.
-        resolution: side of the images in pixels.
-        outputs: number of logits a teacher must have; None accepts any number with a logit for every label.
-        note: called with what the user should know about the weights.
+        note: called with what the user should know about the model.
+
+    Returns:
+        The model for a plan, and the data set with labels that are the numbers of the model's logits.
 
     Raises:
         RequestError: the file holds no weights, they do not fit, or the outputs are no logits.
     """
-    spec, model = _load(spec, weights, dataset, mean, std, note)
+    weights = asked.weights
+    spec, model = _load(asked, dataset, note)
     model = model.to(device).eval()
     with torch.no_grad():
-        images = dataset.test.images(torch.arange(min(2, len(dataset.test))))
-        check_unit_range(images)
-        logits = model(images)
-    check_logits(logits, dataset.test.labels[: len(images)])
-    if outputs is not None and logits.shape[1] != outputs:
+        images = dataset.test.images(torch.arange(min(2, len(dataset.test)))).to(device)
+    check_unit_range(images)
+    logits, notes = try_model(model, asked.label, images)
+    for text in notes:
+        note(text)
+    check_logits(logits, dataset.test.labels[: len(images)].to(logits.device) * 0)
+    outputs = logits.shape[1]
+    if asked.outputs is not None and outputs != asked.outputs:
         raise RequestError(
-            f"teacher '{weights or spec.name}' gives {logits.shape[1]} classes, the data set has {outputs}; give a "
+            f"teacher '{asked.label}' gives {outputs} classes, the data set has {asked.outputs}; give a "
             "teacher of the same classes, or leave the flag out to train one"
         )
-    if int(dataset.test.labels.max()) >= logits.shape[1]:
-        check_logits(logits[:1], dataset.test.labels.max().view(1))
+    dataset = match_classes(dataset, outputs, asked.label, note)
     recipe = {
         "external": file_digest(weights) if weights is not None else state_digest(model),
         "file": weights.stem if weights is not None else spec.name.rpartition(":")[2],
         "model": spec.recipe(),
-        "resolution": resolution,
+        "resolution": dataset.resolution,
         "store": STORE_VERSION,
         "train_images": 0,
+        **({"weights_key": asked.weights_key} if asked.weights_key is not None else {}),
     }
-    return ExternalModel(spec=spec, recipe=recipe, dataset=dataset.name, weights=weights)
+    planned = ExternalModel(
+        spec=spec, recipe=recipe, dataset=dataset.name, weights=weights, weights_key=asked.weights_key
+    )
+    return planned, dataset
 
 
-def _load(
-    spec: ModelSpec,
-    weights: Path | None,
-    dataset: Dataset,
-    mean: str | None,
-    std: str | None,
-    note: Callable[[str], None],
-) -> tuple[ModelSpec, PreprocessedModel]:
+def _load(asked: ExternalRequest, dataset: Dataset, note: Callable[[str], None]) -> tuple[ModelSpec, PreprocessedModel]:
     """Build the model with its weights; return it with its final spec."""
-    state = read_weights(weights) if weights is not None else None
-    classes, user_data = dataset.num_classes, ":" in dataset.name  # a user's data need not contain every class
-    if state is not None and user_data and spec.name.startswith(ZOO_PREFIX):  # can be built for its own count only
-        classes = max([classes, *[len(value) for value in state.values() if value.dim() == 2][-1:]])
-    spec = replace(spec, num_classes=classes, pretrained=False)
+    weights = asked.weights
+    dicts = read_state_dicts(weights) if weights is not None else []
+    user_data = ":" in dataset.name  # a user's data need not contain every class
+    spec = replace(asked.spec, num_classes=_zoo_classes(asked, dataset, dicts), pretrained=False)
     if weights is None:
-        spec = with_published_weights(spec)
-    if brings_own_normalization(spec.name) or mean or std:
-        spec = replace(spec, mean=_parse_channels("mean", mean, 0.0), std=_parse_channels("std", std, 1.0))
-    model = build_model(spec)
-    if state is not None and user_data and (count := infer_class_count(model, state, classes)) > classes:
-        spec = replace(spec, num_classes=count)
-        model = build_model(spec)
-    if weights is not None:
-        for line in load_weights(model, weights):
-            note(line)
+        spec = with_published_weights(spec, keep_size=asked.keep_size, own_data=user_data)
+    spec = _with_normalization(spec, asked, user_data, note)
+    if weights is None:
+        return spec, build_model(spec)
+    choices = [spec, *_other_builds(spec, asked.keep_size)]
+    for number, choice in enumerate(choices):
+        try:
+            model = build_model(choice)
+        except RequestError:  # no such stem, for instance
+            if number + 1 < len(choices):
+                continue
+            raise
+        match = match_weights(model, dicts, weights, asked.weights_key)
+        if user_data and (count := infer_class_count(model, match, choice.num_classes)) > choice.num_classes:
+            choice = replace(choice, num_classes=count)
+            model = build_model(choice)
+            match = match_weights(model, dicts, weights, asked.weights_key)
+        spec = choice
+        if match.complete:
+            break
+    if user_data and (sized := _with_published_size(spec, asked.keep_size)) != spec:
+        note(
+            f"model '{spec.name}' resizes images to {sized.image_size} px, the size of its published weights of "
+            f"{spec.num_classes} classes; change it with --image-size"
+        )
+        spec, model = sized, build_model(sized)
+    for line in load_weights(model, weights, asked.weights_key):
+        note(line)
     return spec, model
 
 
-def _parse_channels(flag: str, text: str | None, default: float) -> tuple[float, float, float]:
-    """Parse the three numbers of --mean or --std."""
-    if text is None:
-        return (default,) * 3
-    values = parse_value(text, tuple[float, ...], f"--{flag}")
-    if len(values) != 3 or (flag == "std" and min(values) <= 0):
-        raise RequestError(f"--{flag} takes three numbers{' above 0' if flag == 'std' else ''}, got '{text}'")
-    return values  # type: ignore[no-any-return]
+def _with_published_size(spec: ModelSpec, keep_size: bool) -> ModelSpec:
+    """Return the spec with the image size of the published weights, if these have as many classes."""
+    if keep_size or not spec.name.startswith(("timm:", TORCHVISION_PREFIX)):
+        return spec
+    published = published_preprocessing(spec.name)
+    if published is None or published.num_classes != spec.num_classes or published.resize.side == spec.image_size:
+        return spec
+    return replace(spec, image_size=published.resize.side, interpolation=published.resize.interpolation)
+
+
+def _zoo_classes(asked: ExternalRequest, dataset: Dataset, dicts: list[StateDict]) -> int:
+    """Return the data set's number of classes; for user data and a model of RobustBench's zoo that of the weights."""
+    if not dicts or ":" not in dataset.name or not asked.spec.name.startswith(ZOO_PREFIX):
+        return dataset.num_classes
+    heads = [len(value) for value in dicts[0].tensors.values() if value.dim() == 2]
+    return max([dataset.num_classes, *heads[-1:]])  # a model of the zoo can be built for its own count only
+
+
+def _other_builds(spec: ModelSpec, keep_size: bool) -> list[ModelSpec]:
+    """Return other ways to build a timm network from the same name: native stem, the size it is published for."""
+    if not spec.name.startswith("timm:"):
+        return []
+    out = [replace(spec, stem="native")] if spec.stem != "native" else []
+    published = published_preprocessing(spec.name)
+    if published is not None and not keep_size and has_fixed_size(spec.name):
+        out.append(replace(spec, stem="native", image_size=published.resize.side))
+    return out
+
+
+def _with_normalization(
+    spec: ModelSpec, asked: ExternalRequest, user_data: bool, note: Callable[[str], None]
+) -> ModelSpec:
+    """Return the spec with the mean and std of the flags, else of torchvision's weights; say whose they are."""
+    if (asked.mean is None) != (asked.std is None):
+        given, other = ("mean", "std") if asked.mean is not None else ("std", "mean")
+        neutral = "1,1,1" if other == "std" else "0,0,0"
+        raise RequestError(
+            f"--{given} without --{other}; a normalization needs both (--{other} {neutral} leaves that part out)"
+        )
+    if asked.mean is not None and asked.std is not None:
+        return replace(spec, mean=parse_channels("mean", asked.mean), std=parse_channels("std", asked.std))
+    if spec.name.startswith(TORCHVISION_PREFIX):
+        found = with_published_preprocessing(spec, keep_size=True, resolution=spec.image_size)
+        if found.mean != spec.mean:
+            note(
+                f"model '{spec.name}' normalizes with mean {_show(found.mean)} and std {_show(found.std)}, as "
+                "torchvision's weights do; change it with --mean and --std (0,0,0 and 1,1,1: none)"
+            )
+        return found
+    if brings_own_normalization(spec.name):
+        return replace(spec, mean=(0.0,) * 3, std=(1.0,) * 3)
+    if user_data:
+        published = published_preprocessing(spec.name) if spec.name.startswith("timm:") else None
+        if published is not None:
+            spec = replace(spec, mean=published.mean, std=published.std)
+        whose = "its published weights'" if published else "ImageNet's"
+        note(
+            f"model '{spec.name}' normalizes with {whose} mean {_show(spec.mean)} and std {_show(spec.std)}; if it was "
+            "trained with others, give --mean and --std"
+        )
+    return spec
+
+
+def _show(values: Channels) -> str:
+    return ",".join(f"{value:g}" for value in values)
+
+
+def parse_channels(flag: str, text: str) -> Channels:
+    """Parse the three numbers of --mean or --std, on the [0, 1] scale; raises RequestError."""
+    try:
+        values = tuple(parse_number(part) for part in split_numbers(text))
+    except ValueError:
+        values = ()
+    if len(values) != 3:
+        same = f": {','.join([f'{values[0]:g}'] * 3)}" if len(values) == 1 else " such as 0.5,0.5,0.5"
+        raise RequestError(f"--{flag} takes three numbers, one per channel{same}, got '{text}'")
+    if max(values) > 1 and min(values) >= 0:
+        scaled = ",".join(f"{value / 255:.4g}" for value in values)
+        raise RequestError(
+            f"--{flag} '{text}' is on the 0..255 scale, images lie in [0, 1]; divide by 255: --{flag} {scaled}"
+        )
+    if min(values) < 0 or (flag == "std" and min(values) == 0):
+        raise RequestError(f"--{flag} must be {'above 0' if flag == 'std' else '0 or more'}, got '{text}'")
+    return values

@@ -135,6 +135,7 @@ class ExternalModel(PlannedModel):
     """A model that was trained elsewhere."""
 
     weights: Path | None = None  # None: its factory loads them
+    weights_key: str | None = None  # which of several models in the file
 
     @property
     def name(self) -> str:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from robobench.core.paths import check_writable
 from robobench.data import load_dataset, placeholder_dataset
-from robobench.data.info import dataset_info
+from robobench.data.info import Resize, dataset_info
 from robobench.data.split import Dataset, require_classes
 from robobench.errors import RequestError
-from robobench.models.pretrained import pretrained_is_cached
-from robobench.models.spec import brings_own_normalization, check_model_name
+from robobench.models.pretrained import pretrained_is_cached, published_preprocessing
+from robobench.models.spec import TIMM, brings_own_normalization, check_model_name
 from robobench.planning.attacks import plan_attacks
 from robobench.planning.plan import DatasetIdentity, Plan, PlannedModel, TrainingJob
 from robobench.planning.request import ExperimentConfig
@@ -53,15 +53,17 @@ class Planner:
         self.models = ModelPlanner(self.settings, self.dataset, self.train_images)
 
     def _load_dataset(self) -> Dataset:
-        resolution = self.settings.run.attack_resolution
+        settings, own = self.settings, ":" in self.request.dataset
+        resolution = settings.run.attack_resolution if not own or "attack_resolution" in settings.given else None
         try:
-            return load_dataset(
+            dataset = load_dataset(
                 self.request.dataset,
                 data_dir=self.request.data_dir,
                 resolution=resolution,
                 need_train=bool(self.request.defenses),
                 device=self.settings.device,
                 download=not self.dry,
+                published=self._published_resize() if own else None,
             )
         except RequestError as err:
             placeholder = placeholder_dataset(self.request.dataset, resolution) if self.dry else None
@@ -69,6 +71,22 @@ class Planner:
                 raise
             self.unavailable_data.append(str(err))
             return placeholder
+        for note in dataset.notes:
+            settings.note(note)
+        if own:
+            side = settings.run.image_size if "image_size" in settings.given else dataset.resolution
+            settings.run = replace(settings.run, attack_resolution=dataset.resolution, image_size=side)
+        return dataset
+
+    def _published_resize(self) -> Resize | None:
+        """Return how images are resized for the model's published weights; None if it has or uses none."""
+        if not (self.request.external or self.settings.run.pretrained):
+            return None
+        name = self.request.model
+        if name in TIMM and not self.settings.run.pretrained:  # trained with our stem and size
+            return None
+        published = published_preprocessing(name)
+        return published.resize if published is not None else None
 
     def _count_train_images(self) -> int:
         """Return how many training images are used, from the first on; raises RequestError if there are too few."""
@@ -90,6 +108,9 @@ class Planner:
         """Return the plan."""
         request, settings, run = self.request, self.settings, self.settings.run
         models = self._models()
+        self.dataset = self.models.dataset  # with the class numbers of an external model
+        for spec in self.attacks:
+            spec.attack.num_classes = self.dataset.num_classes
         transfer = request.protocol != "white-box" and bool(self.attacks) and bool(models)
         source = self._transfer_source() if transfer else None
         controls = self._controls(models) if transfer and not request.external else []

@@ -159,6 +159,8 @@ class ReproCommands:
         """Return run.FIELD=VALUE for every run setting that differs from the preset."""
         spec, preset = config["spec"], config["preset"]
         usual = json_roundtrip(asdict(RunConfig(**preset_values(preset, spec["name"], "run"))))
+        if ":" in config["dataset"]:  # the default is the size of the data
+            usual["image_size"] = usual["attack_resolution"] = None
         used = {
             "image_size": spec["image_size"],
             "attack_resolution": config["resolution"],

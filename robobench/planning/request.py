@@ -14,6 +14,7 @@ EVAL_BATCH_SIZE = 256  # images evaluated together by default; also the unit of 
 class RunConfig:
     """The "run" section of a preset; `--set run.FIELD=VALUE` changes one value."""
 
+    # For the user's own data, both sizes are those of the data unless they are set:
     image_size: int = 32  # side of the images the network sees, px
     attack_resolution: int = 32  # side of the images that are attacked; the model resizes them if it differs
     stem: str = "cifar"  # of timm's ResNets: cifar (3x3, stride 1), imagenet (7x7, pooling), native
@@ -70,6 +71,7 @@ class ExperimentConfig:
     sets: tuple[str, ...] = ()
     teachers: tuple[str, ...] = ()  # ROLE=FILE, ROLE=MODEL=FILE or ROLE=FOLDER of a trained model
     plugins: tuple[str, ...] = ()
+    image_size: int | None = None  # side of the images in px, of the data and of the model
     data_dir: Path | None = None
     out: Path = Path("runs")
     checkpoint_minutes: float = 5.0
@@ -80,6 +82,7 @@ class ExperimentConfig:
     # of `evaluate`, for a model that was trained elsewhere:
     external: bool = False
     weights: Path | None = None
+    weights_key: str | None = None  # which of several models in the file
     transfer_source: str | None = None  # MODEL or MODEL=WEIGHTS
     mean: str | None = None
     std: str | None = None

@@ -35,6 +35,7 @@ class Settings:
     precision: str
     devices: int
     threads: int
+    given: frozenset[str] = frozenset()  # fields of `run` that --set or a flag names
     notes: list[str] = field(default_factory=list)
     used_names: set[str] = field(default_factory=set)  # plug-ins of this run, which --set may name
 
@@ -71,14 +72,13 @@ def resolve_settings(request: ExperimentConfig, *, dry: bool = False) -> Setting
     """Resolve preset, `--set`, device, precision and threads; raises RequestError for a wrong value."""
     info = dataset_info(request.dataset)
     preset = request.preset or info.preset
-    if preset is None:
-        raise RequestError(
-            f"no default preset for data set '{request.dataset}'; name one with --preset quick, cifar, fast or paper"
-        )
     preset_layers(preset, request.model)
     sets = parse_sets(request.sets)
     values = preset_values(preset, request.model, "run")
-    values.update(parse_fields(RunConfig, sets.pop("run", {}), "run"))
+    given = parse_fields(RunConfig, sets.pop("run", {}), "run")
+    if request.image_size is not None:
+        given |= _sizes(request.image_size, given)
+    values.update(given)
     run: RunConfig = build_config(RunConfig, values, "run")
     device = resolve_device(request.device)
     check_executor(request, device)
@@ -97,7 +97,18 @@ def resolve_settings(request: ExperimentConfig, *, dry: bool = False) -> Setting
         precision=resolve_precision(request.precision, device),
         devices=devices,
         threads=request.threads or max(1, torch.get_num_threads() // share),
+        given=frozenset(given),
     )
     if devices > 1 and dry:
         settings.note(f"times and memory are estimated for one device; {devices} share every batch")
     return settings
+
+
+def _sizes(side: int, given: Mapping[str, Any]) -> dict[str, int]:
+    """Return the run settings of --image-size; raises RequestError."""
+    if side < 1:
+        raise RequestError(f"--image-size must be 1 or more, got {side}")
+    twice = [name for name in ("image_size", "attack_resolution") if name in given]
+    if twice:
+        raise RequestError(f"--image-size and --set run.{twice[0]} both give a size; leave one out")
+    return {"image_size": side, "attack_resolution": side}

@@ -9,15 +9,14 @@ from typing import Any
 import torch
 
 from robobench.core.device import should_compile, tf32_setting
-from robobench.data.info import IMAGENET_MEAN, IMAGENET_STD
 from robobench.data.split import Dataset
 from robobench.errors import RequestError
 from robobench.models.build import build_model
-from robobench.models.checks import check_features_and_head, missing_attributes
-from robobench.models.pretrained import check_pretrained
+from robobench.models.checks import check_features_and_head, missing_attributes, try_model
+from robobench.models.pretrained import check_pretrained, with_published_preprocessing
 from robobench.models.spec import MODELS, ModelSpec, brings_own_normalization
 from robobench.planning.attacks import train_threat
-from robobench.planning.external import plan_external_model
+from robobench.planning.external import ExternalRequest, plan_external_model
 from robobench.planning.plan import STORE_VERSION, ExternalModel, PlannedModel, TrainingJob
 from robobench.planning.presets import preset_values
 from robobench.planning.settings import Settings
@@ -42,11 +41,9 @@ class ModelPlanner:
         """Return the run's model, or another one by name, initialized from a seed."""
         run, name = self.settings.run, name or self.settings.request.model
         mean, std = self.settings.info.mean, self.settings.info.std
-        if run.pretrained:
-            mean, std = IMAGENET_MEAN, IMAGENET_STD
         if brings_own_normalization(name):
             mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-        return ModelSpec(
+        spec = ModelSpec(
             name=name,
             num_classes=self.dataset.num_classes,
             image_size=run.image_size,
@@ -57,6 +54,11 @@ class ModelPlanner:
             pretrained=run.pretrained,
             seed=seed,
         )
+        if not run.pretrained or brings_own_normalization(name):
+            return spec
+        keep_size, resolution = "image_size" in self.settings.given, run.attack_resolution
+        found = with_published_preprocessing(spec, keep_size=keep_size, resolution=resolution)
+        return replace(found, interpolation=run.interpolation) if "interpolation" in self.settings.given else found
 
     def training(self, name: str, seed: int, below: tuple[str, ...] = ()) -> TrainingJob:
         """Return the training of a defense, with all it requires.
@@ -133,21 +135,24 @@ class ModelPlanner:
 
         Args:
             spec: default: that of the run's model.
-            role: "evaluated"; "source" and "teacher" ignore --mean and --std, a teacher must have the data's classes.
+            role: "evaluated" renumbers the classes of `dataset` if the model has more; "source" and "teacher" ignore
+                --mean, --std and --weights-key, a teacher must have the data's classes.
         """
         request, settings = self.settings.request, self.settings
-        mean, std = (request.mean, request.std) if role == "evaluated" else (None, None)
-        return plan_external_model(
-            replace(spec or self.spec(0, name), name=name),
-            weights,
-            self.dataset,
-            mean=mean,
-            std=std,
-            device=settings.device,
-            resolution=settings.run.attack_resolution,
+        own = role == "evaluated"
+        asked = ExternalRequest(
+            spec=replace(spec or self.spec(0, name), name=name),
+            weights=weights,
+            weights_key=request.weights_key if own else None,
+            mean=request.mean if own else None,
+            std=request.std if own else None,
+            keep_size="image_size" in settings.given,
             outputs=self.dataset.num_classes if role == "teacher" else None,
-            note=settings.note,
         )
+        model, dataset = plan_external_model(asked, self.dataset, device=settings.device, note=settings.note)
+        if own:
+            self.dataset = dataset
+        return model
 
     def _teacher(self, role: str, student: str) -> ExternalModel:
         """Return the model that --teacher names for a role; raises RequestError."""
@@ -173,12 +178,21 @@ class ModelPlanner:
         """
         if spec.name in MODELS and ":" not in spec.name:
             return []
+        images = self.dataset.test.images(torch.arange(min(2, len(self.dataset.test)))).to(self.settings.device)
         if self._user_model is None:
             self._user_model = build_model(replace(spec, pretrained=False)).to(self.settings.device)
+            logits, notes = try_model(self._user_model.eval(), spec.name, images)
+            for note in notes:
+                self.settings.note(note)
+            if logits.dim() != 2 or logits.shape[1] != spec.num_classes:
+                raise RequestError(
+                    f"model '{spec.name}' gives logits of shape {tuple(logits.shape)} for {len(images)} images, and "
+                    f"the data set has {spec.num_classes} classes; its function gets the number of classes as "
+                    "num_classes"
+                )
         missing = missing_attributes(self._user_model, wanted)
         if brings_own_normalization(spec.name) and {"features", "head"} <= {*wanted} and not missing:
-            images = self.dataset.test.images(torch.arange(min(2, len(self.dataset.test))))
-            check_features_and_head(self._user_model, spec.name, images.to(self.settings.device))
+            check_features_and_head(self._user_model, spec.name, images)
         return missing
 
     def _device_count_key(self, spec: ModelSpec) -> dict[str, int]:

@@ -75,8 +75,8 @@ def write_snapshot(
 def stale_tables(place: Path) -> list[str]:
     """Return the tables of a store or snapshot that differ from its records."""
     rows = make_frame(read_records(place))
-    older = rows.drop(columns=OPTIONAL_COLUMNS)
-    valid = {"rows.csv": [r.to_csv(index=False) for r in (rows, older)], "matrix.csv": [matrix_csv(rows)]}
+    older = [rows.drop(columns=OPTIONAL_COLUMNS[n:]) for n in range(len(OPTIONAL_COLUMNS))]
+    valid = {"rows.csv": [r.to_csv(index=False) for r in (rows, *older)], "matrix.csv": [matrix_csv(rows)]}
     return [
         name for name, texts in valid.items() if (place / name).is_file() and (place / name).read_text() not in texts
     ]

@@ -46,6 +46,12 @@ def format_threat(norm: str, eps: float) -> str:
     return f"{norm} {format_eps(eps)}"
 
 
+def format_size(row: Any) -> str:
+    """Format the size of a row's images: ' of 32 px', or '' if it was not recorded."""
+    side = row.get("resolution")
+    return "" if side is None or pd.isna(side) else f" of {side:.0f} px"
+
+
 def format_interval(low: Any, high: Any) -> str:
     """Format a confidence interval of fractions in percent: '[47.9, 52.1]'."""
     return f"[{format_percent(low)}, {format_percent(high)}]"

@@ -13,6 +13,7 @@ from robobench.report.formatting import (
     add_names,
     format_budgets,
     format_percent,
+    format_size,
     iter_groups,
     named_models,
     threats,
@@ -105,7 +106,8 @@ def latex_matrix(rows: pd.DataFrame, protocol: str) -> str:
     first = rows.iloc[0]
     caption = (
         f"{protocol} accuracy in percent on {first['dataset']}, {', '.join(sorted(set(rows['model'])))}, "
-        f"{first['examples']} test images; {PROTOCOLS[protocol]}. Bold: best and all within its 95 % CI."
+        f"{first['examples']} test images{format_size(first)}; {PROTOCOLS[protocol]}. "
+        "Bold: best and all within its 95 % CI."
     )
     body = [" & ".join(values) + r" \\" for values in cells.values()]
     caption = latex_escape(" ".join([caption, *reduced]))

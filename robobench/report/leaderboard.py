@@ -21,6 +21,7 @@ from robobench.report.formatting import (
     format_model_name,
     format_percent,
     format_seconds,
+    format_size,
     format_text,
     format_threat,
     iter_groups,
@@ -36,7 +37,8 @@ COSTS = (
 )
 LEADERBOARD = [
     *("defense", "model", "clean", "worst", "ci_low", "ci_high", "best", "transfer", "gap", *COSTS),
-    *("flags", "preset", "seed", "precision", "hardware", "weights_digest", "reduced_budgets", "unranked"),
+    *("flags", "preset", "seed", "precision", "hardware", "weights_digest", "reduced_budgets", "resolution"),
+    "unranked",
 ]
 
 # --sort: column -> ascending
@@ -82,6 +84,7 @@ def rank_models(rows: pd.DataFrame) -> pd.DataFrame:
         differ in LEADERBOARD_KEYS are not comparable.
     """
     at = [*COMPARABLE_KEYS, *MODEL_COLUMNS, "threat_norm", "threat_eps"]
+    rows = rows if "resolution" in rows else rows.assign(resolution=float("nan"))  # an older table
     rows = rows.assign(attempted=rows["weights_digest"].notna() | (rows["status"] == "ok"))  # the model exists
     rows = rows.sort_values("status", key=lambda status: status != "ok", kind="stable")
     white_box = rows[rows["attempted"] & (rows["protocol"] == "white-box")]
@@ -161,7 +164,7 @@ def split_leaderboards(lines: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]
         title = (
             f"{first['dataset']}, {', '.join(models[:3])}{', ...' if len(models) > 3 else ''}, "
             f"{format_threat(first['threat_norm'], first['threat_eps'])}, "
-            f"{first['examples']} images; worst case over {first['attacks']}"
+            f"{first['examples']} images{format_size(first)}; worst case over {first['attacks']}"
         )
         budgets = first["budgets"] if several[part.index[0]] else first["reduced_budgets"]
         yield title + (f" ({budgets})" if budgets else ""), part

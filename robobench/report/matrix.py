@@ -18,6 +18,7 @@ from robobench.report.formatting import (
     format_interval,
     format_percent,
     format_seconds,
+    format_size,
     format_text,
     format_threat,
     iter_groups,
@@ -176,7 +177,8 @@ def print_matrices(rows: pd.DataFrame, console: Console) -> None:
     """Print white-box and transfer matrices, then costs, flags and failed cells."""
     for part in map(add_names, iter_groups(rows, COMPARABLE_KEYS)):
         first = part.iloc[0]
-        setting = f"{first['dataset']}, {', '.join(sorted(set(part['model'])))}, {first['examples']} test images"
+        images = f"{first['examples']} test images{format_size(first)}"
+        setting = f"{first['dataset']}, {', '.join(sorted(set(part['model'])))}, {images}"
         for protocol, meaning in PROTOCOLS.items():
             selected = part[part["protocol"] == protocol]
             if len(selected):

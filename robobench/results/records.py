@@ -75,6 +75,7 @@ class EvaluationRecord(TypedDict):
     data_digest: str  # of the test images
     model: str
     image_size: int  # side of the model's input, px; 0: the data set's size
+    resolution: NotRequired[int]  # side of the images that are attacked, px; missing in older records
     stem: str
     interpolation: str
     preset: str

@@ -42,8 +42,9 @@ COLUMNS = [
     *("train_forwards", "total_train_forwards", "passes"),  # training cost in forward passes, where declared
     *("train_cpu_seconds", "total_train_cpu_seconds"),
     *("compiled", "stage_memory", "budget_reduced", "budget_standard", "search_precision"),
+    "resolution",
 ]
-OPTIONAL_COLUMNS = ["stage_memory"]  # missing in older tables
+OPTIONAL_COLUMNS = ["stage_memory", "resolution"]  # missing in older tables
 COST_COLUMNS = [
     *("train_seconds", "total_train_seconds", "warmup_seconds", "peak_memory_bytes"),
     *("train_forwards", "total_train_forwards", "train_cpu_seconds", "total_train_cpu_seconds"),

@@ -5,14 +5,13 @@ It is not an evaluation: it runs one short attack, and never on test images.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robobench.core.losses import is_misclassified
+from robobench.core.losses import is_misclassified, is_near_chance
 from robobench.core.module_state import attack_mode
 from robobench.core.threat import ThreatModel
 from robobench.training.context import ImageSource, TrainRuntime
@@ -38,9 +37,8 @@ class QuickAccuracy:
         return self.pgd < self.clean / 4
 
     def near_chance(self, num_classes: int) -> bool:
-        """Whether clean accuracy is at most three standard deviations above guessing one of `num_classes`."""
-        chance = 1 / num_classes
-        return self.clean <= chance + 3 * math.sqrt(chance * (1 - chance) / self.images)
+        """Whether clean accuracy is not clearly above guessing."""
+        return is_near_chance(self.clean, self.images, 1 / num_classes)
 
 
 def quick_accuracy(

@@ -132,10 +132,6 @@ def test_damaged_archive_is_refused(refused, tmp_path):
     assert "d.npz" in refused("run", "--defense", "standard", "--dataset", "npz:d.npz", "--preset", "quick")
 
 
-def test_dataset_without_preset_is_refused(refused, tmp_path):
-    assert "--preset" in refused("run", "--defense", "standard", "--dataset", "npz:d.npz")
-
-
 def test_broken_plugin_stops_only_its_own_run(refused, tmp_path, capsys):
     (tmp_path / "bad.py").write_text(
         "from robobench.api import ATTACKS, Attack\nimport no_such_module\n\n"

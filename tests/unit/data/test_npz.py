@@ -55,7 +55,9 @@ def test_training_images_are_shuffled_once(tmp_path):
 def test_training_arrays_are_optional_without_training(tmp_path):
     name = save(tmp_path, x_train=None, y_train=None)
     assert load_dataset(name, need_train=False).train is None
-    assert "lacks x_train, y_train to train; it needs x_test, y_test" in load_error(name)
+    assert "lacks x_train, y_train to train; it holds x_test (6 x 8 x 8 x 3 uint8), y_test (6 int64)" in load_error(
+        name
+    )
 
 
 def test_digest_depends_on_pixels_labels_and_shape(tmp_path):
@@ -77,15 +79,15 @@ NAN[0, 0, 0, 0] = np.nan
     [
         ({"x_test": np.full((6, 8, 8, 3), 1.5)}, "float images must lie in [0, 1], got [1.5, 1.5]"),
         ({"x_test": -NAN}, "float images must lie in [0, 1], got [nan, nan]"),
-        ({"x_test": np.zeros((6, 8, 8, 3), np.int64)}, "must be uint8 in 0 to 255 or float in [0, 1], got int64"),
-        ({"x_test": np.zeros((6, 3, 8, 8), np.uint8)}, "images must be N x H x W x 3, got 6 x 3 x 8 x 8"),
-        ({"x_test": np.zeros((6, 8, 8), np.uint8)}, "images must be N x H x W x 3, got 6 x 8 x 8"),
+        ({"x_test": np.full((6, 8, 8, 3), 256)}, "must be uint8 in 0 to 255 or float in [0, 1], got int64"),
+        ({"x_test": np.zeros((6, 4, 8, 8), np.uint8)}, "or gray N x H x W, got 6 x 4 x 8 x 8"),
+        ({"x_test": np.zeros((6, 8), np.uint8)}, "or gray N x H x W, got 6 x 8"),
         ({"x_test": np.zeros((6, 8, 4, 3), np.uint8), "x_train": None}, "images of 8x4; they must be square"),
         ({"x_test": np.zeros((6, 4, 4, 3), np.uint8)}, "training and test images differ in size"),
         ({"x_test": np.zeros((0, 8, 8, 3), np.uint8), "y_test": np.zeros(0, int)}, "test split is empty"),
         ({"y_test": np.zeros(5, int)}, "6 images need as many labels, got shape (5,)"),
-        ({"y_test": np.eye(6)}, "6 images need as many labels, got shape (6, 6)"),
-        ({"y_test": np.zeros(6)}, "labels must be whole numbers, got float64"),
+        ({"y_test": np.eye(6) / 2}, "labels of shape (6, 6) are not one-hot"),
+        ({"y_test": np.full(6, 0.5)}, "labels must be whole numbers, got float64"),
         ({"y_test": np.array([0, 1, -1, 0, 1, 2])}, "labels must be 0 or more, got -1 to 2"),
         ({"y_test": None}, "lacks y_test"),
         ({"x_test": np.array([{}] * 6, dtype=object)}, "cannot read"),
