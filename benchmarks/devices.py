@@ -30,7 +30,7 @@ from scipy.stats import ttest_ind
 from torch.multiprocessing.spawn import spawn
 
 import robobench
-from robobench.training.accumulation import batch_sizes
+from robobench.training.sampling import batch_sizes
 
 
 def compare(options: argparse.Namespace, devices: int, out: Path) -> pd.DataFrame:

@@ -57,11 +57,12 @@ from robobench.models.build import build_model
 from robobench.models.spec import ModelSpec
 from robobench.planning.presets import PRESETS
 from robobench.plugins.discovery import load_attack, load_defense
-from robobench.training.accumulation import batch_sizes, one_step
+from robobench.training.accumulation import one_step
 from robobench.training.base import DefenseSetup, FrozenModel, Precompute, PrecomputedArray, Stage, Train
 from robobench.training.context import ImageSource, TrainRuntime, build_objective
 from robobench.training.loop import run_train
 from robobench.training.precompute import run_precompute
+from robobench.training.sampling import batch_sizes
 
 BATCH = 128
 AS_PUBLISHED = {"at": {"attack_bn_mode": "train"}}  # settings of the published loop that differ from our default

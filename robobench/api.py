@@ -30,8 +30,9 @@ from robobench.training.base import (
     Train,
     train_stage,
 )
-from robobench.training.config import TrainConfig, lr_schedule, sgd
+from robobench.training.config import TrainConfig
 from robobench.training.inner_maximization import AdvTrainConfig, pgd_ascent
+from robobench.training.optimizer import lr_schedule, sgd
 
 __all__ = [
     "ATTACKS",

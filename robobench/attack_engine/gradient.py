@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robobench.core.losses import is_misclassified
+from robobench.core.soft_labels import attack_loss
 from robobench.errors import GradientError
 
 NO_GRADIENT = (
@@ -31,7 +32,7 @@ def explain_missing_gradient(attack: str) -> Iterator[None]:
 
 def input_gradient(objective: Callable[[Tensor], Tensor], adv: Tensor) -> Tensor:
     """Return the gradient of the summed objective(adv) -> (B,) with respect to adv: (B, C, H, W) -> (B, C, H, W)."""
-    with torch.enable_grad():
+    with torch.enable_grad(), attack_loss():
         leaf = adv.detach().requires_grad_(True)
         return torch.autograd.grad(objective(leaf).sum(), leaf)[0]
 

@@ -86,6 +86,8 @@ def _presets() -> list[tuple[str, str]]:
     for name, preset in PRESETS.items():
         automatic = f"added to {name.split(':')[0]} automatically for {' and '.join(LARGE_MODELS)}"
         lines.append((name, preset.get("summary", automatic)))
-        for section in ("run", "training"):
-            lines += [(f"  {section}.{key}", str(value)) for key, value in preset.get(section, {}).items()]
+        lines += [(f"  {what}", preset[what]) for what in ("published", "differs") if what in preset]
+        sections = {key: preset.get(key, {}) for key in ("run", "training", "adversarial")}
+        for section, values in (sections | preset.get("defenses", {})).items():
+            lines += [(f"  {section}.{key}", str(value)) for key, value in values.items()]
     return lines

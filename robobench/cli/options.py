@@ -26,7 +26,10 @@ Model = Annotated[
         help="A name of `list models`, timm:NAME, robustbench:ID, FILE.py:FUNCTION or package.module:FUNCTION."
     ),
 ]
-Preset = Annotated[str | None, typer.Option(help="quick, cifar, fast or paper; default: that of the data set.")]
+Preset = Annotated[
+    str | None,
+    typer.Option(help="A name of `list presets`, such as cifar; default: that of the data set."),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[str, typer.Option(help="Of training and of white-box attacks: auto, fp32 or bf16.")]
 Compile = Annotated[str, typer.Option(help="Compile models for training with torch.compile: auto, on or off.")]
@@ -107,6 +110,18 @@ class RunFlags(EvaluateFlags):
     protocol: Annotated[str, typer.Option(help="white-box, transfer or both.")] = "both"
     epochs: Epochs = None
     batch_size: Annotated[int | None, typer.Option(help="Training batch size.")] = None
+    init: Annotated[
+        str | None,
+        typer.Option(
+            help="Weights to start from: FILE, STORE/NAME (trained here), timm, robustbench:ID or hf:OWNER/NAME."
+        ),
+    ] = None
+    extra: Annotated[
+        Path | None,
+        typer.Option(
+            help="Extra training images: FILE.npz with image and label, or FOLDER with image.npy and label.npy."
+        ),
+    ] = None
     teacher: Annotated[
         list[str] | None,
         typer.Option(

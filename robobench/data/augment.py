@@ -1,12 +1,35 @@
-"""Augment batches on their device. Each image has its own keyed random draws."""
+"""Augment batches on their device. Each image has its own keyed random draws.
+
+Cropping and flipping are vectorized. The policies of torchvision (AutoAugment and the like) run image by image, with
+torch's generator seeded by the image's key, so that resuming and several devices give the same images.
+"""
 
 from __future__ import annotations
+
+from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from robobench.core.rng import KeyedRng
+
+BASE = ("crop-flip", "flip", "none")
+POLICIES = ("randaugment", "trivialaugment", "autoaugment", "color-jitter", "erasing")
+
+
+def parse_augmentation(text: str) -> tuple[str, ...]:
+    """Return the steps of an augmentation such as "crop-flip+randaugment".
+
+    Raises:
+        ValueError: a step is unknown, or stands in the wrong place.
+    """
+    base, *policies = steps = tuple(text.split("+"))
+    if base not in BASE or any(name not in POLICIES for name in policies):
+        allowed = f"one of {', '.join(BASE)}, then any of +{', +'.join(POLICIES)}"
+        raise ValueError(f"augment must be {allowed}, got {text}")
+    return steps
 
 
 def flip(images: Tensor, rng: KeyedRng) -> Tensor:
@@ -29,9 +52,45 @@ def crop(images: Tensor, rng: KeyedRng, padding: int = 4) -> Tensor:
 
 
 def augment(images: Tensor, rng: KeyedRng, mode: str) -> Tensor:
-    """Augment images (B, C, H, W): "crop-flip" (pad an eighth of the width, crop, flip), "flip" or "none"."""
-    if mode == "crop-flip":
+    """Augment images (B, C, H, W) in [0, 1].
+
+    "crop-flip" pads an eighth of the width, crops and flips; "flip" flips; "none" does neither. Policies follow after
+    "+": randaugment (2 operations, magnitude 9), trivialaugment, autoaugment (CIFAR-10's policy up to 64 px, ImageNet's
+    above), color-jitter (0.4 for brightness, contrast and saturation), erasing (a rectangle, with probability 0.25).
+    """
+    base, *policies = mode.split("+")
+    if base == "crop-flip":
         images = crop(images, rng.child("crop"), max(1, images.shape[2] // 8))
-    if mode in ("crop-flip", "flip"):
+    if base in ("crop-flip", "flip"):
         images = flip(images, rng.child("flip"))
+    for name in policies:
+        images = _apply_policy(images, rng.child(name), name)
     return images
+
+
+def _apply_policy(images: Tensor, rng: KeyedRng, name: str) -> Tensor:
+    transform = _policy(name, small=max(images.shape[2:]) <= 64)
+    changed = []
+    with torch.random.fork_rng(devices=[]):
+        for image, key in zip(images, rng.keys.tolist(), strict=True):
+            torch.default_generator.manual_seed(key)  # torch.manual_seed would also seed the GPUs
+            changed.append(transform(image))
+    return torch.stack(changed).clamp_(0, 1)
+
+
+@cache
+def _policy(name: str, small: bool) -> Any:
+    """Return a transform of torchvision with its default settings."""
+    from torchvision.transforms import v2
+
+    match name:
+        case "randaugment":
+            return v2.RandAugment()
+        case "trivialaugment":
+            return v2.TrivialAugmentWide()
+        case "autoaugment":
+            return v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10 if small else v2.AutoAugmentPolicy.IMAGENET)
+        case "color-jitter":
+            return v2.ColorJitter(0.4, 0.4, 0.4)
+        case _:
+            return v2.RandomErasing(p=0.25)

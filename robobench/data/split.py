@@ -96,6 +96,7 @@ class Dataset:
     resolution: int  # side of the images in pixels
     class_names: tuple[str, ...] | None = None  # of an image folder, by label
     notes: tuple[str, ...] = ()  # what was converted or skipped when it was loaded
+    extra: Split | None = None  # extra training images (--extra)
 
     @property
     def digest(self) -> str:

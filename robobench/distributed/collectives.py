@@ -178,6 +178,14 @@ def all_reduce_sums(values: Sequence[Tensor]) -> list[Tensor]:
     return list(sums.unbind())
 
 
+def all_reduce_mean(values: Sequence[Tensor]) -> None:
+    """Average tensors of any shape over the processes, in place."""
+    if world_size() > 1:
+        with _wrap_errors():
+            for value in values:
+                dist.all_reduce(value.div_(world_size()))
+
+
 def all_reduce_sum(value: float) -> float:
     """Sum a number over the processes."""
     return _all_reduce(value, dist.ReduceOp.SUM)

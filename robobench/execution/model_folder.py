@@ -20,6 +20,8 @@ from robobench.planning.plan import PlannedModel, TrainingJob
 from robobench.results.records import StageTiming, TeacherTiming, TrainingTiming
 from robobench.store.artifacts import WEIGHT_FILES
 from robobench.store.tensors import save_tensors
+from robobench.training.averaging import WeightAverage
+from robobench.training.config import recorded_values
 from robobench.training.context import StageRecord
 from robobench.training.selection import EpochSelection
 
@@ -33,15 +35,18 @@ class TrainingResult:
     stages: list[StageRecord] = field(default_factory=list)
     metrics: Metrics = field(default_factory=list)
     teachers: dict[str, TeacherTiming] = field(default_factory=dict)
-    selection: EpochSelection | None = None
+    average: WeightAverage | None = None
+    selections: dict[str, EpochSelection] = field(default_factory=dict)  # best, best-average
 
 
 def save_model(context: RunContext, planned: PlannedModel, module: nn.Module, result: TrainingResult) -> None:
     """Store a trained model in its folder."""
     with context.store.create("model", planned.folder, planned.recipe) as work:
         save_tensors(module.state_dict(), work / WEIGHT_FILES["last"])
-        if result.selection:
-            save_tensors(result.selection.weights, work / WEIGHT_FILES["best"])
+        if result.average:
+            save_tensors(result.average.module.state_dict(), work / WEIGHT_FILES["average"])
+        for name, selection in result.selections.items():
+            save_tensors(selection.weights, work / WEIGHT_FILES[name])
         (work / "config.json").write_text(json.dumps(_config(context, planned), indent=1))
         (work / "timing.json").write_text(json.dumps(_timing(context, planned, result), indent=1))
         table = io.StringIO()
@@ -63,8 +68,9 @@ def _timing(context: RunContext, planned: PlannedModel, result: TrainingResult) 
     seconds = sum(s.seconds for s in stages) if stages else None  # unknown for an external model
     others = [other for key, other in planned.with_dependencies().items() if key != planned.key]
     required: Mapping[str, float | None] = {other.folder: context.timing(other)["train_seconds"] for other in others}
+    selections = {name: selection.record() for name, selection in result.selections.items()}
     known = [value for value in (seconds, *required.values()) if value is not None]
-    return {
+    timing: TrainingTiming = {
         "stages": [stage_timing(s) for s in stages],
         "train_seconds": seconds,
         "total_train_seconds": sum(known) if len(known) == 1 + len(required) else None,
@@ -72,13 +78,22 @@ def _timing(context: RunContext, planned: PlannedModel, result: TrainingResult) 
         "peak_memory_bytes": max((s.peak_memory_bytes for s in stages), default=None),
         "required": dict(required),
         "teachers": result.teachers,
-        "selection": result.selection.record() if result.selection else None,
+        "selection": selections.get("best"),
         "flags": [flag for s in stages for flag in s.flags],
         "hardware": provenance.hardware(context.plan.device, context.plan.devices),
         "devices": context.plan.devices,
         "commit": provenance.commit(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+    if "best-average" in selections:
+        timing["selection_average"] = selections["best-average"]
+    return timing
+
+
+def _extra(context: RunContext) -> dict[str, Any]:
+    extra = context.dataset.extra
+    assert extra is not None
+    return {"extra": extra.digest, "extra_images": len(extra), "extra_fraction": context.plan.run.extra_fraction}
 
 
 def _config(context: RunContext, planned: PlannedModel) -> dict[str, Any]:
@@ -91,9 +106,11 @@ def _config(context: RunContext, planned: PlannedModel) -> dict[str, Any]:
         "data_digest": plan.dataset.test_digest,
         "train_images": planned.recipe["train_images"],
         "held_out": planned.recipe.get("held_out", 0),
+        **({"init": plan.init.text} if plan.init and "init" in planned.recipe else {}),
+        **(_extra(context) if "extra" in planned.recipe else {}),
         "resolution": plan.run.attack_resolution,
         "spec": asdict(planned.spec),
-        "config": asdict(planned.config) if isinstance(planned, TrainingJob) else {},
+        "config": recorded_values(planned.config) if isinstance(planned, TrainingJob) else {},
         "threat": asdict(planned.threat) if planned.threat else None,
         "seed": planned.seed,
         "precision": plan.precision,

@@ -14,11 +14,12 @@ from robobench.core.memory import release_freed_memory
 from robobench.core.timing import Stopwatch
 from robobench.distributed import collectives, signals
 from robobench.execution.context import RunContext
-from robobench.execution.model_folder import Metrics
+from robobench.execution.model_folder import Metrics, TrainingResult
 from robobench.planning.plan import TrainingJob
 from robobench.store.artifacts import hash_recipe
 from robobench.store.partial import PartialResults
 from robobench.store.tensors import Array, save_array, save_tensors
+from robobench.training.averaging import WeightAverage
 from robobench.training.base import DefenseSetup, Precompute, PrecomputedArray, Stage, Train
 from robobench.training.checkpoint import Checkpoint
 from robobench.training.context import ImageSource, StageRecord, TrainRuntime, build_objective
@@ -40,14 +41,24 @@ class StageRunner:
     ) -> None:
         self.context, self.job, self.runtime, self.setup, self.data = context, job, runtime, setup, data
 
-    def run(self, stage: Stage, *, last: bool, selection: EpochSelection | None) -> tuple[StageRecord, Metrics]:
-        """Run a stage, or load it from the store. The last stage always runs: its result is the trained model."""
+    def run(self, stage: Stage, *, last: bool, result: TrainingResult) -> tuple[StageRecord, Metrics]:
+        """Run a stage, or load it from the store. The last stage always runs: its result is the trained model.
+
+        Args:
+            result: its weight average and epoch selections follow the last stage.
+        """
         key = hash_recipe(self.job.stage_recipe(stage))
         found = None if last else self.context.find("stages", key)
         if found:
             return self._reuse(stage, found)
         saves = PartialResults(self.context.store, f"checkpoints/{self.job.folder}/{key}")
-        checkpoint = Checkpoint(saves, 60 * self.context.plan.checkpoint_minutes, selection=selection)
+        average, selections = (result.average, result.selections) if last else (None, {})
+        checkpoint = Checkpoint(
+            saves,
+            60 * self.context.plan.checkpoint_minutes,
+            selections=selections,
+            average=average.averaged if average else None,
+        )
         release_freed_memory()  # so that the peak of this stage does not include earlier ones
         metrics: Metrics = []
         stopwatch = Stopwatch(self.runtime.device)
@@ -58,7 +69,7 @@ class StageRunner:
                 parts.clear()  # the stored copy is enough
                 self._use_array(stage, self.context.store.folder("stages", key))
         else:
-            record, objective = self._train(stage, stopwatch, checkpoint, metrics, selection)
+            record, objective = self._train(stage, stopwatch, checkpoint, metrics, selections, average)
             if not last:
                 collectives.on_rank_zero(lambda: self._keep(stage, key, record, metrics, objective=objective))
         if not last:
@@ -72,15 +83,20 @@ class StageRunner:
         stopwatch: Stopwatch,
         checkpoint: Checkpoint,
         metrics: Metrics,
-        selection: EpochSelection | None,
+        selections: dict[str, EpochSelection],
+        average: WeightAverage | None,
     ) -> tuple[StageRecord, nn.Module]:
         def log(name: str, epoch: int, values: dict[str, float]) -> None:
             metrics.extend((name, epoch, k, v) for k, v in values.items())
             text = ", ".join(f"{k} {v:.4g}" for k, v in values.items())
             self.context.reporter.debug(f"  {name} epoch {epoch + 1}: {text}")
 
-        validate = selection.validate if selection else None
-        return run_train(self.runtime, stage, self.data, stopwatch, log, checkpoint, validate)
+        def validate(epoch: int, is_last: bool) -> dict[str, float]:
+            measured = [selection.validate(epoch, is_last) for selection in selections.values()]
+            return {name: value for part in measured for name, value in part.items()}
+
+        after_epoch = validate if selections else None
+        return run_train(self.runtime, stage, self.data, stopwatch, log, checkpoint, after_epoch, average)
 
     def _reuse(self, stage: Stage, folder: Path) -> tuple[StageRecord, Metrics]:
         """Load a stored stage's result."""

@@ -19,12 +19,15 @@ from robobench.execution.model_folder import TrainingResult, save_model
 from robobench.execution.stage_job import StageRunner
 from robobench.models.build import build_model
 from robobench.models.weights import load_weights, state_digest
+from robobench.models.wrapper import PreprocessedModel
 from robobench.planning.plan import NO_THREAT, ExternalModel, PlannedModel, TrainingJob
 from robobench.plugins.discovery import load_defense
 from robobench.results.records import TeacherTiming
 from robobench.store.artifacts import file_digest, hash_recipe, wrap_write_errors
+from robobench.training.averaging import WeightAverage
 from robobench.training.base import DefenseSetup, FrozenModel, Stage, Train
 from robobench.training.context import ImageSource, StageRecord, TrainRuntime
+from robobench.training.sampling import MixedImages
 from robobench.training.selection import EpochSelection, quick_accuracy
 
 TEACHER_IMAGES = 128  # training images of the teacher check before a training
@@ -104,22 +107,25 @@ class Trainer:
         plan, reporter = self.context.plan, self.context.reporter
         reporter.info(f"{job.name} (seed {job.seed}): training {job.spec.name} on {job.dataset}")
         assert self.context.dataset.train is not None
-        data = self.context.dataset.train.first(plan.train_images)
+        data: ImageSource = self.context.dataset.train.first(plan.train_images)
+        exact = self.context.dataset.train.is_uint8_exact
+        if (extra := self.context.dataset.extra) is not None:
+            data, exact = MixedImages(data, extra, plan.run.extra_fraction), exact and extra.is_uint8_exact
         runtime = TrainRuntime(plan.device, plan.precision, job.seed, reporter, job.compiled)
-        setup = self._setup(job, len(data), data.is_uint8_exact)
+        setup = self._setup(job, len(data), exact)
         for teacher in setup.required_models.values():
             runtime.compile(teacher.module)
         result = TrainingResult(teachers=self._measure_teachers(job, runtime, setup.required_models, data))
         digests = {role: state_digest(teacher.module) for role, teacher in setup.required_models.items()}
         stages = job.defense(job.config).stages(setup)
-        result.selection = self._epoch_selection(job, runtime, setup.model, stages[-1])
+        self._follow_last_stage(job, runtime, setup.model, stages[-1], result)
         runner = StageRunner(self.context, job, runtime, setup, data)
         for number, stage in enumerate(stages):
             last = number == len(stages) - 1
             # Trainings share stages: another process may run this stage for another training.
             lock = nullcontext() if last else self.context.store.lock("stages", hash_recipe(job.stage_recipe(stage)))
             with lock:
-                record, metrics = runner.run(stage, last=last, selection=result.selection if last else None)
+                record, metrics = runner.run(stage, last=last, result=result)
             for role, teacher in setup.required_models.items():
                 if state_digest(teacher.module) != digests[role]:
                     raise ArtifactError(f"stage '{stage.name}' of '{job.name}' changed its teacher '{role}'")
@@ -132,7 +138,7 @@ class Trainer:
     def _setup(self, job: TrainingJob, train_size: int, is_uint8_exact: bool) -> DefenseSetup:
         """Build the untrained model, load the required models, and return the setup of the defense."""
         run = self.context.plan.run
-        module: nn.Module = build_model(job.spec).to(self.context.plan.device)
+        module: nn.Module = self._initial_model(job).to(self.context.plan.device)
         if run.sync_batchnorm and collectives.world_size() > 1:
             module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
         return DefenseSetup(
@@ -145,6 +151,18 @@ class Trainer:
             is_uint8_exact=is_uint8_exact,
             required_models={role: FrozenModel(self.context.load_model(other)) for role, other in job.requires.items()},
         )
+
+    def _initial_model(self, job: TrainingJob) -> PreprocessedModel:
+        """Return the model before training, with the weights of --init."""
+        model, init = build_model(job.spec), self.context.plan.init
+        if init is not None:
+            if init.recipe() != job.recipe["init"]:
+                raise ArtifactError(f"--init '{init.file}' has changed since this run began; rerun the command")
+            for line in load_weights(model, init.file, new_head=True):
+                self.context.reporter.warning(line)
+        if job.config.freeze == "backbone":
+            model.freeze_backbone()
+        return model
 
     def _measure_teachers(
         self, job: TrainingJob, runtime: TrainRuntime, teachers: Mapping[str, FrozenModel], data: ImageSource
@@ -177,16 +195,24 @@ class Trainer:
                 )
         return measured
 
-    def _epoch_selection(
-        self, job: TrainingJob, runtime: TrainRuntime, model: nn.Module, last: Stage
-    ) -> EpochSelection | None:
-        """Return the object that selects the best epoch of the last stage, or None if no images are held out."""
+    def _follow_last_stage(
+        self, job: TrainingJob, runtime: TrainRuntime, model: nn.Module, last: Stage, result: TrainingResult
+    ) -> None:
+        """Add to a result what averages the weights of the last stage, and what selects its best epoch."""
+        if not isinstance(last, Train):
+            return
+        if job.config.average != "none":
+            result.average = WeightAverage(model, job.config, last.epochs)
         count = self.context.plan.run.held_out
-        if not count or not isinstance(last, Train) or not last.epochs:
-            return None
+        if not count or not last.epochs:
+            return
         assert self.context.dataset.train is not None
-        held_out = self.context.dataset.train.last(count)
-        return EpochSelection(runtime, model, held_out, job.threat or NO_THREAT, last.epochs)
+        held_out, threat = self.context.dataset.train.last(count), job.threat or NO_THREAT
+        result.selections["best"] = EpochSelection(runtime, lambda: model, held_out, threat, last.epochs)
+        if (average := result.average) is not None:
+            result.selections["best-average"] = EpochSelection(
+                runtime, lambda: average.module, held_out, threat, last.epochs, "held_out_average"
+            )
 
     def _report_stage(self, job: TrainingJob, record: StageRecord) -> None:
         parts = [format_duration(record.seconds)]

@@ -65,7 +65,9 @@ class WeightsMatch:
     twins: list[str] = field(default_factory=list)
 
 
-def load_weights(model: PreprocessedModel, path: str | Path, key: str | None = None) -> list[str]:
+def load_weights(
+    model: PreprocessedModel, path: str | Path, key: str | None = None, *, new_head: bool = False
+) -> list[str]:
     """Load a weights file into a model.
 
     Every entry of the model must be in the file with its shape. Entries of parts that the model does not have are
@@ -73,6 +75,7 @@ def load_weights(model: PreprocessedModel, path: str | Path, key: str | None = N
 
     Args:
         key: which of several models in the file, by the key or prefix under which it lies.
+        new_head: keep the model's own head if the file has none, or one for another number of classes.
 
     Returns:
         What the user should know: which of several models is used, what is ignored, other normalization constants.
@@ -87,6 +90,10 @@ def load_weights(model: PreprocessedModel, path: str | Path, key: str | None = N
     for name in expected.keys() - state.keys():
         if _may_be_missing(name, expected[name]):
             state[name] = expected[name]
+    if new_head:
+        for name in ("head.weight", "head.bias"):
+            if name in expected and (name not in state or len(state[name]) != len(expected[name])):
+                state[name] = expected[name]
     _check_entries(expected, match, state, path)
     model.load_state_dict(state)
     notes = []

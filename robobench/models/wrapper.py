@@ -40,6 +40,7 @@ class PreprocessedModel(nn.Module):
     ) -> None:
         super().__init__()
         self.net, self.image_size, self.interpolation = net, image_size, interpolation
+        self.is_backbone_frozen = False
         self.normalizes_input = any(mean) or any(s != 1 for s in std)
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
@@ -57,6 +58,26 @@ class PreprocessedModel(nn.Module):
                 antialias=smooth and max(images.shape[-2:]) > size,
             )
         return (images - self.mean) / self.std if self.normalizes_input else images
+
+    def freeze_backbone(self) -> None:
+        """Train the head only: all other parameters and BatchNorm's statistics stay as they are.
+
+        Raises:
+            ValueError: the model has no linear head.
+        """
+        if not isinstance(getattr(self, "head", None), nn.Linear):
+            raise ValueError("freeze=backbone needs a model with a linear head; leave it out, or choose another model")
+        self.requires_grad_(False)
+        self.head.requires_grad_(True)
+        self.is_backbone_frozen = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> PreprocessedModel:
+        """Set the mode. A frozen backbone stays in eval mode."""
+        super().train(mode)
+        if self.is_backbone_frozen:
+            self.net.eval()
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         return cast(Tensor, self.net(self.prepare(images))).float()

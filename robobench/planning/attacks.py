@@ -78,7 +78,8 @@ def train_threat(settings: Settings) -> ThreatModel:
     """Return the threat model to train against; raises RequestError for a wrong radius."""
     norm = canonical_norm(settings.request.train_norm or settings.norm)
     _, radius = radii_of(settings, norm)
-    eps = parse_eps(settings.request.train_eps or radius, norm)
+    own = settings.run.linf_eps[:1] if norm == "Linf" else ()
+    eps = parse_eps(settings.request.train_eps or next(iter(own), radius), norm)
     if eps == 0:
         raise RequestError("--train-eps 0 trains against nothing; use --defense standard for that")
     return ThreatModel(norm, eps)
@@ -107,6 +108,8 @@ def _radii(settings: Settings, norm: str, given: dict[str, tuple[str, ...]]) -> 
             "the paper preset gives attacks on L2 the paper's own 8/255 and 16/255; in L2 these are almost "
             "nothing (a full Linf 8/255 step is 12.2 long at 224 px), so do not compare them with other tables"
         )
+    elif norm == "Linf" and settings.run.linf_eps:
+        texts = settings.run.linf_eps
     else:
         texts = radii_of(settings, norm)[0]
     radii = [parse_eps(text, norm) for text in texts]

@@ -14,6 +14,7 @@ from robobench.core.device import tf32_setting
 from robobench.core.threat import ThreatModel
 from robobench.data.split import Dataset
 from robobench.models.spec import ModelSpec
+from robobench.planning.initial_weights import InitialWeights
 from robobench.planning.request import RunConfig
 from robobench.plugins.digest import code_digest
 from robobench.results.records import Protocol
@@ -60,7 +61,7 @@ class PlannedModel:
     dataset: str
     seed: int = 0
     requires: dict[str, PlannedModel] = field(default_factory=dict)  # role -> model that must exist first
-    selection: str = "last"  # which epoch's weights are attacked: last | best
+    selection: str = "last"  # which weights are attacked: a key of WEIGHT_FILES
     threat: ThreatModel | None = None  # trained against; None without adversarial training
 
     @property
@@ -126,8 +127,10 @@ class TrainingJob(PlannedModel):
     def stage_recipe(self, stage: Stage) -> dict[str, Any]:
         """Return everything that determines a stage's result. Of the config, only fields the stage depends on."""
         config: dict[str, Any] = self.recipe["config"]
-        kept = config if stage.config_fields is None else {name: config[name] for name in stage.config_fields}
-        return {"training": {**self.recipe, "config": kept}, "stage": stage.name}
+        if stage.config_fields is not None:
+            names = (*stage.config_fields, "freeze")  # which parameters train is decided before the first stage
+            config = {name: config[name] for name in names if name in config}
+        return {"training": {**self.recipe, "config": config}, "stage": stage.name}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +202,7 @@ class Plan:
     overwrite: bool = False
     notes: list[str] = field(default_factory=list)
     unavailable_data: list[str] = field(default_factory=list)  # what a dry run lacks to become a run
+    init: InitialWeights | None = None  # weights that trainings start from
 
     def training_order(self) -> list[PlannedModel]:
         """Return every model that is needed, each once and after those it requires."""

@@ -7,12 +7,14 @@ from pathlib import Path
 
 from robobench.core.paths import check_writable
 from robobench.data import load_dataset, placeholder_dataset
+from robobench.data.extra import load_extra
 from robobench.data.info import Resize, dataset_info
 from robobench.data.split import Dataset, require_classes
 from robobench.errors import RequestError
 from robobench.models.pretrained import pretrained_is_cached, published_preprocessing
 from robobench.models.spec import TIMM, brings_own_normalization, check_model_name
 from robobench.planning.attacks import plan_attacks
+from robobench.planning.initial_weights import use_published_weights
 from robobench.planning.plan import DatasetIdentity, Plan, PlannedModel, TrainingJob
 from robobench.planning.request import ExperimentConfig
 from robobench.planning.settings import resolve_settings
@@ -32,6 +34,7 @@ class Planner:
     """
 
     def __init__(self, request: ExperimentConfig, *, dry: bool = False) -> None:
+        request = use_published_weights(request)
         self.request, self.dry = request, dry
         self.unavailable_data: list[str] = []
         for file in request.plugins:
@@ -65,6 +68,12 @@ class Planner:
                 download=not self.dry,
                 published=self._published_resize() if own else None,
             )
+            if self.request.extra is None or not self.request.defenses:
+                return dataset
+            classes, side = dataset.num_classes, dataset.resolution
+            path, device = Path(self.request.extra), self.settings.device
+            extra = load_extra(path, num_classes=classes, resolution=side, device=device)
+            return replace(dataset, extra=extra)
         except RequestError as err:
             placeholder = placeholder_dataset(self.request.dataset, resolution) if self.dry else None
             if placeholder is None:
@@ -139,19 +148,38 @@ class Planner:
             overwrite=request.overwrite,
             notes=settings.notes,
             unavailable_data=self.unavailable_data,
+            init=self.models.init,
         )
 
     def _models(self) -> list[PlannedModel]:
         """Return the models the table shows, one entry per selected epoch."""
         request, selection = self.request, self.settings.run.selection
+        named = {"both": ("last", "best")}.get(selection, (selection,))
         jobs = [self.models.training(name, seed) for name in request.defenses for seed in request.seeds]
         self.models.teachers.check_used({role for job in jobs for role in job.requires})
-        if selection != "last" and any(job.config.epochs == 0 for job in jobs):
-            raise RequestError("run.selection=best has nothing to choose from in 0 epochs; give --epochs 1 or more")
+        if selection in ("best", "best-average", "both") and any(job.config.epochs == 0 for job in jobs):
+            raise RequestError(
+                f"run.selection={selection} has nothing to choose from in 0 epochs; give --epochs 1 or more"
+            )
         if request.external:
             return [self.models.external(request.model, request.weights)]
-        selections = ("last", "best") if selection == "both" else (selection,)
-        return [replace(job, selection=chosen) for job in jobs for chosen in selections]
+        for job in jobs:
+            if selection in ("average", "best-average") and job.config.average == "none":
+                raise RequestError(
+                    f"run.selection={selection}: '{job.name}' averages no weights; set {job.name}.average=ema or swa, "
+                    "or attack what each model has with run.selection=all"
+                )
+        return [
+            replace(job, selection=chosen)
+            for job in jobs
+            for chosen in (self._stored_selections(job) if selection == "all" else named)
+        ]
+
+    def _stored_selections(self, job: TrainingJob) -> list[str]:
+        """Return the names of the weights that a training stores."""
+        held_out, averages = self.settings.run.held_out and job.config.epochs, job.config.average != "none"
+        kept = {"last": True, "best": held_out, "average": averages, "best-average": held_out and averages}
+        return [name for name, keep in kept.items() if keep]
 
     def _transfer_source(self) -> PlannedModel:
         """Return the model that transfer examples are made on."""

@@ -6,9 +6,11 @@ torch is imported here.
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from robobench.core.registry import unknown_name
+from robobench.planning.recipes import RECIPES
 
 LARGE_MODELS = ("resnet50", "wrn50")  # get the ":large" variant of a preset
 
@@ -70,6 +72,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
         "training": {},  # every method's Config defaults are its published values
     },
+    **RECIPES,
 }
 
 
@@ -79,6 +82,21 @@ def preset_layers(preset: str, model: str) -> list[str]:
         raise unknown_name("preset", preset, (name for name in PRESETS if ":" not in name))
     below, large = PRESETS[preset].get("over"), f"{preset}:large"
     return [*([below] if below else []), preset, *([large] if large in PRESETS and model in LARGE_MODELS else [])]
+
+
+def plugin_preset(cls: Any, preset: str, model: str) -> dict[str, Any]:
+    """Return the values of a preset for a plug-in: of all defenses, of those that attack every batch, and its own."""
+    names = {f.name for f in fields(cls.Config)}
+    values: dict[str, Any] = {}
+    for name in preset_layers(preset, model):
+        if hasattr(cls, "stages"):  # a defense
+            values.update(PRESETS[name].get("training", {}))
+            if "inner_steps" in names:
+                values.update({k: v for k, v in PRESETS[name].get("adversarial", {}).items() if k in names})
+            values.update(PRESETS[name].get("defenses", {}).get(cls.name, {}))
+    for name in preset_layers(preset, model):
+        values.update(cls.presets.get(name, {}))
+    return values
 
 
 def preset_values(preset: str, model: str, section: str) -> dict[str, Any]:

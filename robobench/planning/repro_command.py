@@ -10,11 +10,12 @@ from typing import Any
 
 from robobench.core.formatting import format_eps
 from robobench.errors import RequestError
-from robobench.planning.presets import preset_layers, preset_values
+from robobench.planning.presets import plugin_preset, preset_values
 from robobench.planning.request import RunConfig
 from robobench.plugins.discovery import discover, load_attack, load_plugin
 from robobench.results.records import EvaluationRecord
 from robobench.store.artifacts import Store
+from robobench.training.config import unused_services
 
 
 class RecordWithRecipe(EvaluationRecord):
@@ -51,10 +52,9 @@ def non_default_settings(kind: str, name: str, config: dict[str, Any], preset: s
     try:
         cls = load_plugin(kind, name.partition(":")[0])
         in_name = {cls.spec_field} if kind == "attack" else set()  # set by the name itself, as in transfer:FILE
+        config = unused_services(cls.Config) | config  # config.json leaves them out
         config = {f.name: config[f.name] for f in fields(cls.Config) if f.init and f.name in config.keys() - in_name}
-        values = preset_values(preset, model, "training") if kind == "defense" else {}
-        for layer in preset_layers(preset, model):
-            values.update(cls.presets.get(layer, {}))
+        values = plugin_preset(cls, preset, model)
         given = json_roundtrip(asdict(cls.Config(**values)))
     except (RequestError, TypeError, ValueError):
         pass
@@ -168,6 +168,7 @@ class ReproCommands:
             "pretrained": spec["pretrained"],
             "train_images": config["train_images"],
             "held_out": config["held_out"],
+            **({"extra_fraction": config["extra_fraction"]} if "extra" in config else {}),
             "eval_batch_size": records[0]["recipe"]["eval_batch_size"] if records else usual["eval_batch_size"],
         }
         if config["sync_batchnorm"]:
@@ -182,8 +183,9 @@ class ReproCommands:
             # Another model to train, unless this one is the baseline itself.
             used["baseline_control"] = any(record["is_control"] for record in records)
         selections = {record["selection"] for record in records}
-        if "best" in selections:
-            used["selection"] = "both" if len(selections) == 2 else "best"
+        if selections != {"last"}:
+            several = "both" if selections == {"last", "best"} else "all"
+            used["selection"] = next(iter(selections)) if len(selections) == 1 else several
         return [f"run.{field}={format_value(value)}" for field, value in used.items() if usual[field] != value]
 
     def _source_folders(self, records: list[RecordWithRecipe]) -> list[str]:
@@ -205,6 +207,8 @@ class ReproCommands:
             )
         given = [role for role, seen in timing["teachers"].items() if seen["network"].startswith("external:")]
         teachers = [text for role in given for text in ("--teacher", f"{role}=WEIGHTS")]
+        starts = self.configs[name]
+        teachers += [text for flag in ("init", "extra") if flag in starts for text in (f"--{flag}", flag.upper())]
         if threat is None:
             return teachers
         return [*teachers, "--train-norm", threat["norm"], "--train-eps", format_radius(threat["eps"])]

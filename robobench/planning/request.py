@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MIN_HELD_OUT = 1000  # with fewer images, differences between epochs are chance
-SELECTIONS = ("last", "best", "both")
+SELECTIONS = ("last", "best", "average", "best-average", "both", "all")
 EVAL_BATCH_SIZE = 256  # images evaluated together by default; also the unit of resume and of sharing work
 
 
@@ -22,9 +22,11 @@ class RunConfig:
     pretrained: bool = False  # start from timm's ImageNet weights
     train_images: int = 0  # first N training images; 0: all that are not held out
     held_out: int = 0  # last N training images, not trained on: PGD accuracy on them selects the best epoch
-    selection: str = "last"  # last | best | both: which epoch's weights are attacked
+    selection: str = "last"  # weights that are attacked: last | best | average | best-average | both (last, best) | all
+    extra_fraction: float = 0.7  # of each training batch, with --extra; an epoch is as long as without
     examples: int = 0  # first N test images; 0: all
     attacks: tuple[str, ...] = ("pgd", "fgsm")
+    linf_eps: tuple[str, ...] = ()  # radii of Linf attacks, where the preset has its own; the first for training too
     l2_eps: tuple[str, ...] = ()  # radii of L2 attacks, where the preset has its own
     transfer_source: str = "standard"  # defense whose seed-0 model the transfer examples are made on
     baseline_control: bool = True  # evaluate an undefended model of another seed too
@@ -35,11 +37,13 @@ class RunConfig:
         for name, least in (("eval_batch_size", 1), ("examples", 0), ("train_images", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not 0 < self.extra_fraction <= 1:
+            raise ValueError(f"extra_fraction must be above 0 and at most 1, got {self.extra_fraction}")
         if self.held_out and self.held_out < MIN_HELD_OUT:
             raise ValueError(f"held_out must be 0 or at least {MIN_HELD_OUT}, got {self.held_out}")
         if self.selection not in SELECTIONS:
             raise ValueError(f"selection must be one of {', '.join(SELECTIONS)}, got '{self.selection}'")
-        if self.selection != "last" and not self.held_out:
+        if self.selection in ("best", "best-average", "both") and not self.held_out:
             raise ValueError(
                 f"selection '{self.selection}' needs images to select on; set run.held_out={MIN_HELD_OUT} or more"
             )
@@ -70,6 +74,8 @@ class ExperimentConfig:
     batch_size: int | None = None
     sets: tuple[str, ...] = ()
     teachers: tuple[str, ...] = ()  # ROLE=FILE, ROLE=MODEL=FILE or ROLE=FOLDER of a trained model
+    extra: Path | None = None  # extra training images: an .npz, or a folder of .npy files
+    init: str | None = None  # weights that trainings start from
     plugins: tuple[str, ...] = ()
     image_size: int | None = None  # side of the images in px, of the data and of the model
     data_dir: Path | None = None

@@ -15,7 +15,7 @@ from robobench.data.info import DatasetInfo, dataset_info
 from robobench.distributed import launch
 from robobench.errors import RequestError
 from robobench.planning.parsing import build_config, parse_fields, parse_sets
-from robobench.planning.presets import preset_layers, preset_values
+from robobench.planning.presets import PRESETS, plugin_preset, preset_layers, preset_values
 from robobench.planning.request import ExperimentConfig, RunConfig
 from robobench.planning.validate import check_executor
 from robobench.training.base import Defense
@@ -51,9 +51,7 @@ class Settings:
             cls: the class of a defense or an attack.
             name: as `--set` names it.
         """
-        values = dict(base)
-        for layer in preset_layers(self.preset, self.request.model):
-            values.update(cls.presets.get(layer, {}))
+        values = dict(base) | plugin_preset(cls, self.preset, self.request.model)
         if issubclass(cls, Defense):
             flags = {"epochs": self.request.epochs, "batch_size": self.request.batch_size}
             values.update({k: v for k, v in flags.items() if v is not None})
@@ -99,6 +97,9 @@ def resolve_settings(request: ExperimentConfig, *, dry: bool = False) -> Setting
         threads=request.threads or max(1, torch.get_num_threads() // share),
         given=frozenset(given),
     )
+    needed = PRESETS[preset].get("needs")
+    if needed and request.defenses and getattr(request, needed) is None and not (needed == "init" and run.pretrained):
+        settings.note(f"preset {preset} is meant for --{needed}, which is not given")
     if devices > 1 and dry:
         settings.note(f"times and memory are estimated for one device; {devices} share every batch")
     return settings

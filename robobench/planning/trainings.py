@@ -17,13 +17,14 @@ from robobench.models.pretrained import check_pretrained, with_published_preproc
 from robobench.models.spec import MODELS, ModelSpec, brings_own_normalization
 from robobench.planning.attacks import train_threat
 from robobench.planning.external import ExternalRequest, plan_external_model
+from robobench.planning.initial_weights import find_initial_weights
 from robobench.planning.plan import STORE_VERSION, ExternalModel, PlannedModel, TrainingJob
-from robobench.planning.presets import preset_values
 from robobench.planning.settings import Settings
 from robobench.planning.teacher_files import Teachers
 from robobench.plugins.digest import code_digest
 from robobench.plugins.discovery import load_defense
 from robobench.store.artifacts import Store
+from robobench.training.config import recorded_values
 
 
 class ModelPlanner:
@@ -33,6 +34,7 @@ class ModelPlanner:
         self.settings, self.dataset, self.train_images = settings, dataset, train_images
         self.teachers = Teachers(settings.request.teachers)
         self.threat = train_threat(settings)
+        self.init = find_initial_weights(settings.request) if settings.request.defenses else None
         self._planned: dict[tuple[str, int], TrainingJob] = {}
         self._user_model: Any = None  # a model that is not ours, built to inspect it
         self._has_batchnorm: bool | None = None  # None: not looked up yet
@@ -75,8 +77,8 @@ class ModelPlanner:
             return self._planned[name, seed]
         settings, request = self.settings, self.settings.request
         cls = load_defense(name)
-        config = settings.plugin_config(cls, name, preset_values(settings.preset, request.model, "training"))
-        spec = self.spec(seed)
+        config = settings.plugin_config(cls, name, {})
+        spec = self.spec(seed) if self.init is None else self.init.adapt(self.spec(seed))
         check_pretrained(spec)
         missing = self._missing_attributes(spec, cls.model_attributes)
         if missing:
@@ -103,13 +105,13 @@ class ModelPlanner:
 
     def _recipe(self, job: TrainingJob) -> dict[str, Any]:
         """Return everything that the weights of a training depend on; the job's key is its hash."""
-        settings = self.settings
+        settings, extra = self.settings, self.dataset.extra
         images_seen = job.config.epochs * self.train_images
         return {
             "defense": job.defense.name,
             "version": job.defense.version,
             "code": code_digest(job.defense),
-            "config": asdict(job.config),
+            "config": recorded_values(job.config),
             "model": job.spec.recipe(),
             "data": self.dataset.digest,
             "train_images": self.train_images,
@@ -126,6 +128,8 @@ class ModelPlanner:
             "requires": {role: other.key for role, other in job.requires.items()},
             **({"compiled": True} if should_compile(settings.request.compile, settings.device, images_seen) else {}),
             **self._device_count_key(job.spec),
+            **({"init": self.init.recipe()} if self.init else {}),
+            **({"extra": extra.digest, "extra_fraction": settings.run.extra_fraction} if extra else {}),
         }
 
     def external(

@@ -11,6 +11,11 @@ from robobench.core.formatting import format_eps
 
 MISSING = "-"
 COMPARABLE_KEYS = ["dataset", "data_digest", "examples"]  # only rows with the same values share a table
+SELECTION_MARKS = {
+    "best": ", best epoch",
+    "average": ", averaged weights",
+    "best-average": ", averaged weights of the best epoch",
+}
 NAME_COLUMNS = ["defense", "seed", "is_control", "selection"]  # make up a model's name
 # Make up a trained model. Preset and threads are left out: a later call may attack the same weights with others.
 MODEL_COLUMNS = ["model", "defense", "seed", "config_digest", "weights_digest", "precision"]
@@ -62,7 +67,7 @@ def format_model_name(defense: Any, seed: Any, is_control: Any, selection: Any) 
     marks = ["control"] if bool(is_control) else []
     marks += [f"seed {seed:g}"] if seed else []
     name = f"{defense} ({', '.join(marks)})" if marks else str(defense)
-    return f"{name}, best epoch" if selection == "best" else name
+    return f"{name}{SELECTION_MARKS.get(selection, '')}"
 
 
 def format_budgets(rows: pd.DataFrame) -> pd.Series:

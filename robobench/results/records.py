@@ -46,6 +46,7 @@ class TrainingTiming(TypedDict):
     required: dict[str, float | None]  # folder of a required model -> its train_seconds
     teachers: dict[str, TeacherTiming]  # by role
     selection: dict[str, float] | None  # of the best epoch; None if no images were held out
+    selection_average: NotRequired[dict[str, float]]  # the same for averaged weights
     flags: list[str]
     hardware: str
     devices: int
@@ -100,7 +101,7 @@ class EvaluationRecord(TypedDict):
     source_digest: str | None  # weights of the transfer source
     weights_digest: str | None
     seed: int
-    selection: str  # which epoch's weights: last | best
+    selection: str  # which weights: last | best | average | best-average
     examples: int  # number of test images
     precision: str
     compiled: bool

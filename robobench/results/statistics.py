@@ -217,7 +217,8 @@ def _group_by_name(records: Iterable[EvaluationRecord]) -> dict[tuple[str, int],
     settings: dict[str, list[str]] = {}
     found: dict[tuple[str, int, str, str, str | None], list[EvaluationRecord]] = {}
     for r in shown:
-        name = f"{r['defense']}, best epoch" if both and r["selection"] == "best" else r["defense"]
+        mark = {"best": "best epoch", "last": ""}.get(r["selection"], r["selection"]) if both else ""
+        name = f"{r['defense']}, {mark}" if mark else r["defense"]
         if r["config_digest"] not in settings.setdefault(name, []):
             settings[name].append(r["config_digest"])
         key = (name, r["seed"], r["config_digest"], r["training"], r["weights_digest"])

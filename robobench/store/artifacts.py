@@ -27,7 +27,12 @@ from safetensors import SafetensorError
 from robobench.errors import ArtifactError, StorageError
 
 MANIFEST = "artifact.json"
-WEIGHT_FILES = {"last": "model.safetensors", "best": "best.safetensors"}  # of a trained model, by selection
+WEIGHT_FILES = {  # of a trained model, by selection: of the last or the best epoch, live or averaged weights
+    "last": "model.safetensors",
+    "best": "best.safetensors",
+    "average": "average.safetensors",
+    "best-average": "best-average.safetensors",
+}
 QUARANTINE_MARKS = (".damaged-", ".replaced-")  # in the names of quarantined folders, which are never read
 
 

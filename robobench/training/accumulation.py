@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,11 @@ from robobench.core.memory import is_out_of_memory
 from robobench.distributed import collectives
 from robobench.errors import OutOfMemoryError
 from robobench.training.base import Batch, Loss, Train
+from robobench.training.config import NO_SERVICES, TrainServices
 from robobench.training.context import TrainRuntime
+from robobench.training.inner_maximization import RecordedAttacks
+from robobench.training.sampling import batch_sizes
+from robobench.training.weight_perturbation import call_with_weights, perturbed_weights
 
 
 def one_step(
@@ -21,18 +26,29 @@ def one_step(
     batch: Batch,
     accumulation_steps: int = 1,
     weight: float = 1.0,
+    *,
+    services: TrainServices = NO_SERVICES,
+    perturb: bool = True,
+    wrapped: nn.Module | None = None,
 ) -> Loss:
     """Run forward and backward passes and an optimizer step; return the loss of the batch.
 
     Args:
         accumulation_steps: number of micro-batches whose gradients are added up.
         weight: factor on the gradient, for one process's shard of a larger batch.
+        services: weight perturbation and gradient clipping.
+        perturb: False during the warm-up of the weight perturbation.
+        wrapped: the objective as wrapped for several devices; its gradients are averaged over them.
     """
     pieces, batch_size = micro_batches(batch, accumulation_steps), len(batch.index)
-    total, metrics = torch.zeros(()), dict[str, Tensor]()
-    for piece in pieces:
-        with runtime.autocast():
-            loss: Loss = objective(piece)
+    attacks, wrapped = [RecordedAttacks() for _ in pieces], wrapped or objective
+    total, metrics, weights = torch.zeros(()), dict[str, Tensor](), dict[str, Tensor]()
+    if services.awp_gamma and perturb:
+        passes = list(zip(pieces, attacks, strict=True))
+        weights = perturbed_weights(runtime, objective, passes, services.awp_gamma, weight)
+    for piece, recorded in zip(pieces, attacks, strict=True):
+        with runtime.autocast(), recorded.replay() if weights else nullcontext():
+            loss: Loss = call_with_weights(objective, wrapped, weights, piece) if weights else wrapped(piece)
         share = len(piece.index) / batch_size
         has_gradient = loss.total.requires_grad
         if has_gradient:
@@ -42,6 +58,9 @@ def one_step(
             total = total.to(loss.total.device) + share * loss.total.detach()
             metrics |= {name: metrics.get(name, 0) + share * value.detach() for name, value in loss.metrics.items()}
     if has_gradient:
+        if services.clip_grad:
+            trained = (p for group in optimizer.param_groups for p in group["params"])
+            nn.utils.clip_grad_norm_(trained, services.clip_grad)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return loss if len(pieces) == 1 else Loss(total, metrics)
@@ -58,12 +77,6 @@ def micro_batches(batch: Batch, count: int) -> list[Batch]:
         pieces.append(Batch(*picked, batch.epoch, batch.rng[rows]))
         begin += size
     return pieces
-
-
-def batch_sizes(count: int, batch_size: int) -> list[int]:
-    """Return batch sizes of an epoch. They are nearly equal, since a small last batch would disturb BatchNorm."""
-    batches = max(1, math.ceil(count / batch_size))
-    return [count // batches + (i < count % batches) for i in range(batches)]
 
 
 def increase_accumulation(stage: Train, accumulation_steps: int, batch_size: int, err: Exception) -> int:

@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from robobench.core.memory import ON_DEVICE_BYTES
 from robobench.core.rng import KeyedRng
 from robobench.core.threat import ThreatModel
-from robobench.training.config import TrainConfig, lr_schedule, sgd
+from robobench.training.config import NO_SERVICES, TrainConfig, TrainServices, services_in_use, unused_services
+from robobench.training.optimizer import lr_schedule, make_optimizer
+
+OPTIMIZER_SERVICES = {"optimizer", "nesterov", "adam_beta2", "decay_norms", "layer_decay", "head_lr_factor"}
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,7 @@ class Train:
             memory runs out.
         config_fields: config fields that the stage's result depends on, earlier stages included; None means all.
             Trainings that differ in other fields only share the result.
+        services: what the training loop does beside the steps: weight perturbation, label smoothing and the like.
     """
 
     name: str
@@ -142,6 +146,7 @@ class Train:
     on_epoch_end: Callable[[Batch], tuple[dict[str, float], bool]] | None = None
     whole_batch: bool = False
     config_fields: tuple[str, ...] | None = None
+    services: TrainServices = NO_SERVICES
 
 
 @dataclass(kw_only=True)
@@ -183,17 +188,45 @@ class DefenseSetup:
 def train_stage(
     config: TrainConfig, name: str, objective: nn.Module | Callable[[], nn.Module], **changes: Any
 ) -> Train:
-    """Return a Train stage with the optimizer, schedule and augmentation of a config; `changes` replace its fields."""
+    """Return a Train stage with the optimizer, schedule and augmentation of a config; `changes` replace its fields.
+
+    The config's services act on the stage, unless its result depends on a few named fields only (`config_fields`).
+
+    Raises:
+        ValueError: the stage has its own optimizer, which the config's services would have no effect on.
+    """
+    if changes.get("config_fields") is not None:
+        config = replace(config, **unused_services(type(config)))
     stage = Train(
         name=name,
         objective=objective,
         epochs=config.epochs,
         batch_size=config.batch_size,
-        optimizer=sgd(config),
+        optimizer=make_optimizer(config),
         schedule=lr_schedule(config),
         augment=config.augment,
+        services=config,
     )
-    return replace(stage, **changes)
+    stage = replace(stage, **changes)
+    ignored = services_in_use(config).keys() & OPTIMIZER_SERVICES if "optimizer" in changes else ()
+    if ignored:
+        raise ValueError(f"stage '{name}' has its own optimizer, where {min(ignored)} has no effect; leave it out")
+    return replace(stage, passes=with_services(stage.passes, config))
+
+
+def with_services(passes: PassCounts | None, config: TrainConfig) -> PassCounts | None:
+    """Return the declared passes with those of the services: AWP repeats all but the attack; a frozen net has no Gw."""
+    if passes is None or not (config.awp_gamma or config.freeze == "backbone"):
+        return passes
+    share = 1 - config.awp_warmup if config.awp_gamma else 0.0
+    weight_grad = 0.0 if config.freeze == "backbone" else passes.weight_grad
+    return PassCounts(
+        forward=passes.forward + share * (passes.forward - passes.input_grad),
+        input_grad=passes.input_grad,
+        weight_grad=weight_grad * (1 + share),
+        teacher_forward=passes.teacher_forward + share * (passes.teacher_forward - passes.teacher_input_grad),
+        teacher_input_grad=passes.teacher_input_grad,
+    )
 
 
 class Defense(ABC):

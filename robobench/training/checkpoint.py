@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -60,7 +60,8 @@ class Checkpoint:
 
     Args:
         every: seconds between two saves.
-        selection: keeps the best epoch so far, which is saved with the stage.
+        selections: by name; each keeps the best epoch so far, which is saved with the stage.
+        average: averaged weights, saved with the stage.
     """
 
     def __init__(
@@ -68,9 +69,11 @@ class Checkpoint:
         states: PartialResults,
         every: float,
         clock: Callable[[], float] = time.monotonic,
-        selection: BestEpoch | None = None,
+        selections: Mapping[str, BestEpoch] | None = None,
+        average: nn.Module | None = None,
     ) -> None:
-        self.states, self.every, self.clock, self.selection = states, every, clock, selection
+        self.states, self.every, self.clock = states, every, clock
+        self.selections, self.average = selections or {}, average
         self.saved, self.cost = clock(), 0.0
 
     def due(self) -> bool:
@@ -106,8 +109,10 @@ class Checkpoint:
     ) -> None:
         tensors = {f"objective/{k}": v for k, v in objective.state_dict().items()}
         tensors |= {f"sums/{name}": value for name, value in position.sums.items()}
-        if self.selection:
-            tensors |= {f"best/{name}": value for name, value in self.selection.weights.items()}
+        for which, selection in self.selections.items():
+            tensors |= {f"{which}/{name}": value for name, value in selection.weights.items()}
+        if self.average:
+            tensors |= {f"average/{name}": value for name, value in self.average.state_dict().items()}
         plain: dict[str, dict[str, Any]] = {}
         for index, state in optimizer.state_dict()["state"].items():
             for name, value in state.items():
@@ -162,8 +167,11 @@ class Checkpoint:
         except (OSError, ValueError, KeyError, IndexError, TypeError, SafetensorError):
             self.states.quarantine(folder)
             return None
-        if self.selection:
-            self.selection.restore(position.epoch_metrics, {k: v.cpu() for k, v in _under("best/", tensors).items()})
+        for which, selection in self.selections.items():
+            weights = {k: v.cpu() for k, v in _under(f"{which}/", tensors).items()}
+            selection.restore(position.epoch_metrics, weights)
+        if self.average:
+            self.average.load_state_dict(_under("average/", tensors))
         objective.load_state_dict(found)
         optimizer.load_state_dict(optimizer_state)
         return position, account

@@ -12,11 +12,14 @@ from torch import Tensor, nn
 
 from robobench.core.console import Reporter
 from robobench.core.rng import KeyedRng
+from robobench.core.soft_labels import SoftLabels
 from robobench.core.timing import Account
 from robobench.data.augment import augment
+from robobench.data.mixing import mix
 from robobench.distributed import collectives
 from robobench.models.wrapper import PreprocessedModel
 from robobench.training.base import Batch, Stage, Train
+from robobench.training.config import NO_SERVICES, TrainServices
 
 
 class ImageSource(Protocol):
@@ -52,11 +55,32 @@ class TrainRuntime:
                 if isinstance(part, PreprocessedModel):
                     part.net.compile(dynamic=True)
 
-    def batch(self, data: ImageSource, index: Tensor, stage: str, epoch: int, augmentation: str = "none") -> Batch:
-        """Return the images of an index (B,) as an augmented batch. Draws are keyed by seed, stage, epoch and image."""
+    def batch(
+        self,
+        data: ImageSource,
+        index: Tensor,
+        stage: str,
+        epoch: int,
+        augmentation: str = "none",
+        services: TrainServices = NO_SERVICES,
+        partners: Tensor | None = None,
+    ) -> Batch:
+        """Return the images of an index (B,) as an augmented batch. Draws are keyed by seed, stage, epoch and image.
+
+        Args:
+            services: label smoothing, MixUp and CutMix.
+            partners: (B,) int64, the images to mix with; None mixes nothing.
+        """
         rng = KeyedRng.of(index.to(self.device), self.seed, stage, epoch)
         images = augment(data.images(index), rng.child("augment"), augmentation)
-        labels = data.labels[index].to(self.device)
+        labels, other, share = data.labels[index].to(self.device), None, None
+        if partners is not None and (services.mixup or services.cutmix):
+            second = self.batch(data, partners, stage, epoch, augmentation)
+            images, share = mix(images, second.images, rng.child("mix"), services.mixup, services.cutmix)
+            other = second.labels
+        if services.label_smoothing or other is not None:
+            smooth, in_attack = services.label_smoothing, services.smooth_attack
+            labels = SoftLabels.of(labels, smooth, smooth_attack=in_attack, other=other, share=share)
         return Batch(images, labels, rng.index, epoch, rng)
 
 

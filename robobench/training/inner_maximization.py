@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -12,6 +13,43 @@ from robobench.attack_engine.gradient import input_gradient
 from robobench.core.module_state import attack_mode, no_parameter_gradients
 from robobench.core.threat import ThreatModel
 from robobench.training.config import TrainConfig
+
+
+class RecordedAttacks:
+    """The results of `pgd_ascent` in a pass of an objective, for a second pass on the same batch."""
+
+    def __init__(self) -> None:
+        self._results: list[Tensor] = []
+        self._replaying = False
+
+    @contextmanager
+    def record(self) -> Iterator[None]:
+        """Keep the result of every `pgd_ascent` in the block."""
+        yield from self._use(replaying=False)
+
+    @contextmanager
+    def replay(self) -> Iterator[None]:
+        """Return the kept results, in the same order, instead of attacking."""
+        yield from self._use(replaying=True)
+
+    def _use(self, *, replaying: bool) -> Iterator[None]:
+        self._replaying, token = replaying, _recorded.set(self)
+        try:
+            yield
+        finally:
+            _recorded.reset(token)
+
+    def run(self, attack: Callable[[], Tensor]) -> Tensor:
+        """Return the next kept result, or run an attack and keep its result."""
+        if self._replaying and self._results:
+            return self._results.pop(0)
+        adv = attack()
+        if not self._replaying:
+            self._results.append(adv)
+        return adv
+
+
+_recorded: ContextVar[RecordedAttacks | None] = ContextVar("recorded", default=None)
 
 
 def pgd_ascent(
@@ -30,10 +68,15 @@ def pgd_ascent(
         images: clean images (B, C, H, W) in [0, 1].
         step_size: length of a step on the [0, 1] image scale.
     """
-    adv = start.detach()
-    for _ in range(steps):
-        adv = threat.step(adv, input_gradient(objective, adv), step_size, images)
-    return adv
+
+    def attack() -> Tensor:
+        adv = start.detach()
+        for _ in range(steps):
+            adv = threat.step(adv, input_gradient(objective, adv), step_size, images)
+        return adv
+
+    recorded = _recorded.get()
+    return attack() if recorded is None else recorded.run(attack)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 
@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from robobench.core.memory import is_out_of_memory
 from robobench.core.module_state import eval_mode
-from robobench.core.rng import permutation, seed_from
+from robobench.core.rng import seed_from
 from robobench.core.timing import Account, Stopwatch
 from robobench.distributed import collectives, signals
 from robobench.errors import NonFiniteLossError
-from robobench.training.accumulation import batch_sizes, increase_accumulation, one_step
+from robobench.training.accumulation import increase_accumulation, one_step
+from robobench.training.averaging import WeightAverage
 from robobench.training.base import Batch, Train
 from robobench.training.checkpoint import Checkpoint, StageProgress
 from robobench.training.context import (
@@ -28,6 +29,7 @@ from robobench.training.context import (
     make_stage_record,
     reduce_account,
 )
+from robobench.training.sampling import batch_sizes, epoch_batches, images_per_epoch
 
 FINAL_METRIC_IMAGES = 256  # training images given to a stage's `final_metrics`
 LOSS_CHECK_STEPS = 20  # steps between two checks of the loss on a GPU, since each check waits for the device
@@ -43,6 +45,7 @@ def run_train(
     log: EpochLog = lambda stage, epoch, metrics: None,
     checkpoint: Checkpoint | None = None,
     validate: Callable[[int, bool], dict[str, float]] | None = None,
+    average: WeightAverage | None = None,
 ) -> tuple[StageRecord, nn.Module]:
     """Optimize a stage's objective over its epochs. With a checkpoint, only over the epochs that are left.
 
@@ -58,6 +61,7 @@ def run_train(
         checkpoint: saves and restores the stage; None starts from the beginning each time.
         validate: called after each epoch with the epoch and whether it is the last. Returns metrics to log. The call
             is not timed.
+        average: of the weights of the model inside the objective. Its updates are timed.
 
     Returns:
         The stage's record, and the objective with its final state.
@@ -68,7 +72,7 @@ def run_train(
         Interrupted: a signal asked to stop; the step was finished and saved.
         ValueError: there are more processes than images in a batch.
     """
-    return _TrainRun(runtime, stage, data, stopwatch, log, checkpoint, validate).run()
+    return _TrainRun(runtime, stage, data, stopwatch, log, checkpoint, validate, average).run()
 
 
 class _TrainRun:
@@ -83,14 +87,15 @@ class _TrainRun:
         log: EpochLog,
         checkpoint: Checkpoint | None,
         validate: Callable[[int, bool], dict[str, float]] | None,
+        average: WeightAverage | None,
     ) -> None:
         self.runtime, self.stage, self.data, self.stopwatch = runtime, stage, data, stopwatch
-        self.log, self.checkpoint, self.validate = log, checkpoint, validate
+        self.log, self.checkpoint, self.validate, self.average = log, checkpoint, validate, average
         self.objective = build_objective(stage, runtime.device)
         runtime.compile(self.objective)
         self.optimizer = stage.optimizer(self.objective)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.sizes = batch_sizes(len(data), stage.batch_size)
+        self.sizes = batch_sizes(images_per_epoch(data), stage.batch_size)
         if self.sizes[-1] < collectives.world_size():
             raise ValueError(
                 f"stage '{stage.name}' has batches of {self.sizes[-1]} images for {collectives.world_size()} processes"
@@ -120,6 +125,8 @@ class _TrainRun:
                 if self._finish_epoch(epoch, first_index):
                     break
         collectives.broadcast_module(self.objective)
+        if self.average:
+            collectives.broadcast_module(self.average.module)
         return self._record(), self.objective
 
     def _restore(self) -> bool:
@@ -148,15 +155,19 @@ class _TrainRun:
 
     def _train_epoch(self, epoch: int, advance: Callable[[int], None]) -> Tensor:
         """Take the remaining steps of an epoch; return the image indices (B,) of its first batch."""
-        shuffled = permutation(len(self.data), self.runtime.seed, self.stage.name, epoch)
-        order = torch.split(shuffled.to(self.data.labels.device), self.sizes)  # copied to the device at once
+        batches = epoch_batches(self.data, self.stage.batch_size, epoch, self.runtime.seed, self.stage.name)
+        order = torch.split(torch.cat(batches).to(self.data.labels.device), self.sizes)  # copied to the device at once
         while self.progress.step < len(order):
             with self.stopwatch.account(self.stage.name):
                 save_now = self._take_steps(epoch, order, advance)
             reduce_account(self.account)
             if self.checkpoint and save_now and self.progress.step < len(order):
-                self.checkpoint.save(self.objective, self.optimizer, self.progress, self.account)
+                self._save()
         return order[0]
+
+    def _save(self) -> None:
+        assert self.checkpoint is not None
+        self.checkpoint.save(self.objective, self.optimizer, self.progress, self.account)
 
     def _take_steps(self, epoch: int, order: tuple[Tensor, ...], advance: Callable[[int], None]) -> bool:
         """Take steps until the epoch ends or a checkpoint is due; return whether one is due."""
@@ -166,6 +177,8 @@ class _TrainRun:
                 group["lr"] = rate * self.stage.schedule(epoch + step / len(self.sizes))
             self._step(order[step], epoch, step)
             progress.step = step + 1
+            if self.average:
+                self.average.after_step(epoch * len(self.sizes) + step + 1, len(self.sizes), self.sizes[step])
             check_loss = (
                 self.runtime.device == "cpu" or step % LOSS_CHECK_STEPS == 0 or progress.step == len(self.sizes)
             )
@@ -190,14 +203,26 @@ class _TrainRun:
     def _step(self, index: Tensor, epoch: int, step: int) -> None:
         """Take one step on this process's shard of a batch. If memory runs out, use more micro-batches."""
         runtime, stage, progress = self.runtime, self.stage, self.progress
-        shard = collectives.local_shard(index)
+        shard, services = collectives.local_shard(index), stage.services
+        partners = collectives.local_shard(index.roll(1)) if services.mixup or services.cutmix else None
+        perturb = epoch + step / len(self.sizes) >= services.awp_warmup * stage.epochs
         rank = (collectives.rank(),) if collectives.rank() else ()  # dropout and the like differ between processes
         while True:
             torch.manual_seed(seed_from(runtime.seed, stage.name, epoch, step, *rank))
             try:
-                batch = runtime.batch(self.data, shard, stage.name, epoch, stage.augment)
+                batch = runtime.batch(self.data, shard, stage.name, epoch, stage.augment, services, partners)
                 weight = collectives.shard_weight(len(shard), len(index))
-                loss = one_step(runtime, self.ddp_objective, self.optimizer, batch, progress.accumulation_steps, weight)
+                loss = one_step(
+                    runtime,
+                    self.objective,
+                    self.optimizer,
+                    batch,
+                    progress.accumulation_steps,
+                    weight,
+                    services=services,
+                    perturb=perturb,
+                    wrapped=self.ddp_objective,
+                )
                 break
             except Exception as err:
                 if collectives.world_size() > 1:  # the other processes wait in this step's collectives: no retry
@@ -217,9 +242,13 @@ class _TrainRun:
 
     def _finish_epoch(self, epoch: int, first_index: Tensor) -> bool:
         """Log an epoch's metrics and save it; return whether training ends here."""
-        metrics = {name: value.item() / len(self.data) for name, value in self.progress.sums.items()}
+        metrics = {name: value.item() / sum(self.sizes) for name, value in self.progress.sums.items()}
         hook_metrics, ends = self._run_epoch_hook(epoch, first_index)
         metrics |= hook_metrics
+        if self.average:
+            with self.stopwatch.account(self.stage.name):
+                self.average.after_epoch(epoch, self._clean_batches())
+            reduce_account(self.account)
         if self.validate:
             last = ends or epoch + 1 == self.stage.epochs
             metrics |= collectives.on_rank_zero(partial(self.validate, epoch, last))
@@ -227,8 +256,13 @@ class _TrainRun:
         self.progress.end_epoch(metrics)
         # No checkpoint if training ends here: a run that resumes from it would train one more epoch.
         if not ends and self.checkpoint and self.checkpoint.due():
-            self.checkpoint.save(self.objective, self.optimizer, self.progress, self.account)
+            self._save()
         return ends
+
+    def _clean_batches(self) -> Iterator[Tensor]:
+        """Iterate over the images of an epoch, in order and not augmented."""
+        for index in torch.split(torch.arange(sum(self.sizes)), self.stage.batch_size):
+            yield self.data.images(index.to(self.data.labels.device))
 
     def _run_epoch_hook(self, epoch: int, first_index: Tensor) -> tuple[dict[str, float], bool]:
         """Call the stage's `on_epoch_end` with the epoch's first batch, timed."""
@@ -250,7 +284,7 @@ class _TrainRun:
             self.account,
             warmup_seconds=progress.warmup_seconds,
             epochs=epochs,
-            images=epochs * len(self.data),
+            images=epochs * sum(self.sizes),
         )
         if self.stage.final_metrics is not None:
             with torch.no_grad(), eval_mode(self.objective):
@@ -273,5 +307,5 @@ def warm_up(
         real = runtime.batch(data, index, "warm-up", 0)
         batch = Batch(real.rng.uniform_like(real.images), real.labels, real.index, stage.epochs, real.rng)
         optimizer = torch.optim.SGD(model_copy.parameters(), lr=0.0)  # allocates no state
-        one_step(runtime, model_copy, optimizer, batch, accumulation_steps)
+        one_step(runtime, model_copy, optimizer, batch, accumulation_steps, services=stage.services)
     return account.seconds

@@ -5,6 +5,7 @@ It is not an evaluation: it runs one short attack, and never on test images.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -75,17 +76,27 @@ def _is_correct(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 class EpochSelection:
-    """Keeps the weights of the epoch with the best PGD accuracy on held-out training images.
+    """Keeps a model's weights of the epoch with the best PGD accuracy on held-out training images.
 
     It measures after each epoch of the second half of training, since no published run peaks earlier. The time is not
     counted. On a tie the earlier epoch is kept.
+
+    Args:
+        model: called for the model after each epoch: the live one, or the one with averaged weights.
+        prefix: of the names in the log.
     """
 
     def __init__(
-        self, runtime: TrainRuntime, model: nn.Module, held_out: ImageSource, threat: ThreatModel, epochs: int
+        self,
+        runtime: TrainRuntime,
+        model: Callable[[], nn.Module],
+        held_out: ImageSource,
+        threat: ThreatModel,
+        epochs: int,
+        prefix: str = "held_out",
     ) -> None:
         self.runtime, self.model, self.held_out, self.threat = runtime, model, held_out, threat
-        self.epochs = epochs
+        self.epochs, self.prefix = epochs, prefix
         self.results: dict[int, QuickAccuracy] = {}
         self.weights: dict[str, Tensor] = {}
 
@@ -93,18 +104,21 @@ class EpochSelection:
         """Measure the model after an epoch (counted from 0), always after the last; return metrics for the log."""
         if epoch < self.epochs // 2 and not last:
             return {}
-        now = quick_accuracy(self.runtime, self.model, self.held_out, self.threat, len(self.held_out))
+        model = self.model()
+        now = quick_accuracy(self.runtime, model, self.held_out, self.threat, len(self.held_out))
         if not self.results or now > max(self.results.values()):
-            self.weights = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+            self.weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
         self.results[epoch] = now
-        return {"held_out_clean": now.clean, "held_out_pgd": now.pgd}
+        return {f"{self.prefix}_clean": now.clean, f"{self.prefix}_pgd": now.pgd}
 
     def restore(self, epoch_metrics: list[dict[str, float]], weights: dict[str, Tensor]) -> None:
         """Resume from a checkpoint: metrics of finished epochs, and the best weights so far."""
         self.weights = weights
-        measured = {e: metrics for e, metrics in enumerate(epoch_metrics) if "held_out_pgd" in metrics}
+        clean, pgd = f"{self.prefix}_clean", f"{self.prefix}_pgd"
         self.results = {
-            e: QuickAccuracy(m["held_out_pgd"], m["held_out_clean"], len(self.held_out)) for e, m in measured.items()
+            epoch: QuickAccuracy(metrics[pgd], metrics[clean], len(self.held_out))
+            for epoch, metrics in enumerate(epoch_metrics)
+            if pgd in metrics
         }
 
     def record(self) -> dict[str, float]:

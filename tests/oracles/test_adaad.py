@@ -8,7 +8,7 @@ from robobench.core.losses import kl
 from robobench.core.module_state import eval_mode
 from robobench.defenses.adaad import AdaADConfig, AdaADObjective
 from robobench.training.base import FrozenModel
-from robobench.training.config import lr_schedule
+from robobench.training.optimizer import lr_schedule
 from tests.helpers.defenses import (
     ADV,
     CLEAN,

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from robobench.core.threat import ThreatModel
 from robobench.defenses.at import AT, ATConfig, ATObjective
 from robobench.defenses.fast_at import FastATConfig, FastATObjective
-from robobench.training.config import lr_schedule
+from robobench.training.optimizer import lr_schedule
 from tests.helpers.defenses import THREAT, batch_of, setup_of, skip_attack
 from tests.helpers.toys import LinearTwoClass, TinyBatchNormNet, color_blobs
 

@@ -41,6 +41,14 @@ OTHER = {
     "teacher_feature": "cls",
     "mask_fill": "mean",
     "kl_order": "student-first",
+    "optimizer": "adamw",
+    "nesterov": False,
+    "decay_norms": False,
+    "layer_decay": 0.5,
+    "smooth_attack": True,
+    "average": "ema",
+    "average_batchnorm": "recompute",
+    "freeze": "backbone",
 }
 
 

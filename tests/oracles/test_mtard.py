@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from robobench.defenses.mtard import MTARDConfig, MTARDObjective, distillation
 from robobench.training.base import FrozenModel
-from robobench.training.config import lr_schedule
+from robobench.training.optimizer import lr_schedule
 from tests.helpers.defenses import (
     ADV,
     CLEAN,

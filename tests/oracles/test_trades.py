@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from robobench.core.losses import kl
 from robobench.core.module_state import eval_mode
 from robobench.defenses.trades import TradesConfig, TradesObjective
-from robobench.training.config import lr_schedule
+from robobench.training.optimizer import lr_schedule
 from tests.helpers.defenses import ADV, CLEAN, LABELS, THREAT, Echo, batch_of, images_of, mean_kl, skip_attack
 from tests.helpers.toys import TinyBatchNormNet, color_blobs
 

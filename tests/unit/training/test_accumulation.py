@@ -6,8 +6,9 @@ import torch.nn.functional as F
 
 from robobench.errors import OutOfMemoryError
 from robobench.testing import Blobs
-from robobench.training.accumulation import batch_sizes, one_step
+from robobench.training.accumulation import one_step
 from robobench.training.base import Batch, Loss
+from robobench.training.sampling import batch_sizes
 from tests.helpers.training import RUNTIME, STEPS, FragileObjective, train
 
 

@@ -44,8 +44,8 @@ def test_resumed_training_ends_with_same_bits(tmp_path, optimizer, dies_at):
 
 def test_best_epoch_is_restored(tmp_path):
     def trained(objective: FragileObjective, checkpoint: Checkpoint) -> EpochSelection:
-        selection = EpochSelection(RUNTIME, objective.model, Blobs(), ThreatModel("Linf", 0.1), epochs=1)
-        checkpoint.selection = selection
+        selection = EpochSelection(RUNTIME, lambda: objective.model, Blobs(), ThreatModel("Linf", 0.1), epochs=1)
+        checkpoint.selections = {"best": selection}
         stage = fragile_stage(objective)
         run_train(RUNTIME, stage, Blobs(), Stopwatch(), checkpoint=checkpoint, validate=selection.validate)
         return selection

@@ -4,7 +4,8 @@ import pytest
 
 from robobench.core.threat import ThreatModel
 from robobench.testing import SmallNet
-from robobench.training.config import TrainConfig, lr_schedule, sgd
+from robobench.training.config import TrainConfig
+from robobench.training.optimizer import lr_schedule, sgd
 
 
 def test_step_schedule_drops_at_published_epochs():

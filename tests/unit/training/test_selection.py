@@ -69,7 +69,7 @@ def test_selection_keeps_best_epoch_of_second_half():
     net = LinearTwoClass((3, 4, 4))
     data = Blobs(net, 64)
     true = net.w.detach().clone()
-    selection = EpochSelection(RUNTIME, net, data, ThreatModel("Linf", 0.005), 6)
+    selection = EpochSelection(RUNTIME, lambda: net, data, ThreatModel("Linf", 0.005), 6)
     for epoch, factor in enumerate((1.0, 1.0, 1.0, -1.0, 1.0, -1.0)):  # a flipped weight is wrong everywhere
         net.w.data = factor * true
         metrics = selection.validate(epoch)
@@ -107,7 +107,7 @@ def test_best_and_last_epoch_have_separate_rows(tmp_path):
         ("run.held_out=10", "held_out must be 0 or at least 1000, got 10"),
         ("run.held_out=1437", "leaves nothing to train on"),
         ("run.selection=best", "needs images to select on"),
-        ("run.selection=first", "selection must be one of last, best, both"),
+        ("run.selection=first", "selection must be one of last, best, average, best-average, both, all"),
     ],
 )
 def test_impossible_selection_is_rejected(setting, message, tmp_path):
