@@ -1,7 +1,7 @@
 """AutoAttack against 20 restarts of 200 PGD steps on three losses: which finds more adversarial examples?
 
     python benchmarks/autoattack_strength.py RESULTS.json --board leaderboards/cifar10-jpeg-resnet20 --data-dir DIR
-    python benchmarks/autoattack_strength.py RESULTS.json --model tests/helpers/certified.py:interval --eps 0.1
+    python benchmarks/autoattack_strength.py RESULTS.json --model tests/gallery/certified.py:interval --eps 0.1
     python benchmarks/autoattack_strength.py RESULTS.json --print
 
 Of a board, every model of seed 0 that AutoAttack has attacked at --eps is attacked on the same images; the outcomes of
@@ -43,7 +43,7 @@ from robobench.results.statistics import to_bitstring
 STEPS, RELATIVE_STEP, RESTARTS, TOGETHER = 200, 0.1, 20, 5  # restarts run together
 
 
-class DLR(PGD):
+class DLR(PGD):  # type: ignore[misc]
     """PGD on the difference of logits ratio."""
 
     name = "pgd-dlr"

@@ -116,6 +116,7 @@ def diagnose(
     diagnostics = Diagnostics(model, images, labels, source, restarts, noise_draws)
     try:
         if diagnostics.check_model():
+            diagnostics.check_gradient_meaning([a.threat for a in many_step])
             for norm in dict.fromkeys(a.threat.norm for a in attacks):
                 diagnostics.run_attacks([a for a in attacks if a.threat.norm == norm])
             diagnostics.check_large_eps(many_step[0])
@@ -355,7 +356,8 @@ def _random_on_surface(threat: ThreatModel, images: Tensor, rng: KeyedRng) -> Te
 
 _NO_ATTACK = "needs another attack (--attacks), or no gradient reaches the images"
 NOT_CHECKED = dict.fromkeys(CHECKS, _NO_ATTACK) | {
-    "batch-dependent": "random-output is raised",
+    **dict.fromkeys(("batch-dependent", "grad-mode-dependent", "gradient-mismatch"), "random-output is raised"),
+    "not-checked": "every check was made",
     "restarts-help": "needs a many-step attack with a random start (--attacks)",
     "transfer-stronger": "needs another model (--transfer-source)",
     "transfer-only": "needs the rows of a run with both protocols",

@@ -1,32 +1,42 @@
-"""Checks of a model that need no attack: its mode, outputs, determinism, and the gradient at clean images.
+"""Quick checks of a model: its mode, outputs, determinism, gradient, and a few steps of attacks.
 
 A run makes them once per model. `results.checks.CHECKS` lists the thresholds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robobench.attack_engine.gradient import input_gradient
-from robobench.core.losses import margin
+from robobench.attack_engine.gradient import TORCH_ERRORS, input_gradient
+from robobench.core.losses import attack_cross_entropy, margin
 from robobench.core.module_state import attack_mode
+from robobench.core.threat import ThreatModel
+from robobench.evaluation import gradient_checks as g
 from robobench.models.checks import check_logits
 from robobench.results.checks import BATCH_TOLERANCE, Finding, make_finding, min_count
 
-REPEATED_PASSES = 3  # over the same images, in the quick checks
+REPEATED_PASSES = 2  # over the same images, in the quick checks
+SMALL_BATCH = 8
+SMALL_PASSES = 10  # over a small batch: finds a model that is rarely random
 RANDOM_TOLERANCE = 1e-4  # distance of one image's logits, scaled to length 1, in two passes
 
 
-def quick_model_checks(model: nn.Module, images: Tensor, labels: Tensor) -> list[Finding]:
-    """Check a model with five forward passes and one backward pass.
+def quick_model_checks(
+    model: nn.Module, images: Tensor, labels: Tensor, threats: Sequence[ThreatModel] = ()
+) -> list[Finding]:
+    """Check a model with a few forward and backward passes.
 
     Weights, buffers, modes and torch's generators are restored.
 
     Args:
         images: (B, C, H, W) in [0, 1].
         labels: (B,) int64, on the same device.
+        threats: of the run; at the smallest one the gradient is compared with measured changes, at the largest one
+            attacks are compared. Both checks are left out if there is none.
 
     Raises:
         RequestError: the model returns no logits.
@@ -34,7 +44,8 @@ def quick_model_checks(model: nn.Module, images: Tensor, labels: Tensor) -> list
     checker = ModelChecker(model, images, labels, passes=REPEATED_PASSES)
     try:
         with torch.random.fork_rng():
-            checker.check_model()
+            if checker.check_model() and threats:
+                checker.check_gradient_meaning(threats)
     finally:
         checker.restore_buffers()
     return [f for found in checker.findings.values() for f in found]
@@ -94,15 +105,24 @@ class ModelChecker:
         self._check_softmax(logits)
         counts = [int((p.argmax(1) == self.labels).sum()) for p in passes]
         distance = max(_logit_distance(p, logits) for p in passes)
+        with torch.no_grad(), attack_mode(self.model):
+            small = [self.model(self.images[:SMALL_BATCH]).float() for _ in range(SMALL_PASSES)]
+        distance = max(distance, *(_logit_distance(p, small[0]) for p in small))
         text = f"{min(counts)} to {max(counts)} images correct, unit logits {distance:.2g} apart"
         self.add("random-output", min(counts) != max(counts) or distance > RANDOM_TOLERANCE, text)
         if "random-output" not in self.raised:
             with torch.no_grad(), attack_mode(self.model):
                 halves = [self.model(half).float() for half in self.images.flip(0).chunk(2)]
-            distance = _logit_distance(torch.cat(halves).flip(0), logits)
-            text = f"unit logits {distance:.2g} apart in halves, last first"
+                single = self.model(self.images[:1]).float()
+            parts = ((torch.cat(halves).flip(0), logits), (small[0], logits[:SMALL_BATCH]), (single, logits[:1]))
+            distance = max(_logit_distance(one, other) for one, other in parts)
+            text = f"unit logits {distance:.2g} apart in halves, last first, and in batches of {SMALL_BATCH} and 1"
             self.add("batch-dependent", not distance <= BATCH_TOLERANCE, text)
         self.correct, self.num_classes = logits.argmax(1) == self.labels, logits.shape[1]
+        if self.num_classes > 1:
+            top = logits.topk(2, 1).values
+            ties = int(((top[:, 0] == top[:, 1]) & self.correct).sum())
+            self.add_count("tied-logits", ties, "are correct only because equal logits count for the first class")
 
     def _check_softmax(self, logits: Tensor) -> None:
         error = (logits.sum(1) - 1).abs().max().item()
@@ -117,7 +137,7 @@ class ModelChecker:
             return False
 
         def cross_entropy(adv: Tensor) -> Tensor:
-            return F.cross_entropy(self.model(adv), labels, reduction="none")
+            return attack_cross_entropy(self.model(adv), labels)
 
         def margin_loss(adv: Tensor) -> Tensor:
             return margin(self.model(adv), labels)
@@ -128,7 +148,7 @@ class ModelChecker:
                 zero = int((grad == 0).all(1).sum())
                 flat = int((input_gradient(margin_loss, images).flatten(1) == 0).all(1).sum()) if zero else 0
         except RuntimeError as err:  # torch's own message for a graph that does not reach the images
-            if not any(text in str(err) for text in ("grad", "used in the graph")):
+            if not any(text in str(err) for text in TORCH_ERRORS):
                 raise
             self.add("zero-gradients", True, "no gradient reaches the images: forward() cuts the graph")
             return False
@@ -137,6 +157,41 @@ class ModelChecker:
         self.add_count("zero-gradients", zero, text)
         self.add("non-finite-gradients", infinite > 0, f"{infinite} of {len(self.labels)} images")
         return not infinite
+
+    def check_gradient_meaning(self, threats: Sequence[ThreatModel]) -> None:
+        """Compare the gradient with measured changes, two losses with each other, and both with a query search.
+
+        Left out for a random model. Radii of the first norm are used.
+        """
+        here = sorted((t for t in threats if t.norm == threats[0].norm), key=lambda t: t.eps)
+        threat, largest = here[0], here[-1]
+        if "random-output" in self.raised or self.num_classes < 2:
+            return
+        images, labels = self.images[: g.GRADIENT_IMAGES], self.labels[: g.GRADIENT_IMAGES]
+        with attack_mode(self.model):
+            found = g.measure_gradient(self.model, images, labels, threat)
+        text = f"unit logits {found['mode']:.2g} apart"
+        self.add("grad-mode-dependent", not found["mode"] <= BATCH_TOLERANCE, text)
+        text = f"at {threat}: cosine {found['cosine']:.2f} ({found['image_cosine']:.2f} with equal weights), "
+        text += f"gain {found['gain_tenth']:.2g} at eps / 10, {found['gain']:.2g} at eps"
+        self.add("gradient-mismatch", g.contradicts_gradient(found), text)
+        rows = self.correct.nonzero().flatten()[: g.ATTACKED_IMAGES]
+        if len(rows):
+            self._compare_short_attacks(self.images[rows], self.labels[rows], largest)
+
+    def _compare_short_attacks(self, images: Tensor, labels: Tensor, threat: ThreatModel) -> None:
+        with attack_mode(self.model):
+            found = {name: g.short_attack(self.model, images, labels, threat, loss) for name, loss in g.LOSSES.items()}
+            left = ~torch.stack(list(found.values())).any(0)
+            rows = left.nonzero().flatten()[: g.SEARCHED_IMAGES]
+            lost = int(g.short_search(self.model, images[rows], labels[rows], threat).sum()) if len(rows) else 0
+        counts = {name: int(success.sum()) for name, success in found.items()}
+        text = " and ".join(f"{count} under the {name}" for name, count in counts.items())
+        text = f"{g.ATTACK_STEPS} steps at {threat} find {text} of {len(labels)} images"
+        apart = max(counts.values()) - min(counts.values())
+        self.add("loss-dependent", apart >= max(3, g.LOSS_SHARE * len(labels)), text)
+        text = f"{lost} of {len(rows)} images that {g.ATTACK_STEPS} gradient steps leave, at {threat}"
+        self.add("black-box-stronger", lost >= 2, text)
 
 
 def _logit_distance(one: Tensor, other: Tensor) -> float:

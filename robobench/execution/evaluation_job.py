@@ -30,6 +30,7 @@ from robobench.execution.evaluation_record import blank_record, uses_bf16_search
 from robobench.execution.transfer_examples import TransferExamples
 from robobench.models.wrapper import PreprocessedModel
 from robobench.planning.plan import AttackSpec, Cell, ExternalModel, PlannedModel, TrainingJob
+from robobench.results.checks import CHECKS
 from robobench.results.records import EvaluationRecord, FindingRecord
 from robobench.results.statistics import to_bitstring
 from robobench.store.artifacts import hash_recipe
@@ -46,8 +47,8 @@ class Evaluator:
     def __init__(self, context: RunContext) -> None:
         self.context = context
         self.transfer = TransferExamples(context)
-        self._clean: dict[str, Tensor] = {}  # weights digest -> clean outcomes
-        self._findings: dict[str, list[FindingRecord]] = {}  # weights digest -> quick model checks
+        self._clean: dict[str, Tensor] = {}  # `_identity` of a model -> clean outcomes
+        self._findings: dict[str, list[FindingRecord]] = {}  # `_identity` of a model -> quick model checks
         self._compiled: tuple[PreprocessedModel, PreprocessedModel | None] | None = None  # last model, compiled copy
 
     # --- one cell -------------------------------------------------------------------------------
@@ -195,6 +196,9 @@ class Evaluator:
                 "findings": self.findings(cell.model),
             }
         )
+        source = self._source(cell)
+        if source is not None:
+            record["source_findings"] = [self._source_finding(source)]
 
     def _batch_attack(
         self, cell: Cell, compiled: PreprocessedModel | None, clean: Tensor, batches: list[Tensor]
@@ -242,10 +246,14 @@ class Evaluator:
 
     # --- shared by all cells of a model ---------------------------------------------------------
 
+    def _identity(self, model: PlannedModel) -> str:
+        """Name a model in memory. Equal weights are not enough: a wrapper of a network may compute something else."""
+        return f"{model.key} {model.selection} {self.context.weights_digest(model)}"
+
     def clean_outcomes(self, model: PlannedModel) -> Tensor:
         """Return whether each clean test image is classified correctly: (N,) bool. Computed once per model."""
-        digest = self.context.weights_digest(model)
-        if digest not in self._clean:
+        identity = self._identity(model)
+        if identity not in self._clean:
             module, plan = self.context.load_model(model), self.context.plan
             data, warn = self.context.dataset.test, self.context.on_oom_split(model, "clean images")
 
@@ -253,32 +261,43 @@ class Evaluator:
                 return accuracy.clean_outcomes(module, data, index, plan.device, warn)
 
             batches = accuracy.batch_indices(plan.examples, plan.run.eval_batch_size)
-            correct = self._clean[digest] = torch.cat(list(collectives.map_across_ranks(batches, outcomes)))
+            correct = self._clean[identity] = torch.cat(list(collectives.map_across_ranks(batches, outcomes)))
             labels = data.labels[: plan.examples].cpu()
             trained, classes = isinstance(model, TrainingJob), plan.dataset.num_classes
             warning = near_chance_warning(model.name, float(correct.float().mean()), labels, classes, trained)
             if warning is not None:
                 self.context.reporter.warning(warning)
-        return self._clean[digest]
+        return self._clean[identity]
 
     def findings(self, model: PlannedModel) -> list[FindingRecord]:
         """Return the quick model checks on the first test images. Computed once per model, by rank 0."""
-        digest, module = self.context.weights_digest(model), self.context.load_model(model)
+        identity, module = self._identity(model), self.context.load_model(model)
         plan, data = self.context.plan, self.context.dataset.test
 
         def check() -> list[FindingRecord]:
             index = torch.arange(min(CHECKED_IMAGES, plan.run.eval_batch_size, plan.examples))
-            found = quick_model_checks(module, data.images(index), data.labels[index].to(plan.device))
+            threats = [spec.threat for spec in plan.attacks]
+            found = quick_model_checks(module, data.images(index), data.labels[index].to(plan.device), threats)
             return [{"flag": f.check.name, "raised": f.raised, "measured": f.measured} for f in found]
 
-        if digest not in self._findings:
+        if identity not in self._findings:
             try:
-                self._findings[digest] = collectives.on_rank_zero(check)
+                self._findings[identity] = collectives.on_rank_zero(check)
             except Exception as err:  # out of memory, for instance
-                self._findings[digest] = []
                 why = " ".join(str(err).split())
-                self.context.reporter.warning(f"skipped gradient-masking checks for {model.name}: {why}")
-        return self._findings[digest]
+                self._findings[identity] = [{"flag": "not-checked", "raised": True, "measured": why}]
+                self.context.reporter.warning(f"gradient-masking checks failed for {model.name}: {why}")
+        return self._findings[identity]
+
+    def _source_finding(self, source: PlannedModel) -> FindingRecord:
+        """Check the transfer source as every model, and that it classifies the images."""
+        accuracy = float(self.clean_outcomes(source).float().mean())
+        chance = 1 / self.context.plan.dataset.num_classes
+        checks = {name: check.unreliable for name, check in CHECKS.items()}
+        signs = [f["flag"] for f in self.findings(source) if f["raised"] and checks[f["flag"]]]
+        weak = accuracy < chance + 0.1 * (1 - chance)
+        text = f"{source.name}: {100 * accuracy:.1f} % clean; raised: {', '.join(signs) or 'none'}"
+        return {"flag": "weak-source", "raised": weak or bool(signs), "measured": text}
 
     def _compiled_model(self, cell: Cell) -> PreprocessedModel | None:
         """Return a compiled copy of the model for a long white-box attack; None if it does not pay off or fails."""

@@ -7,7 +7,7 @@ import torch
 from robobench.attack_engine.base import Attack
 from robobench.core import provenance
 from robobench.execution.context import RunContext
-from robobench.planning.plan import Cell
+from robobench.planning.plan import Cell, PlannedModel
 from robobench.results.records import EvaluationRecord, Protocol
 
 
@@ -16,6 +16,13 @@ def uses_bf16_search(attack: Attack, protocol: Protocol, precision: str) -> bool
     if protocol != "white-box" or precision != "bf16":
         return False
     return attack.supports_bf16_search or any(part.supports_bf16_search for part in attack.components)
+
+
+def _computes_the_same(model: PlannedModel, source: PlannedModel, digests: dict[str, str]) -> bool:
+    """Return whether two models have the same weights and, where they are known, the same logits."""
+    logits = [other.recipe.get("logits") for other in (model, source)]
+    same_logits = None in logits or logits[0] == logits[1]
+    return same_logits and digests.get(model.key, "") == digests.get(source.key)
 
 
 def blank_record(context: RunContext, cell: Cell, key: str) -> EvaluationRecord:
@@ -57,6 +64,7 @@ def blank_record(context: RunContext, cell: Cell, key: str) -> EvaluationRecord:
         "protocol": protocol,
         "source_digest": digests.get(source.key) if source else None,
         "weights_digest": digests.get(model.key),
+        "own_source": source is not None and _computes_the_same(model, source, digests),
         "seed": model.seed,
         "selection": model.selection,
         "examples": plan.examples,

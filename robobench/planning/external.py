@@ -15,7 +15,7 @@ from robobench.data.split import Dataset
 from robobench.errors import RequestError
 from robobench.models.build import build_model
 from robobench.models.checkpoint import StateDict, read_state_dicts
-from robobench.models.checks import check_logits, try_model
+from robobench.models.checks import check_logits, logits_fingerprint, try_model
 from robobench.models.pretrained import (
     TORCHVISION_PREFIX,
     has_fixed_size,
@@ -77,13 +77,15 @@ def plan_external_model(
     weights = asked.weights
     spec, model = _load(asked, dataset, note)
     model = model.to(device).eval()
-    with torch.no_grad():
+    with torch.no_grad(), torch.random.fork_rng(devices=[torch.device(device)] if device != "cpu" else []):
+        torch.manual_seed(0)  # a random model gets the same key in every process
         images = dataset.test.images(torch.arange(min(2, len(dataset.test)))).to(device)
-    check_unit_range(images)
-    logits, notes = try_model(model, asked.label, images)
+        check_unit_range(images)
+        logits, notes = try_model(model, asked.label, images)
+        check_logits(logits, dataset.test.labels[: len(images)].to(logits.device) * 0)
+        fingerprint = logits_fingerprint(torch.cat((logits, model(1 - images))))
     for text in notes:
         note(text)
-    check_logits(logits, dataset.test.labels[: len(images)].to(logits.device) * 0)
     outputs = logits.shape[1]
     if asked.outputs is not None and outputs != asked.outputs:
         raise RequestError(
@@ -94,6 +96,7 @@ def plan_external_model(
     recipe = {
         "external": file_digest(weights) if weights is not None else state_digest(model),
         "file": weights.stem if weights is not None else spec.name.rpartition(":")[2],
+        "logits": fingerprint,
         "model": spec.recipe(),
         "resolution": dataset.resolution,
         "store": STORE_VERSION,

@@ -21,7 +21,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "image_size": 32,
             "attack_resolution": 32,
             "stem": "cifar",
-            "attacks": ("pgd", "fgsm", "autoattack-l2", "jitter"),
+            "attacks": ("pgd", "fgsm", "autoattack-l2", "jitter", "apgd-t"),
         },
         "training": {
             "epochs": 12,
@@ -67,7 +67,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "stem": "imagenet",
             "pretrained": True,
             "eval_batch_size": 32,
-            "attacks": ("pgd", "fgsm", "autoattack-l2", "jitter"),
+            "attacks": ("pgd", "fgsm", "autoattack-l2", "jitter", "apgd-dlr"),
             "l2_eps": ("8/255", "16/255"),  # the paper's own; in L2 almost nothing (388 times less at 224 px)
         },
         "training": {},  # every method's Config defaults are its published values

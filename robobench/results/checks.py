@@ -90,6 +90,38 @@ CHECKS = {
             "find the division, root or logarithm in the model that causes it, or rescale the logits",
         ),
         Check(
+            "grad-mode-dependent",
+            f"unit logits differ by over {BATCH_TOLERANCE:g} with and without autograd",
+            "robobench",
+            "return the same logits with and without gradients: attacks see another model than the accuracy",
+        ),
+        Check(
+            "gradient-mismatch",
+            "predicted and measured changes of the margin under random steps have a cosine below 0.9 (below 0.6 with "
+            "equal weights per image) at 0.01, 0.1 and 1 eps; or a signed gradient step of eps / 10 or eps raises the "
+            "margin more than 5 times as predicted, one of eps / 10 less than 0.2 times; or one of eps lowers it",
+            "robobench",
+            "the gradient is not that of the predictions: replace what breaks it (BPDA), use query attacks",
+        ),
+        Check(
+            "tied-logits",
+            f"correctly classified images whose two largest logits are equal: {MIN_COUNT_TEXT}",
+            "robobench",
+            "return logits without rounding or clamping",
+        ),
+        Check(
+            "loss-dependent",
+            "8 PGD steps on the cross-entropy and on the margin differ by at least 6 of 12 images",
+            "Croce and Hein, arXiv:2003.01690, section 4 (DLR loss)",
+            "return plain logits (no tanh, sigmoid or softmax); rely on scale-invariant losses (apgd-dlr, apgd-t)",
+        ),
+        Check(
+            "not-checked",
+            "the quick checks of a run end with an error",
+            "robobench",
+            "make forward() work with and without gradients, in batches of any size",
+        ),
+        Check(
             "one-step-stronger",
             f"a single-step attack leaves fewer images correct than many steps do: {MIN_COUNT_TEXT}",
             "Athalye et al., section 3.1; Carlini et al.",
@@ -109,7 +141,7 @@ CHECKS = {
         ),
         Check(
             "black-box-stronger",
-            f"images that only gradient-free attacks find: {MIN_COUNT_TEXT}",
+            f"images that only gradient-free attacks find: {MIN_COUNT_TEXT} (in a run also 2 of 6 images, 200 queries)",
             "Carlini et al.; Athalye et al., section 3.1",
             "include the black-box attack in the worst case, and give it more queries",
         ),
@@ -130,6 +162,13 @@ CHECKS = {
             "white-box at most 0.1 of clean, transfer at least 0.5 of clean, 200 images or more",
             "robobench",
             "report white-box accuracy: the model only differs from the transfer source",
+            unreliable=False,
+        ),
+        Check(
+            "weak-source",
+            "the transfer source is at most a tenth of the way from chance to perfect, or one of its checks is raised",
+            "robobench",
+            "give a --transfer-source that classifies these images; its examples say nothing about this model",
             unreliable=False,
         ),
         Check(
@@ -188,6 +227,8 @@ def attack_kind(record: EvaluationRecord) -> str | None:
 
 def _is_own_source(record: EvaluationRecord) -> bool:
     """Return whether the model is itself the transfer source."""
+    if "own_source" in record:  # not in older records
+        return record["own_source"]
     return record.get("source_digest") is not None and record["source_digest"] == record["weights_digest"]
 
 

@@ -118,4 +118,6 @@ class EvaluationRecord(TypedDict):
     compiled_search: NotRequired[bool]  # gradient steps ran compiled
     traces: NotRequired[dict[str, dict[str, Any]]]  # by attack: loss and success rate per step
     findings: NotRequired[list[FindingRecord]]
+    own_source: NotRequired[bool]  # the model is itself the transfer source
+    source_findings: NotRequired[list[FindingRecord]]  # of the transfer source
     timing: NotRequired[TrainingTiming]  # of the model, added when records are read

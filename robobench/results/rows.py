@@ -181,7 +181,8 @@ def make_rows(group: list[EvaluationRecord]) -> list[dict[str, Any]]:
         row = {name: values.get(name) for name in COLUMNS}
         row |= {name: timing.get(name) for name in COST_COLUMNS}
         row["passes"], row["stage_memory"] = format_passes(timing), format_stage_memory(timing)
-        flags = [*timing.get("flags", []), *raised_by_examination(group)]
+        source_flags = [f["flag"] for f in record.get("source_findings", []) if f["raised"]]
+        flags = [*timing.get("flags", []), *raised_by_examination(group), *source_flags]
         if record["status"] == "ok":
             clean, outcomes = clean_outcomes_of(record), outcomes_of(record)
             worst = worst_case(group, record, record["protocol"])

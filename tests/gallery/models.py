@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from certified import interval_net, lipschitz_net
-from nets import adversarially_trained, linear, undefended
 from torch import Tensor, nn
+
+from tests.gallery.certified import interval_net, lipschitz_net
+from tests.gallery.nets import adversarially_trained, convolutional, linear, undefended
 
 SIDE = 8
 GRID = 16  # gray levels of the digits
@@ -421,8 +422,6 @@ def ties(k: int) -> nn.Module:
 
 def guessing(k: int) -> nn.Module:
     """An untrained network."""
-    from nets import convolutional
-
     torch.manual_seed(0)
     return Masked(convolutional())
 

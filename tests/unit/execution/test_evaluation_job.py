@@ -107,7 +107,24 @@ def softmax(k):
 
 
 def huge(k):
-    return net(k, Apply(lambda z: 1e5 * z))
+    return net(k, Apply(lambda z: 1e37 * z))
+
+
+def one_hot(k):
+    return net(k, Apply(lambda z: nn.functional.one_hot(z.argmax(1), k)))
+
+
+def rounded(k):
+    return net(k, Apply(lambda z: (50 * z).round()))
+
+
+def wrong_sign(k):
+    def flip(x):
+        if x.requires_grad:
+            x.register_hook(torch.neg)
+        return x
+
+    return nn.Sequential(Apply(lambda x: flip(x * 1)), net(k))
 
 
 def random(k):
@@ -135,8 +152,9 @@ def evaluate_factory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     small = ["--examples", "150", "--eps", "0.05", "--threads", "1"]
 
-    def command(name, attacks="pgd,fgsm"):
-        assert main(["evaluate", "-q", "--model", f"mine.py:{name}", "--attacks", attacks, *small, "--out", name]) == 0
+    def command(name, attacks="pgd,fgsm", status=0):
+        request = ["evaluate", "-q", "--model", f"mine.py:{name}", "--attacks", attacks, *small, "--out", name]
+        assert main(request) == status
         return read_rows(tmp_path / name).fillna({"flags": ""})
 
     return command
@@ -146,7 +164,8 @@ def evaluate_factory(tmp_path, monkeypatch):
     ("name", "flag", "measured"),
     [
         ("softmax", "softmax-output", "outputs in ["),
-        ("huge", "zero-gradients", "of 128 images under cross-entropy"),
+        ("rounded", "zero-gradients", "of 128 images under cross-entropy"),
+        ("wrong_sign", "gradient-mismatch", "at Linf 0.05: cosine -"),
         ("random", "random-output", "unit logits"),
         ("batch_norm", "batch-dependent", "apart in halves"),
     ],
@@ -163,9 +182,9 @@ def test_model_is_checked_once(evaluate_factory, tmp_path, monkeypatch):
     """An ordinary model raises no flag."""
     checked = []
 
-    def recorded(model, images, labels):
+    def recorded(model, images, labels, threats):
         checked.append(len(images))
-        return quick_model_checks(model, images, labels)
+        return quick_model_checks(model, images, labels, threats)
 
     monkeypatch.setattr(evaluation_job, "quick_model_checks", recorded)
     assert list(evaluate_factory("plain")["flags"]) == ["", ""] and checked == [128]
@@ -173,8 +192,25 @@ def test_model_is_checked_once(evaluate_factory, tmp_path, monkeypatch):
         assert {f["flag"] for f in record["findings"]} > {"train-mode", "batch-dependent", "zero-gradients"}
 
 
+def test_huge_logits_are_attacked(evaluate_factory):
+    """Logits of 1e37 do not change what the attacks find."""
+    found = {name: evaluate_factory(name)["robust_accuracy"].tolist() for name in ("plain", "huge")}
+    assert found["huge"] == found["plain"]
+
+
+def test_model_without_gradients_has_no_worst_case(evaluate_factory, capsys):
+    attacks = "pgd,jitter,torchattacks-fgsm,noise"
+    rows = evaluate_factory("one_hot", attacks, status=1).set_index("attack")
+    for name in attacks.split(",")[:3]:
+        assert rows["reason"][name].startswith(
+            f"attack '{name}': no gradient of the logits reaches the images (one-hot"
+        )
+    assert rows["status"]["noise"] == "ok" and rows["worst_case_accuracy"].isna().all()
+    assert (rows["flags"].str.contains("zero-gradients")).all()
+
+
 def test_failed_checks_do_not_stop_attacks(evaluate_factory, capsys):
     (row,) = evaluate_factory("no_gradient", "noise").to_dict("records")
-    assert (row["status"], row["flags"]) == ("ok", "")
-    message = "skipped gradient-masking checks for external:no_gradient: no gradient here"
+    assert (row["status"], row["flags"]) == ("ok", "not-checked")
+    message = "gradient-masking checks failed for external:no_gradient: no gradient here"
     assert message in capsys.readouterr().err

@@ -20,5 +20,5 @@ def test_methods_see_the_weakest_layer_first():
 
 @pytest.mark.parametrize("name", ["quick:large", "fsat"])
 def test_only_whole_presets_can_be_named(name):
-    with pytest.raises(RequestError, match="known: awp2020, cifar, fast, fastat2026, finetune.*paper, quick"):
+    with pytest.raises(RequestError, match=r"known: awp2020, cifar, fast, fastat2026, finetune.*paper, quick"):
         preset_layers(name, "cnn")

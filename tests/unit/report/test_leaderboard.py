@@ -55,12 +55,9 @@ def test_other_budgets_make_other_leaderboards():
 
 def test_failed_attack_leaves_model_unranked():
     failed = record("jitter", status="failed", reason="no gradient", robust_bits=None, weights_digest="w")
-    rows = pd.concat(
-        [
-            make_frame([record("pgd"), record("jitter")]),
-            make_frame([record(defense="x", weights_digest="w"), {**failed, "defense": "x"}]),
-        ]
-    )
+    both = make_frame([record("pgd"), record("jitter")])
+    one = make_frame([record(defense="x", weights_digest="w"), {**failed, "defense": "x"}])
+    rows = pd.concat([both, one])
     lines = rank_models(rows)
     assert lines["defense"].tolist() == ["at", "x"] and lines["rank"].tolist()[0] == 1
     assert pd.isna(lines["rank"][1]) and pd.isna(lines["worst"][1]) and not lines["best"][1]
@@ -80,12 +77,9 @@ def test_unreliable_models_are_not_ranked(flag, ranked):
 
 def test_other_calls_share_a_leaderboard():
     """One model's attacks may come from calls with another preset or number of threads."""
-    rows = pd.concat(
-        [
-            make_frame([record("fgsm"), record("pgd")]),
-            other_model(make_frame([record("fgsm", preset="cifar", threads=2), record("pgd")])),
-        ]
-    )
+    one = make_frame([record("fgsm"), record("pgd")])
+    other = other_model(make_frame([record("fgsm", preset="cifar", threads=2), record("pgd")]))
+    rows = pd.concat([one, other])
     assert rank_models(rows)["rank"].tolist() == [1, 1]
     assert len(titles(rows)) == 1
 
