@@ -12,20 +12,25 @@ from torch import Tensor, nn
 from robobench.attack_engine.base import Attack
 from robobench.core.console import Reporter
 from robobench.core.module_state import attack_mode
+from robobench.core.numbers import canonical_norm, parse_eps
 from robobench.core.rng import KeyedRng
-from robobench.core.threat import ThreatModel, canonical_norm, check_unit_range, parse_eps
-from robobench.errors import RequestError
+from robobench.core.threat import ThreatModel, check_unit_range
+from robobench.errors import RequestError, one_line
 from robobench.execution.load import load as load
 from robobench.execution.load import load_trained
 from robobench.execution.run import execute_request
 from robobench.in_memory import Evaluation, diagnose_model, evaluate_model
 from robobench.in_memory import benchmark as benchmark
+from robobench.models.checks import try_model
+from robobench.models.wrapper import UserModel
 from robobench.planning.attacks import gradient_free_attacks
 from robobench.planning.parsing import build_config
 from robobench.planning.planner import Planner
 from robobench.planning.request import ExperimentConfig
 from robobench.plugins.discovery import discover, parse_attack_spec
 from robobench.results.rows import make_frame, read_rows
+
+ArrayLike = Tensor | Any  # a tensor, a numpy array or nested lists of numbers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -143,7 +148,8 @@ def diagnose(checkpoint: str | Path | None = None, *, transfer_source: Any = Non
     if checkpoint is not None and not is_file:
         name = str(flags.get("model", ""))
         model, config = load_trained(flags.get("out", "runs"), str(checkpoint), name if is_factory(name) else None)
-        own = {"dataset": config["dataset"], "preset": config["preset"], "model": config["spec"]["name"]}
+        built_by = name if is_factory(name) else config["spec"]["name"]
+        own = {"dataset": config["dataset"], "preset": config["preset"], "model": built_by}
         resolution = f"run.attack_resolution={config['resolution']}"
         flags = {**flags, **own, "sets": (*flags.get("sets", ()), resolution)}
     request = _request(external=True, protocol="white-box", **flags)
@@ -187,35 +193,30 @@ def _load_external(planner: Planner, name: str, weights: Path | None, role: str 
 def attack(
     name: str,
     model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
+    images: ArrayLike,
+    labels: ArrayLike,
     *,
     eps: str | float,
-    norm: str = "Linf",
+    norm: str | float = "Linf",
     seed: int = 0,
     **config: Any,
 ) -> Tensor:
     """Attack images with the full budget; return adversarial images (B, C, H, W), checked against the ball.
 
     Args:
-        images: (B, C, H, W) float in [0, 1].
-        labels: (B,) int64.
+        model: (B, C, H, W) -> logits (B, K), or an output that holds these; see `models.wrapper.extract_logits`.
+        images: (B, C, H, W) float32 or float64 in [0, 1]: a tensor, an array or a list.
+        labels: (B,) whole numbers below K.
         eps: radius on the [0, 1] scale, as a number or '8/255'.
+        norm: "Linf" or "L2", or infinity or 2.
         config: fields of the attack's Config, such as steps=50.
 
     Raises:
-        RequestError: an unknown attack or field, a wrong radius, images outside [0, 1].
+        RequestError: an unknown attack or field, a wrong radius, other images or labels, a model that fails.
         ThreatModelError: the attack left the ball.
     """
-    check_unit_range(images)
-    if images.dtype not in (torch.float32, torch.float64):
-        raise RequestError(
-            f"images must be float32, got {images.dtype}; an eps ball needs its precision: images.float()"
-        )
-    if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
-        raise RequestError(
-            f"labels must be ({len(images)},) int64, got {tuple(labels.shape)} {labels.dtype}; one class per image"
-        )
+    images, labels = _to_tensors(images, labels)
+    model = _usable_model(model, images, labels)
     cls, values = parse_attack_spec(name)
     norm = cls.fixed_norm or canonical_norm(norm)
     threat = ThreatModel(norm, parse_eps(eps, norm))
@@ -228,3 +229,49 @@ def attack(
         adv = made.attack_full_budget(model, images, labels, rng).detach()
     threat.check(adv, images, f"attack '{name}'")
     return adv
+
+
+def _to_tensors(images: ArrayLike, labels: ArrayLike) -> tuple[Tensor, Tensor]:
+    """Convert images and labels to tensors on one device; raises RequestError."""
+    tensors = []
+    for what, value in (("images", images), ("labels", labels)):
+        try:
+            tensors.append(torch.as_tensor(value))
+        except (TypeError, ValueError, RuntimeError) as err:
+            raise RequestError(f"{what} must be a tensor, an array or a list of numbers: {one_line(err)}") from None
+    images, labels = tensors
+    if images.dim() != 4:
+        raise RequestError(f"images must be (B, C, H, W), got {tuple(images.shape)}; a single one: images[None]")
+    if images.dtype not in (torch.float32, torch.float64):
+        how = "images / 255" if images.dtype == torch.uint8 else "images.float()"
+        raise RequestError(f"images must be float32 in [0, 1], got {images.dtype}; an eps ball needs both: {how}")
+    check_unit_range(images)
+    if labels.shape != images.shape[:1] or labels.dtype.is_floating_point or labels.dtype.is_complex:
+        raise RequestError(
+            f"labels must be ({len(images)},) int64, got {tuple(labels.shape)} {labels.dtype}; one class per image"
+        )
+    return images, labels.to(images.device, torch.int64)
+
+
+def _usable_model(model: nn.Module, images: Tensor, labels: Tensor) -> nn.Module:
+    """Return a model that maps the images to logits: the model itself, or wrapped if its output holds logits.
+
+    Raises:
+        RequestError: it fails, or a label has no logit.
+    """
+    if not isinstance(model, nn.Module):
+        raise RequestError(f"model must be a torch.nn.Module, got {type(model).__name__}; wrap it in one")
+    if len(images) == 0:
+        return model
+    with torch.no_grad(), torch.random.fork_rng(), attack_mode(model):
+        try:
+            logits = model(images[:1])
+        except Exception:  # `try_model` says why
+            logits = None
+        if not isinstance(logits, Tensor) or logits.dim() != 2:
+            model = UserModel(model)
+            logits, _ = try_model(model, "given", images[:1])
+    classes, low, high = logits.shape[1], int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise RequestError(f"labels must be 0 to {classes - 1}, got {low} to {high}: the model gives {classes} logits")
+    return model

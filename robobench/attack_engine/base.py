@@ -110,6 +110,9 @@ class Attack(ABC):
             ]
         return []
 
+    def check_images(self, count: int, shape: tuple[int, ...]) -> None:  # noqa: B027
+        """Raise RequestError if the attack cannot attack `count` images of a shape (C, H, W). Called at planning."""
+
     def _max_start_distance(self) -> int:
         """Return the largest possible distance between start and optimum, in units of eps."""
         return 2

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -62,6 +63,12 @@ def main(
         raise unknown_name("format", form, ("table", "json"))
     import json
 
+    from robobench.planning.precheck import check_request
+    from robobench.planning.request import ExperimentConfig
+
+    checked = ExperimentConfig(dataset=dataset, model=model, preset=preset, norm=norm, mean=mean, std=std)
+    lists: Any = dict(eps=tuple(eps or ()), attacks=o.split_names(attacks), sets=tuple(set_ or ()))
+    check_request(replace(checked, **lists, plugins=tuple(plugin or ())))  # before torch is imported
     from robobench.interface import diagnose
 
     flags = dict(dataset=dataset, model=model, preset=preset, mean=mean, std=std, device=device, threads=threads)

@@ -206,6 +206,9 @@ def execute(
     Returns:
         The exit status.
     """
+    from robobench.planning.precheck import check_request
+
+    request = check_request(request)  # before torch is imported, so that a refusal comes at once
     from rich.console import Console
 
     from robobench.core.console import Reporter

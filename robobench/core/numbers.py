@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from fractions import Fraction
 
 from robobench.core.registry import unknown_name
 from robobench.errors import RequestError
+
+Channels = tuple[float, float, float]
 
 NORMS = ("Linf", "L2")
 NORM_SPELLINGS = {
@@ -67,6 +70,23 @@ def parse_eps(text: str | float, norm: str) -> float:
     return eps
 
 
+def parse_radii(texts: Iterable[str], norm: str) -> dict[str, tuple[str, ...]]:
+    """Split texts such as '8/255, 16/255' (of `norm`) and 'L2:0.5,1.0' into the radii of every norm, still as text.
+
+    Raises:
+        RequestError: another norm, or no radius.
+    """
+    out: dict[str, tuple[str, ...]] = {}
+    for text in texts:
+        head, colon, rest = text.partition(":")
+        own = canonical_norm(head) if colon else norm
+        parts = tuple(split_numbers(rest if colon else text))
+        if not parts:
+            raise RequestError(f"--eps '{text}' names no radius; write 8/255,16/255 or L2:0.5,1.0")
+        out[own] = out.get(own, ()) + parts
+    return out
+
+
 def check_eps(eps: float, norm: str, text: str | None = None) -> None:
     """Raise RequestError unless `eps` is a valid radius in `norm`."""
     shown = text or f"{eps:g}"
@@ -74,3 +94,22 @@ def check_eps(eps: float, norm: str, text: str | None = None) -> None:
         raise RequestError(f"eps must be a finite number >= 0, got {shown}; write 8/255 or 0.5")
     if norm == "Linf" and eps > 1:
         raise RequestError(f"eps {shown} is larger than the whole pixel range [0, 1]; did you mean {shown}/255?")
+
+
+def parse_channels(flag: str, text: str) -> Channels:
+    """Parse the three numbers of --mean or --std, on the [0, 1] scale; raises RequestError."""
+    try:
+        values = tuple(parse_number(part) for part in split_numbers(text))
+    except ValueError:
+        values = ()
+    if len(values) != 3:
+        same = f": {','.join([f'{values[0]:g}'] * 3)}" if len(values) == 1 else " such as 0.5,0.5,0.5"
+        raise RequestError(f"--{flag} takes three numbers, one per channel{same}, got '{text}'")
+    if max(values) > 1 and min(values) >= 0:
+        scaled = ",".join(f"{value / 255:.4g}" for value in values)
+        raise RequestError(
+            f"--{flag} '{text}' is on the 0..255 scale, images lie in [0, 1]; divide by 255: --{flag} {scaled}"
+        )
+    if min(values) < 0 or (flag == "std" and min(values) == 0):
+        raise RequestError(f"--{flag} must be {'above 0' if flag == 'std' else '0 or more'}, got '{text}'")
+    return values

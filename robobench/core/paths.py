@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 from robobench.errors import RequestError
 
 
-def expand_user(text: str) -> str:
-    """Replace a leading ~ or ~name by the home folder. A shell does so only at the beginning of a word."""
-    return os.path.expanduser(text) if text.startswith("~") else text
+def expand_user(value: Any) -> Any:
+    """Replace ~/ by the home folder in a text or path, also after : and =, as in npz:~/mine.npz; else return `value`.
+
+    A shell does so only at the beginning of a word.
+    """
+    if isinstance(value, Path):
+        return value.expanduser()
+    return re.sub(r"(^|[:=])~(?=/|$)", rf"\1{Path.home()}", value) if isinstance(value, str) else value
 
 
 def cache_root() -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -38,13 +39,7 @@ def read_state_dicts(path: str | Path) -> list[StateDict]:
         RequestError: the file is missing, damaged, or holds no weights.
     """
     path = Path(path)
-    if not path.is_file():
-        raise RequestError(f"no weights file '{path}'; {ALLOWED}")
-    with path.open("rb") as file:
-        head = file.read(512)
-    foreign = _name_foreign_format(path, head)
-    if foreign:
-        raise RequestError(f"'{path}' is {foreign}")
+    head = check_file(path)
     found: Any
     try:
         if path.suffix == ".safetensors" or head[8:9] == b"{":
@@ -60,6 +55,20 @@ def read_state_dicts(path: str | Path) -> list[StateDict]:
     if not dicts:
         raise RequestError(f"'{path}' holds {_describe(found)}")
     return dicts
+
+
+def check_file(path: Path) -> bytes:
+    """Return the first bytes of a weights file; raises RequestError if it is missing or of another format."""
+    if not path.is_file():
+        number = re.fullmatch(r"[\d./]+", str(path))
+        hint = f"; several radii are separated by commas: --eps 8/255,{path}" if number else ""
+        raise RequestError(f"no weights file '{path}'; {ALLOWED}{hint}")
+    with path.open("rb") as file:
+        head = file.read(512)
+    foreign = _name_foreign_format(path, head)
+    if foreign:
+        raise RequestError(f"'{path}' is {foreign}")
+    return head
 
 
 def _find(found: Any, name: str = "", depth: int = 0) -> Iterator[StateDict]:

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from robobench.attack_engine.base import Attack
+from robobench.core.numbers import canonical_norm, parse_eps, parse_radii
 from robobench.core.registry import unknown_name
-from robobench.core.threat import ThreatModel, canonical_norm, parse_eps
+from robobench.core.threat import ThreatModel
 from robobench.errors import PluginError, RequestError
 from robobench.planning.plan import AttackSpec
 from robobench.planning.settings import Settings
@@ -22,7 +23,7 @@ def plan_attacks(settings: Settings) -> list[AttackSpec]:
         RequestError: an unknown attack, one that does not work on the norm, or a wrong radius.
     """
     request = settings.request
-    given = _parse_eps_flags(settings)
+    given = parse_radii(request.eps, settings.norm)  # plain radii belong to --norm
     names = request.attacks if request.attacks is not None else settings.run.attacks
     norms_used, specs = set(), []
     for name in dict.fromkeys(names):
@@ -83,19 +84,6 @@ def train_threat(settings: Settings) -> ThreatModel:
     if eps == 0:
         raise RequestError("--train-eps 0 trains against nothing; use --defense standard for that")
     return ThreatModel(norm, eps)
-
-
-def _parse_eps_flags(settings: Settings) -> dict[str, tuple[str, ...]]:
-    """Parse --eps: plain radii belong to --norm, 'L2:0.5,1.0' to the norm named."""
-    out: dict[str, tuple[str, ...]] = {}
-    for text in settings.request.eps:
-        head, colon, rest = text.partition(":")
-        norm = canonical_norm(head) if colon else settings.norm
-        parts = tuple(part.strip() for part in (rest if colon else text).split(",") if part.strip())
-        if not parts:
-            raise RequestError(f"--eps '{text}' names no radius; write 8/255,16/255 or L2:0.5,1.0")
-        out[norm] = out.get(norm, ()) + parts
-    return out
 
 
 def _radii(settings: Settings, norm: str, given: dict[str, tuple[str, ...]]) -> list[float]:

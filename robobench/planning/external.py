@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from robobench.core.numbers import parse_number, split_numbers
+from robobench.core.numbers import Channels, parse_channels
 from robobench.core.threat import check_unit_range
 from robobench.data.classes import match_classes
 from robobench.data.split import Dataset
@@ -29,8 +29,6 @@ from robobench.models.weights import infer_class_count, load_weights, match_weig
 from robobench.models.wrapper import PreprocessedModel
 from robobench.planning.plan import STORE_VERSION, ExternalModel
 from robobench.store.artifacts import file_digest
-
-Channels = tuple[float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,22 +210,3 @@ def _with_normalization(
 
 def _show(values: Channels) -> str:
     return ",".join(f"{value:g}" for value in values)
-
-
-def parse_channels(flag: str, text: str) -> Channels:
-    """Parse the three numbers of --mean or --std, on the [0, 1] scale; raises RequestError."""
-    try:
-        values = tuple(parse_number(part) for part in split_numbers(text))
-    except ValueError:
-        values = ()
-    if len(values) != 3:
-        same = f": {','.join([f'{values[0]:g}'] * 3)}" if len(values) == 1 else " such as 0.5,0.5,0.5"
-        raise RequestError(f"--{flag} takes three numbers, one per channel{same}, got '{text}'")
-    if max(values) > 1 and min(values) >= 0:
-        scaled = ",".join(f"{value / 255:.4g}" for value in values)
-        raise RequestError(
-            f"--{flag} '{text}' is on the 0..255 scale, images lie in [0, 1]; divide by 255: --{flag} {scaled}"
-        )
-    if min(values) < 0 or (flag == "std" and min(values) == 0):
-        raise RequestError(f"--{flag} must be {'above 0' if flag == 'std' else '0 or more'}, got '{text}'")
-    return values

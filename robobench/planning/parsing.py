@@ -6,9 +6,9 @@ import dataclasses
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from fractions import Fraction
 from typing import Any
 
+from robobench.core.numbers import parse_number, split_numbers
 from robobench.core.registry import unknown_name
 from robobench.errors import RequestError
 
@@ -25,9 +25,11 @@ def parse_value(text: str, kind: Any, what: str) -> Any:
         if kind is int:
             return int(text)
         if kind is float:
-            return float(Fraction(text))
+            return parse_number(text)
         if typing.get_origin(kind) is tuple:
-            return tuple(parse_value(part, typing.get_args(kind)[0], what) for part in text.split(",") if part)
+            of = typing.get_args(kind)[0]
+            parts = text.split(",") if of is str else split_numbers(text)
+            return tuple(parse_value(part.strip(), of, what) for part in parts if part.strip())
         return text
     except (KeyError, ValueError, ZeroDivisionError):
         name = getattr(kind, "__name__", str(kind))

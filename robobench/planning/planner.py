@@ -8,19 +8,19 @@ from pathlib import Path
 from robobench.core.paths import check_writable
 from robobench.data import load_dataset, placeholder_dataset
 from robobench.data.extra import load_extra
-from robobench.data.info import Resize, dataset_info
+from robobench.data.info import Resize
 from robobench.data.split import Dataset, require_classes
 from robobench.errors import RequestError
 from robobench.models.pretrained import pretrained_is_cached, published_preprocessing
-from robobench.models.spec import TIMM, brings_own_normalization, check_model_name
+from robobench.models.spec import TIMM, brings_own_normalization
 from robobench.planning.attacks import plan_attacks
 from robobench.planning.initial_weights import use_published_weights
 from robobench.planning.plan import DatasetIdentity, Plan, PlannedModel, TrainingJob
+from robobench.planning.precheck import check_request
 from robobench.planning.request import ExperimentConfig
 from robobench.planning.settings import resolve_settings
 from robobench.planning.trainings import ModelPlanner
-from robobench.planning.validate import check_flags
-from robobench.plugins.discovery import add_plugin_file, load_defense
+from robobench.plugins.discovery import load_defense
 
 
 class Planner:
@@ -34,16 +34,11 @@ class Planner:
     """
 
     def __init__(self, request: ExperimentConfig, *, dry: bool = False) -> None:
-        request = use_published_weights(request)
+        request = check_request(use_published_weights(request))
         self.request, self.dry = request, dry
         self.unavailable_data: list[str] = []
-        for file in request.plugins:
-            add_plugin_file(file)
-        dataset_info(request.dataset)
-        check_flags(request)
         self.settings = resolve_settings(request, dry=dry)
         self.attacks = plan_attacks(self.settings)
-        check_model_name(request.model)
         for name in request.defenses:
             load_defense(name)
         check_writable(request.out)
@@ -129,6 +124,9 @@ class Planner:
                 f"pretrained weights of '{request.model}' are not in the Hugging Face cache; a run downloads them, "
                 "--set run.pretrained=false starts from random weights instead"
             )
+        examples, side = self._count_examples(), self.dataset.resolution
+        for attack in self.attacks:
+            attack.attack.check_images(examples, (3, side, side))
         return Plan(
             preset=settings.preset,
             run=run,
@@ -138,7 +136,7 @@ class Planner:
             transfer_source=source,
             attacks=self.attacks,
             train_images=self.train_images,
-            examples=self._count_examples(),
+            examples=examples,
             device=settings.device,
             precision=settings.precision,
             threads=settings.threads,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+
+from robobench.core.paths import expand_user
 
 MIN_HELD_OUT = 1000  # with fewer images, differences between epochs are chance
 SELECTIONS = ("last", "best", "average", "best-average", "both", "all")
@@ -92,3 +94,9 @@ class ExperimentConfig:
     transfer_source: str | None = None  # MODEL or MODEL=WEIGHTS
     mean: str | None = None
     std: str | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            expanded = tuple(map(expand_user, value)) if isinstance(value, tuple) else expand_user(value)
+            object.__setattr__(self, field.name, expanded)

@@ -7,12 +7,15 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from robobench.core.registry import unknown_name
+from robobench.core.registry import match_name, unknown_name
 from robobench.errors import ArtifactError, RequestError
-from robobench.models.spec import ModelSpec
+from robobench.models.spec import MODELS, ModelSpec, check_model_name
 from robobench.store.artifacts import Store
 
-TEACHER_FORMAT = "--teacher takes ROLE=FILE, ROLE=MODEL=FILE, ROLE=FOLDER of a trained model or ROLE=robustbench:ID"
+TEACHER_FORMAT = (
+    "--teacher takes ROLE=FILE, ROLE=MODEL=FILE, ROLE=FOLDER of a trained model, ROLE=FILE.py:FUNCTION or "
+    "ROLE=robustbench:ID"
+)
 
 
 @dataclass(frozen=True)
@@ -27,14 +30,16 @@ class Teacher:
 
     @classmethod
     def read(cls, text: str) -> Teacher:
-        """Parse the text after ROLE=; raises RequestError for a folder that holds no trained model."""
+        """Parse the text after ROLE=; raises RequestError for a missing file or a folder without a trained model."""
         model, equals, file = text.partition("=")
         if equals and not Path(text).exists():  # a path may hold "=" itself, as in outputs/lr=0.1/at.pt
-            return cls(text, Path(file), model)
-        if text.startswith("robustbench:"):
-            return cls(text, None, text)
+            check_model_name(match_name(model, MODELS))
+            return cls(text, _existing(Path(file).expanduser()), match_name(model, MODELS))
+        if text.startswith(("robustbench:", "timm:")) or (":" in text and not Path(text).exists()):
+            check_model_name(text)
+            return cls(text, None, text)  # the function or the zoo brings the weights
         if not Path(text).is_dir():
-            return cls(text, Path(text))
+            return cls(text, _existing(Path(text).expanduser()))
         folder = Path(text)
         try:
             Store.verify(folder)
@@ -55,6 +60,13 @@ class Teacher:
                     f"teacher '{self.text}' was trained for {theirs} {what}, this run has {own}; give a teacher of "
                     "the same data, or leave the flag out to train one"
                 )
+
+
+def _existing(file: Path) -> Path:
+    """Return the path of a weights file; raises RequestError if there is none."""
+    if not file.is_file():
+        raise RequestError(f"no weights file '{file}' for a teacher; {TEACHER_FORMAT}")
+    return file
 
 
 class Teachers:

@@ -1,0 +1,87 @@
+"""Checks of a request that need neither torch nor data, so that a wrong flag is refused in a second."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from robobench.core.numbers import canonical_norm, parse_channels, parse_eps, parse_radii
+from robobench.core.registry import match_name, unknown_name
+from robobench.data.info import DATASETS, dataset_info
+from robobench.errors import RequestError
+from robobench.models.checkpoint import check_file
+from robobench.models.robustbench_zoo import ZOO_PREFIX
+from robobench.models.spec import MODELS, check_model_name, is_factory
+from robobench.models.user_factory import find_source_file
+from robobench.planning.parsing import parse_fields, parse_sets
+from robobench.planning.presets import PRESETS, preset_layers
+from robobench.planning.request import ExperimentConfig, RunConfig
+from robobench.planning.teacher_files import Teachers
+from robobench.planning.validate import check_flags
+from robobench.plugins.discovery import add_plugin_file, discover
+
+
+def check_request(request: ExperimentConfig) -> ExperimentConfig:
+    """Check what can be checked without torch, and return the request with its names in their known spelling.
+
+    Raises:
+        RequestError: an unknown name, a missing file, or a wrong value.
+    """
+    for file in request.plugins:
+        add_plugin_file(file)
+    request = _spell_names(request)
+    check_flags(request)
+    preset_layers(request.preset or dataset_info(request.dataset).preset, request.model)
+    kind, colon, path = request.dataset.partition(":")
+    if colon and not Path(path).expanduser().exists():
+        raise RequestError(f"no file or folder '{path}' for data set '{request.dataset}'; write {kind}:PATH")
+    _check_model(request.model)
+    if request.weights is not None:
+        check_file(request.weights)
+    if request.transfer_source is not None:
+        name, equals, file = request.transfer_source.partition("=")
+        _check_model(name)
+        if equals:
+            check_file(Path(file))
+    for flag, text in (("mean", request.mean), ("std", request.std)):
+        if text is not None:
+            parse_channels(flag, text)
+    norm = canonical_norm(request.norm)
+    for of, radii in parse_radii(request.eps, norm).items():
+        for text in radii:
+            parse_eps(text, of)
+    for kind, names in (("defense", request.defenses), ("attack", request.attacks or ())):
+        known = discover(kind)
+        for name in names:
+            if name.partition(":")[0] not in known:
+                raise unknown_name(kind, name.partition(":")[0], known)
+    parse_fields(RunConfig, parse_sets(request.sets).get("run", {}), "run")
+    Teachers(request.teachers)
+    return request
+
+
+def _spell_names(request: ExperimentConfig) -> ExperimentConfig:
+    """Return the request with names of data sets, models, presets, defenses and attacks in their known spelling."""
+    attacks, defenses = discover("attack"), discover("defense")
+
+    def attack(text: str) -> str:
+        name, colon, rest = text.partition(":")
+        return match_name(name, attacks) + colon + rest
+
+    kind, colon, path = request.dataset.partition(":")
+    kinds = [name.partition(":")[0] for name in DATASETS]
+    return replace(
+        request,
+        dataset=match_name(kind, kinds) + colon + path,
+        model=match_name(request.model, MODELS),
+        preset=match_name(request.preset, PRESETS) if request.preset is not None else None,
+        defenses=tuple(match_name(name, defenses) for name in request.defenses),
+        attacks=tuple(map(attack, request.attacks)) if request.attacks is not None else None,
+        norm=canonical_norm(request.norm),
+    )
+
+
+def _check_model(name: str) -> None:
+    check_model_name(match_name(name, MODELS))
+    if is_factory(name) and not name.startswith(ZOO_PREFIX):
+        find_source_file(name)
