@@ -23,8 +23,11 @@ def eval_mode(*modules: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def no_parameter_gradients(*modules: nn.Module) -> Iterator[None]:
-    """Turn off parameter gradients. A compiled module would otherwise compute them even if they are not used."""
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    """Turn off parameter gradients. A compiled module would otherwise compute them even if they are not used.
+
+    Weights that are computed from others, as during weight perturbation, stay as they are.
+    """
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad and p.is_leaf]
     try:
         for p in parameters:
             p.requires_grad_(False)

@@ -1,0 +1,50 @@
+"""Every defense works with every service of the training loop, and a service changes what it should."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from robobench.testing import Blobs, SmallNet
+from robobench.training.sampling import MixedImages
+from tests.distributed.services import DEFENSES, train_with_services
+
+SERVICES = {
+    "ema": {"average": "ema", "average_start": 0.0},
+    "awp": {"awp_gamma": 0.01},
+    "smoothing": {"label_smoothing": 0.1},
+}
+WITHOUT_LABELS = {"iad", "mtard", "adaad"}  # learn from teachers only in their quick presets
+
+
+def train(name, data=None, precision="fp32", **services):
+    teachers = [SmallNet(seed=1), SmallNet(seed=2)]
+    return train_with_services(name, SmallNet(), teachers, data or Blobs(24), 12, precision, **services)
+
+
+def changed(one, two):
+    return any(not torch.equal(one[name], two[name]) for name in one if name in two)
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_services_change_what_they_should(name):
+    plain = train(name)
+    results = {service: train(name, **values) for service, values in SERVICES.items()}
+    results["extra"] = train(name, MixedImages(Blobs(24), Blobs(30), 0.7))
+    results["bf16"] = train(name, precision="bf16")
+    for service, result in results.items():
+        assert all(value.isfinite().all() for value in result.values()), service
+        same = service == "ema" or (service == "smoothing" and name in WITHOUT_LABELS)
+        assert changed(plain, result) != same, service
+    ema = results["ema"]
+    assert any(not torch.equal(value, ema[f"average.{key}"]) for key, value in plain.items())
+
+
+def test_two_processes_match_one_with_services():
+    script = Path(__file__).parents[1] / "distributed" / "services.py"
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
