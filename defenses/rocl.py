@@ -38,9 +38,9 @@ from robobench.api import (
     eval_mode,
     flip,
     gather_batch,
+    linear_head_stages,
     lr_schedule,
     pgd_ascent,
-    sgd,
     train_stage,
 )
 
@@ -100,12 +100,17 @@ class RoCLConfig(AdvTrainConfig):
         )
 
 
+# Chosen on held-out training images of the board cifar10-jpeg-resnet20, after a short pre-training: with the published
+# settings the cross-entropy of the head is still far above its optimum.
+_HEAD = {"head_batch_size": 128, "head_lr": 0.01}
+
+
 @DEFENSES.register("rocl")
 class RoCL(Defense):
     """Adversarial contrastive pre-training without labels, then a linear head."""
 
     Config = RoCLConfig
-    version = 1
+    version = 2
     model_attributes = ("features", "head")
     presets: ClassVar = {
         # Few epochs need a high learning rate. Digits have no color and must not be flipped.
@@ -121,10 +126,9 @@ class RoCL(Defense):
             "inner_steps": 2,
             "relative_step": 0.5,
             "projection": 512,
-            "head_epochs": 20,
-            "head_batch_size": 128,
+            **_HEAD,
         },
-        "quick:large": {"epochs": 4, "lr_warmup": 1 / 4, "batch_size": 64, "head_epochs": 10},
+        "quick:large": {"epochs": 4, "lr_warmup": 1 / 4, "batch_size": 64},
         "cifar": {
             "epochs": 200,
             "batch_size": 512,
@@ -133,17 +137,20 @@ class RoCL(Defense):
             "weight_decay": 1e-6,
             "augment": "none",
             "lr_warmup": 10 / 200,
+            **_HEAD,
         },
         # The number of iterations that section 4.4 of the MACD paper states for RoCL.
         "paper": {"epochs": 150, "lr_warmup": 10 / 150},
     }
 
     def stages(self, setup: DefenseSetup) -> list[Stage]:
-        """Return two stages: pre-training of encoder and projector without labels, then the head."""
+        """Return the stages: pre-training of encoder and projector without labels, then the head.
+
+        The linear head is trained on features that are computed once: encoder and images do not change.
+        """
         cfg: RoCLConfig = self.config
         model, head, steps = setup.model, cfg.head_config, cfg.inner_steps
         projector = make_projector(setup, cfg.projection)
-        attack = 0 if cfg.head == "linear" else cfg.head_inner_steps
         pretrain = train_stage(
             self.config,
             "pretrain",
@@ -153,18 +160,17 @@ class RoCL(Defense):
             passes=PassCounts(forward=steps + 6, input_grad=steps, weight_grad=5),
             whole_batch=True,  # the other images of a batch are the negatives
         )
-        linear_eval = train_stage(
-            self.config,
-            "linear-eval" if cfg.head != "fine-tune" else "fine-tune",
+        if cfg.head == "linear":
+            return [pretrain, *linear_head_stages(setup, head, "linear-eval")]
+        attack = cfg.head_inner_steps
+        attacked_head = train_stage(
+            head,
+            cfg.head,
             lambda: RoCLHeadObjective(model, setup.threat, cfg),
-            epochs=head.epochs,
-            batch_size=head.batch_size,
-            optimizer=sgd(head),
-            schedule=lr_schedule(head),
             # The gradient of the linear layer itself is negligible.
             passes=PassCounts(forward=attack + 1, input_grad=attack, weight_grad=float(cfg.head == "fine-tune")),
         )
-        return [pretrain, linear_eval]
+        return [pretrain, attacked_head]
 
 
 class RoCLObjective(nn.Module):
@@ -292,7 +298,7 @@ def lars(config: TrainConfig) -> Callable[[nn.Module], torch.optim.Optimizer]:
 
 
 class RoCLHeadObjective(nn.Module):
-    """Cross-entropy of the head on the frozen encoder, or of the whole model ("fine-tune")."""
+    """Cross-entropy on adversarial examples: of the head on the frozen encoder, or of the whole model ("fine-tune")."""
 
     def __init__(self, model: nn.Module, threat: ThreatModel, config: RoCLConfig) -> None:
         super().__init__()
@@ -302,11 +308,9 @@ class RoCLHeadObjective(nn.Module):
         get_head(model).requires_grad_(True)
 
     def forward(self, batch: Batch) -> Loss:
-        """Compute the mean cross-entropy: on clean images for "linear", else on adversarial examples."""
-        (model,), mode, images = self.backbone, self.config.head, batch.images
-        if mode != "linear":
-            images = self.inner_maximization(batch)
-        if mode != "fine-tune":
+        """Compute the mean cross-entropy."""
+        (model,), images = self.backbone, self.inner_maximization(batch)
+        if self.config.head != "fine-tune":
             with eval_mode(model), torch.no_grad():
                 images = model.features(images)  # type: ignore[operator]
         return Loss(F.cross_entropy(self.trained(images), batch.labels))

@@ -17,6 +17,7 @@ class Standard(Defense):
     version = 1
     adversarial = False
     presets: ClassVar = {
+        "quick:large": {"epochs": 3},  # two of them are trained beside a defense: transfer source and baseline
         # Section 4.1 of the MACD paper, which does not state batch size, schedule and augmentation.
         "paper": {"epochs": 20, "batch_size": 64, "lr": 0.003, "schedule": "constant", "augment": "none"},
     }

@@ -32,6 +32,7 @@ from robobench.training.base import (
 )
 from robobench.training.config import TrainConfig
 from robobench.training.inner_maximization import AdvTrainConfig, pgd_ascent
+from robobench.training.linear_head import linear_head_stages
 from robobench.training.optimizer import lr_schedule, sgd
 
 __all__ = [
@@ -72,6 +73,7 @@ __all__ = [
     "is_misclassified",
     "join_stream",
     "kl",
+    "linear_head_stages",
     "loss_and_input_grad",
     "lr_schedule",
     "margin",

@@ -41,7 +41,7 @@ SETS = [
     *(f"{name}.inner_steps=3" for name in ROBUST),
     *(f"{name}.relative_step=0.5" for name in (*ROBUST, "rocl")),
     *("mtard.lr=2", "mtard.weight_decay=5e-5", "adaad.reduction=batchmean"),
-    *("rocl.inner_steps=2", "rocl.batch_size=128", "rocl.lr=10", "rocl.lr_warmup=1/8", "rocl.head_epochs=10"),
+    *("rocl.inner_steps=2", "rocl.batch_size=128", "rocl.lr=10", "rocl.lr_warmup=1/8"),
     *("macd.encoder_width=32", "macd.encoder_heads=2", "macd.decoder_width=16", "macd.decoder_heads=1"),
     *("macd.mae_epochs=4", "macd.feature_epochs=1", "macd.mae_batch_size=16", "macd.mae_blr=0.024"),
     *("macd.feature_rate=0.01", "macd.static_steps=10", "macd.batch_size=64"),

@@ -150,10 +150,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "feature_rate": 0.01,  # at higher rates the features of different images become alike
     },
     "quick:large": {  # on top of quick, for models that are slow on a CPU
-        "static_steps": 10,
-        "epochs": 3,
-        "batch_size": 32,  # 60 steps of 640 images
-        "mae_epochs": 26,  # about 1,000 steps; after a few hundred the features still are the mean image
+        "encoder_depth": 4,
+        "decoder_depth": 2,
+        "static_steps": 5,
+        "epochs": 2,
+        "batch_size": 32,
+        "mae_epochs": 26,  # about 1,000 steps of 640 images; after a few hundred the features still are the mean image
     },
     "cifar": {  # native 32 px on one GPU
         **_STUDENT,

@@ -7,25 +7,10 @@ features, which are computed once (G14).
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from robobench.api import (
-    Batch,
-    DefenseSetup,
-    Loss,
-    PassCounts,
-    Precompute,
-    PrecomputedArray,
-    Stage,
-    eval_mode,
-    lr_schedule,
-    sgd,
-    train_stage,
-)
+from robobench.api import Batch, DefenseSetup, Loss, PassCounts, Stage, linear_head_stages, train_stage
 
 from .config import MACDConfig
 
@@ -44,26 +29,7 @@ def stages(setup: DefenseSetup, config: MACDConfig) -> list[Stage]:
                 passes=PassCounts(forward=1),
             )
         )
-    if config.head_epochs:
-        head = config.head_config
-        made += [
-            Precompute(
-                name="head-features",
-                function=lambda batch: clean_features(setup.model, batch.images),
-                shape=(cast(nn.Linear, setup.model.head).in_features,),
-                batch_size=config.batch_size,
-                passes=PassCounts(forward=1),
-            ),
-            train_stage(
-                head,
-                "head",
-                lambda: HeadObjective(cast(nn.Module, setup.model.head), setup.precomputed["head-features"]),
-                optimizer=sgd(head),
-                schedule=lr_schedule(head),
-                passes=PassCounts(),  # those of the linear layer are negligible
-            ),
-        ]
-    return made
+    return made + (linear_head_stages(setup, config.head_config) if config.head_epochs else [])
 
 
 def is_batchnorm(module: nn.Module) -> bool:
@@ -86,23 +52,3 @@ class Recalibrate(nn.Module):
         """Run a forward pass in train mode. The loss has no gradient, so that no optimizer step is taken."""
         self.model(batch.images)
         return Loss(batch.images.new_zeros(()))
-
-
-@torch.no_grad()
-def clean_features(model: nn.Module, images: Tensor) -> Tensor:
-    """Return the features (B, D) of images, in eval mode."""
-    with eval_mode(model):
-        return cast(Tensor, model.features(images).float())  # type: ignore[operator]
-
-
-class HeadObjective(nn.Module):
-    """Cross-entropy of the head only, on stored features of the frozen backbone (G14)."""
-
-    def __init__(self, head: nn.Module, features: PrecomputedArray) -> None:
-        super().__init__()
-        self.head, self.features = head, features
-
-    def forward(self, batch: Batch) -> Loss:
-        """Compute the mean cross-entropy; metric "class_loss"."""
-        class_loss = F.cross_entropy(self.head(self.features[batch.index]), batch.labels)
-        return Loss(class_loss, {"class_loss": class_loss})

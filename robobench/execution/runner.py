@@ -7,7 +7,8 @@ from robobench.data.split import Dataset
 from robobench.execution.context import RunContext
 from robobench.execution.evaluation_job import Evaluator
 from robobench.execution.training_job import Trainer
-from robobench.planning.plan import Plan
+from robobench.planning.plan import Plan, TrainingJob
+from robobench.planning.presets import PRESETS, preset_layers
 
 
 class Runner:
@@ -35,9 +36,18 @@ class Runner:
             f"{plan.precision}, {plan.threads} threads"
             + (f" in each of {plan.devices} processes" if plan.devices > 1 else "")
         )
-        for name, used, available in (
+        for line in self._reductions():
+            self.reporter.info(f"note: {line}")
+
+    def _reductions(self) -> list[str]:
+        """Return at most one line: which images are left out, and what the preset shortens for a large model."""
+        plan = self.plan
+        counts = (
             ("training", plan.run.train_images, plan.dataset.train_size),
             ("test", plan.examples, plan.dataset.test_size),
-        ):
-            if 0 < used < available:
-                self.reporter.info(f"note: this run uses the first {used} of {available} {name} images")
+        )
+        parts = [f"the first {used} of {size} {name} images" for name, used, size in counts if 0 < used < size]
+        models = {model.spec.name for model in plan.models if isinstance(model, TrainingJob)}
+        layers = [(name, layer) for name in models for layer in preset_layers(plan.preset, name)]
+        parts += [f"{PRESETS[layer]['reduces']} for {name}" for name, layer in layers if "reduces" in PRESETS[layer]]
+        return [f"this run is reduced: {', '.join(parts)}; --dry-run shows every setting"] if parts else []

@@ -13,6 +13,7 @@ from robobench.core.timing import Stopwatch
 from robobench.defenses.macd import MACDConfig, head
 from robobench.training.base import DefenseSetup, PrecomputedArray, Train
 from robobench.training.context import TrainRuntime
+from robobench.training.linear_head import clean_features
 from robobench.training.loop import run_train
 from robobench.training.precompute import run_precompute
 from tests.helpers.macd import IMAGES, LABELS, TINY, setup_of, state
@@ -84,7 +85,7 @@ def test_head_reaches_optimum_of_logistic_regression():
     decay = 0.01
     config = replace(TINY, head_epochs=300, head_lr=0.5, weight_decay=decay, batch_size=24)
     setup, _ = run_head_phase(config)
-    features = head.clean_features(setup.model.eval(), IMAGES).double()
+    features = clean_features(setup.model.eval(), IMAGES).double()
     optimum = nn.Linear(features.shape[1], 3).double()
     solver = torch.optim.LBFGS(optimum.parameters(), max_iter=2000, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
 
