@@ -9,7 +9,7 @@ from robobench.attack_engine.gradient import input_gradient, loss_and_input_grad
 from robobench.attack_engine.options import DEFAULT_OPTIONS, AttackOptions
 from robobench.attack_engine.state import AttackResult, AttackState
 from robobench.core.device import fork_stream, join_stream
-from robobench.core.losses import attack_cross_entropy, is_misclassified, kl, margin, mask_true_class
+from robobench.core.losses import attack_cross_entropy, is_misclassified, kl, margin, mask_true_class, soft_label_kl
 from robobench.core.module_state import attack_mode, eval_mode
 from robobench.core.registry import ATTACKS, DEFENSES
 from robobench.core.rng import KeyedRng, seed_from
@@ -31,7 +31,7 @@ from robobench.training.base import (
     train_stage,
 )
 from robobench.training.config import TrainConfig
-from robobench.training.inner_maximization import AdvTrainConfig, pgd_ascent
+from robobench.training.inner_maximization import AdvTrainConfig, SingleStepConfig, pgd_ascent
 from robobench.training.linear_head import linear_head_stages
 from robobench.training.optimizer import lr_schedule, sgd
 
@@ -58,6 +58,7 @@ __all__ = [
     "Precompute",
     "PrecomputedArray",
     "RequestError",
+    "SingleStepConfig",
     "Stage",
     "ThreatModel",
     "Train",
@@ -83,5 +84,6 @@ __all__ = [
     "pgd_ascent",
     "seed_from",
     "sgd",
+    "soft_label_kl",
     "train_stage",
 ]

@@ -22,6 +22,11 @@ def is_near_chance(accuracy: float, images: int, chance: float) -> bool:
     return accuracy <= chance + 3 * math.sqrt(chance * (1 - chance) / images)
 
 
+def soft_label_kl(probs: Tensor, logits: Tensor) -> Tensor:
+    """Return sum_k p (log(p + 1e-5) - log q), the KL of RSLAD's code and of later ones: (B, K), (B, K) -> (B,)."""
+    return (probs * ((probs + 1e-5).log() - F.log_softmax(logits, dim=1))).sum(1)
+
+
 def is_misclassified(logits: Tensor, labels: Tensor) -> Tensor:
     """Return whether each prediction is wrong: (B, K), (B,) -> (B,) bool. NaN logits count as wrong."""
     return (logits.argmax(1) != labels) | logits.isnan().any(1)  # argmax treats NaN as the largest logit

@@ -7,11 +7,14 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from robobench.attack_engine.gradient import input_gradient
+from robobench.core.losses import kl
 from robobench.core.module_state import attack_mode, no_parameter_gradients
 from robobench.core.threat import ThreatModel
+from robobench.training.base import Batch
 from robobench.training.config import TrainConfig
 
 
@@ -80,16 +83,14 @@ def pgd_ascent(
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdvTrainConfig(TrainConfig):
-    """Settings of a defense that attacks every batch during training."""
+class SingleStepConfig(TrainConfig):
+    """Settings of a defense that takes one attack step on every batch during training."""
 
-    inner_steps: int = 10  # PGD steps K
     relative_step: float = 0.25  # step size alpha in units of eps: 2/255 at 8/255
     attack_bn_mode: str = "eval"  # mode of BatchNorm during the attack: eval | train
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require("inner_steps", self.inner_steps >= 1, ">= 1")
         self.require("relative_step", self.relative_step > 0, "> 0")
         self.one_of("attack_bn_mode", "eval", "train")
 
@@ -97,8 +98,39 @@ class AdvTrainConfig(TrainConfig):
         """Return a context in which the models are attacked: without parameter gradients, in `attack_bn_mode`."""
         return attack_mode(*modules) if self.attack_bn_mode == "eval" else no_parameter_gradients(*modules)
 
+
+@dataclass(frozen=True, kw_only=True)
+class AdvTrainConfig(SingleStepConfig):
+    """Settings of a defense that attacks every batch during training."""
+
+    inner_steps: int = 10  # PGD steps K
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require("inner_steps", self.inner_steps >= 1, ">= 1")
+
     def pgd_ascent(
         self, objective: Callable[[Tensor], Tensor], start: Tensor, images: Tensor, threat: ThreatModel
     ) -> Tensor:
         """Run `pgd_ascent` with the config's number and size of steps."""
         return pgd_ascent(objective, start, images, threat, self.inner_steps, self.relative_step * threat.eps)
+
+    def ascend_from_noise(self, objective: Callable[[Tensor], Tensor], batch: Batch, threat: ThreatModel) -> Tensor:
+        """Maximize an objective with the threat of the epoch, from x + 0.001 N(0, 1), not clamped.
+
+        Source: TRADES' code, and most later ones.
+        """
+        threat, start = self.threat_at_epoch(threat, batch.epoch), batch.rng.child("start").normal_like(batch.images)
+        return self.pgd_ascent(objective, batch.images + 0.001 * start, batch.images, threat)
+
+    def kl_ascent(self, model: nn.Module, batch: Batch, threat: ThreatModel, target: Tensor | None = None) -> Tensor:
+        """Maximize KL(target || model(x')) with `ascend_from_noise`, in `inner_attack_mode`.
+
+        Args:
+            target: logits (B, K); None means the model's own on the clean images.
+        """
+        with self.inner_attack_mode(model):
+            if target is None:
+                with torch.no_grad():
+                    target = model(batch.images)
+            return self.ascend_from_noise(lambda adv: kl(target, model(adv)), batch, threat)
