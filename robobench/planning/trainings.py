@@ -107,6 +107,7 @@ class ModelPlanner:
         """Return everything that the weights of a training depend on; the job's key is its hash."""
         settings, extra = self.settings, self.dataset.extra
         images_seen = job.config.epochs * self.train_images
+        compiled = should_compile(settings.request.compile, settings.device, images_seen)
         return {
             "defense": job.defense.name,
             "version": job.defense.version,
@@ -126,7 +127,7 @@ class ModelPlanner:
             "store": STORE_VERSION,
             **tf32_setting(settings.device),
             "requires": {role: other.key for role, other in job.requires.items()},
-            **({"compiled": True} if should_compile(settings.request.compile, settings.device, images_seen) else {}),
+            **({"compiled": True} if compiled and not job.defense.second_derivatives else {}),
             **self._device_count_key(job.spec),
             **({"init": self.init.recipe()} if self.init else {}),
             **({"extra": extra.digest, "extra_fraction": settings.run.extra_fraction} if extra else {}),

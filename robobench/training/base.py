@@ -238,6 +238,9 @@ class Defense(ABC):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # preset name -> values of Config fields
     requires: Mapping[str, str] = {}  # role -> defense that must be trained first; __init__ may set it from the config
     adversarial: ClassVar[bool] = True  # False: no adversarial training, so no training radius is recorded
+    second_derivatives: ClassVar[bool] = (
+        False  # of a loss that contains a gradient; torch.compile has none, so it is off
+    )
     model_attributes: ClassVar[tuple[str, ...]] = ()  # needed of the model beside forward, such as "features", "head"
 
     def __init__(self, config: Any) -> None:
