@@ -11,11 +11,13 @@ import inspect
 import io
 import re
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from robobench.planning.presets import LARGE_MODELS, PRESETS, preset_layers
-from robobench.plugins.discovery import discover, load_plugin
+from robobench.plugins.discovery import KINDS, discover, load_plugin
 from robobench.training.config import TrainConfig
 
 EXIT_STATUS = (
@@ -66,8 +68,8 @@ def config_table(cls: Any) -> str:
     return "\n".join(lines) if len(lines) > 2 else "No fields."
 
 
-def method_card(kind: str, name: str) -> str:
-    """Return the card of a method: summary, version, citation and config fields, all from its file."""
+def method_page(kind: str, name: str) -> str:
+    """Return the page of a method: summary, version, citation and config fields, all from its file."""
     cls = load_plugin(kind, name)
     citation = inspect.getdoc(sys.modules[cls.__module__]) or ""
     facts = [f"version {cls.version}"]
@@ -75,20 +77,47 @@ def method_card(kind: str, name: str) -> str:
         facts.append(f"norms: {cls.fixed_norm or ', '.join(cls.norms)}")
     elif isinstance(cls.requires, dict) and cls.requires:
         facts.append("requires " + ", ".join(f"`{other}` as {role}" for role, other in cls.requires.items()))
-    parts = (inspect.getdoc(cls), "; ".join(facts), f"```text\n{citation}\n```", config_table(cls))
-    return f"### {name}\n\n" + "\n\n".join(map(str, parts)) + "\n"
+    command = f"robobench run {name}" if kind == "defense" else f"robobench compare at trades --attacks {name}"
+    parts = (
+        inspect.getdoc(cls),
+        f"{kind.capitalize()}, " + "; ".join(facts) + ".",
+        f"```text\n{citation}\n```",
+        f"```sh\n{command}\n```",
+        f"## Fields\n\nSet a field with `--set {name}.FIELD=VALUE`. Defaults are the published values; a preset may "
+        "change them. Defenses also have the training fields that all share, such as epochs and learning rate.",
+        config_table(cls),
+    )
+    return f"# {name}\n\n" + "\n\n".join(map(str, parts)) + "\n"
+
+
+def builtin(kind: str) -> list[str]:
+    """Return the names of robobench's own methods of a kind, sorted."""
+    return [name for name, plugin in sorted(discover(kind).items()) if plugin.origin == "robobench"]
+
+
+def place(kind: str, name: str) -> str:
+    """Return the file of a method's page."""
+    return f"methods/{kind}-{name}.md"
 
 
 def methods() -> str:
-    """Return the page of all defenses and attacks."""
-    parts = [
-        "# Methods\n\nSet a field with `--set NAME.FIELD=VALUE`. Defaults are the published values. A preset may "
-        "change them. All defenses share the training fields, such as epochs and learning rate.\n"
-    ]
+    """Return the page that lists all defenses and attacks, with a link to the page of each."""
+    parts = ["# Methods\n\nEvery page is made from the file of its method: what it does, its paper, its fields.\n"]
     for kind, title in (("defense", "Defenses"), ("attack", "Attacks")):
-        names = [name for name, plugin in sorted(discover(kind).items()) if plugin.origin == "robobench"]
-        parts += [f"## {title}\n", *(method_card(kind, name) for name in names)]
+        found = discover(kind)
+        parts += [f"## {title}\n", "| name | what it does | paper |", "| --- | --- | --- |"]
+        for name in builtin(kind):
+            link = f"[`{name}`]({place(kind, name).removeprefix('methods/')})"
+            parts.append(f"| {link} | {escape(found[name].summary)} | {paper_link(kind, name)} |")
+        parts.append("")
     return "\n".join(parts)
+
+
+def paper_link(kind: str, name: str) -> str:
+    """Return a link to the paper that a method's file names, '' if it names none on arXiv."""
+    citation = inspect.getdoc(sys.modules[load_plugin(kind, name).__module__]) or ""
+    found = re.search(r"arXiv:(\d{4}\.\d{4,5})", citation)
+    return f"[arXiv:{found[1]}](https://arxiv.org/abs/{found[1]})" if found else ""
 
 
 def commands() -> list[str]:
@@ -117,20 +146,34 @@ def cli() -> str:
     return "\n".join(parts)
 
 
-PAGES = {"methods.md": methods, "reference/cli.md": cli}
+def pages() -> dict[str, Callable[[], str]]:
+    """Return every generated page: file -> function that makes it."""
+    own = {place(kind, name): partial(method_page, kind, name) for kind in KINDS for name in builtin(kind)}
+    return {"methods/index.md": methods, "reference/cli.md": cli, **own}
+
+
+def on_config(config: Any) -> Any:
+    """List the methods in the navigation (a mkdocs hook)."""
+    for entry in config["nav"]:
+        if "Methods" in entry:
+            entry["Methods"] = ["methods/index.md"] + [
+                {title: [{name: place(kind, name)} for name in builtin(kind)]}
+                for kind, title in (("defense", "Defenses"), ("attack", "Attacks"))
+            ]
+    return config
 
 
 def on_files(files: Any, config: Any) -> Any:
     """Add the generated pages to the files of the site (a mkdocs hook)."""
     from mkdocs.structure.files import File
 
-    for name, page in PAGES.items():
+    for name, page in pages().items():
         files.append(File.generated(config, name, content=page()))
     return files
 
 
 if __name__ == "__main__":
-    for name, page in PAGES.items():
+    for name, page in pages().items():
         path = Path(sys.argv[1]) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page())

@@ -89,6 +89,7 @@ def evaluate(
         _refuse_weights(weights)
         return evaluate_model(transfer_source=transfer_source, **flags)
     path = Path(weights) if weights is not None else None
+    flags["preset"] = flags.get("preset") or "reference"
     protocol = "both" if transfer_source else "white-box"
     request = _request(weights=path, external=True, transfer_source=transfer_source, protocol=protocol, **flags)
     return make_frame(execute_request(request, Reporter(verbosity)))

@@ -61,6 +61,8 @@ class Ensemble(Attack):
             if len(left) == 0:
                 break
             component_rng = rng[left].child("part", number)
+            if options.on_component is not None:
+                options.on_component(component.name)
             result = component.attack_early_stop(model, images[left], labels[left], component_rng, options)
             succeeded = left[result.success]
             adv[succeeded], success[succeeded] = result.adv[result.success], True
@@ -85,6 +87,8 @@ class Ensemble(Attack):
                 self.num_classes = model(images[:1]).shape[1]
             for number, component in enumerate(self.components):
                 component_rng = rng[left].child("part", number)
+                if options.on_component is not None:
+                    options.on_component(component.name)
                 result = component.attack_full_budget(
                     model, images[left], labels[left], component_rng, options
                 ).detach()

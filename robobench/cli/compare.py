@@ -19,7 +19,7 @@ Examples:
 
   robobench compare
 
-  robobench compare --defenses at,trades
+  robobench compare at trades
 
   robobench compare --defenses standard,at,trades,macd --seeds 0,1,2
 
@@ -34,20 +34,24 @@ Examples:
 @o.with_flags(o.RunFlags)
 def main(
     flags: o.RunFlags,
-    defenses: Annotated[
-        str | None, typer.Option(help="Comma-separated names; default: all of `list defenses`.")
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Names of `list defenses`; default: all.", metavar="[DEFENSE]...")
     ] = None,
+    defenses: Annotated[str | None, typer.Option(help="The same as a flag, comma-separated.")] = None,
     baseline: Annotated[
         str | None, typer.Option(help="Print paired differences to this defense; default: the first of two.")
     ] = None,
 ) -> int:
     """Run several defenses."""
-    from robobench.core.registry import unknown_name
+    from robobench.core.registry import match_name, unknown_name
     from robobench.plugins.discovery import add_plugin_file, discover
 
     for file in flags.plugin or ():
         add_plugin_file(file)
-    chosen = o.split_names(defenses) or tuple(discover("defense"))
+    known = list(discover("defense"))
+    given = [part for text in names or () for part in o.split_names(text) or ()] + list(o.split_names(defenses) or ())
+    chosen = tuple(dict.fromkeys(match_name(name, known) for name in given)) or tuple(known)
+    baseline = None if baseline is None else match_name(baseline, chosen)
     if baseline is not None and baseline not in chosen:
         raise unknown_name("baseline", baseline, chosen)
 

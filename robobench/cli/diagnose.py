@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from robobench.cli import options as o
+from robobench.errors import RequestError
+
+MIN_EXAMPLES = 10  # fewer images say nothing
+VERDICT_EXAMPLES = 100
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,8 +21,8 @@ if TYPE_CHECKING:
 
 HELP = """Check a model for gradient masking.
 
-Uses the first 128 test images by default (--examples), and adds every gradient-free attack to --attacks. For a model
-from the store, --model, --dataset and --preset are those it was trained with.
+Ends with a verdict in a sentence. Uses the first 128 test images by default (--examples), and adds every gradient-free
+attack to --attacks. For a model from the store, --model, --dataset and --preset are those it was trained with.
 """
 EPILOG = """
 Examples:
@@ -66,23 +70,27 @@ def main(
     from robobench.planning.precheck import check_request
     from robobench.planning.request import ExperimentConfig
 
+    if examples is not None and examples < MIN_EXAMPLES:
+        raise RequestError(f"--examples {examples} is too few for a diagnosis; use {MIN_EXAMPLES} or more")
     checked = ExperimentConfig(dataset=dataset, model=model, preset=preset, norm=norm, mean=mean, std=std)
     lists: Any = dict(eps=tuple(eps or ()), attacks=o.split_names(attacks), sets=tuple(set_ or ()))
     check_request(replace(checked, **lists, plugins=tuple(plugin or ())))  # before torch is imported
+    from robobench.core.console import Reporter
     from robobench.interface import diagnose
 
     flags = dict(dataset=dataset, model=model, preset=preset, mean=mean, std=std, device=device, threads=threads)
-    found = diagnose(
-        checkpoint,
-        transfer_source=transfer_source,
-        attacks=o.split_names(attacks),
-        norm=norm,
-        eps=tuple(eps or ()),
-        examples=examples,
-        image_size=image_size,
-        weights_key=weights_key,
-        sets=tuple(set_ or ()), plugins=tuple(plugin or ()), data_dir=data_dir, out=out, **flags,
-    )  # fmt: skip
+    with Reporter().heartbeat("diagnose: attacking with every check"):
+        found = diagnose(
+            checkpoint,
+            transfer_source=transfer_source,
+            attacks=o.split_names(attacks),
+            norm=norm,
+            eps=tuple(eps or ()),
+            examples=examples,
+            image_size=image_size,
+            weights_key=weights_key,
+            sets=tuple(set_ or ()), plugins=tuple(plugin or ()), data_dir=data_dir, out=out, **flags,
+        )  # fmt: skip
     if form == "json":
         print(json.dumps(found.as_dict(), indent=1))
     else:
@@ -101,6 +109,25 @@ def _print(found: Diagnosis) -> None:
         if f.raised:
             console.print(f"{f.check.name}: raised by {f.check.threshold} ({f.check.source})", markup=False)
             console.print(f"  next: {f.check.next_step}", markup=False)
+    console.print(verdict(found), markup=False, highlight=False)
+
+
+def verdict(found: Diagnosis) -> str:
+    """Say in a sentence or two what the checks mean for the measured robust accuracy."""
+    made = sum(f.raised is not None for f in found.findings)
+    if found.flags:
+        text = (
+            f"Verdict: {len(found.flags)} of {made} checks show signs of gradient masking ({', '.join(found.flags)}). "
+            "Do not report a robust accuracy of this model before the next steps above."
+        )
+    else:
+        text = (
+            f"Verdict: none of {made} checks shows a sign of gradient masking. Robust accuracy remains an upper bound; "
+            "an attack made for this model may lower it."
+        )
+    if found.examples < VERDICT_EXAMPLES:
+        text += f" {found.examples} images are few; use {VERDICT_EXAMPLES} or more for a firm verdict."
+    return text
 
 
 def _table(found: Diagnosis) -> Table:

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from robobench.cli import options as o
+from robobench.errors import RequestError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from robobench.planning.plan import Plan
+    from robobench.planning.request import ExperimentConfig
+    from robobench.report.outcome import Gate
     from robobench.results.records import EvaluationRecord
 
-HELP = "Attack a model trained elsewhere. With --transfer-source, transfer examples are used too."
+HELP = """Attack a model trained elsewhere.
+
+Without --preset and --attacks, FGSM, PGD and the standard AutoAttack run at full strength, at the radius of
+RobustBench. With --transfer-source, transfer examples are used too.
+"""
 EPILOG = """
 Examples:
 
   robobench evaluate weights.safetensors --model resnet18 --dataset cifar10
 
-  robobench evaluate --model my_nets.py:trained --dataset npz:mine.npz --preset cifar
+  robobench evaluate weights.pth --model resnet18 --dataset cifar10 --minutes 10 --name "v2.3"
+
+  robobench evaluate weights.pth --model resnet18 --dataset cifar10 --fail-under 0.30@Linf:8/255 --json result.json
+
+  robobench evaluate --model-from runs/at-cnn-digits-s0-0123456789 --set pgd.steps=100 --attacks pgd
 
   robobench evaluate --model robustbench:Wong2020Fast --dataset cifar10 --attacks autoattack --model-info fast.json
 
@@ -35,6 +47,21 @@ def main(
     weights: Annotated[
         Path | None, typer.Argument(help="safetensors or a state dict; none if the factory loads its own.")
     ] = None,
+    model_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="STORE/NAME of a model trained here; sets --model, --dataset and image size, prints recorded results."
+        ),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name in tables; default: that of the weights file.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Run only the strongest attacks that fit into this time; names the others.")
+    ] = None,
+    fail_under: Annotated[
+        list[str] | None,
+        typer.Option(help="ACCURACY@NORM:EPS, such as 0.30@Linf:8/255: exit status 1 if the worst case is lower."),
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the results of this run as JSON.")] = None,
     transfer_source: Annotated[
         str | None, typer.Option(help="MODEL or MODEL=WEIGHTS to make transfer examples on.")
     ] = None,
@@ -49,22 +76,154 @@ def main(
     ] = None,
 ) -> int:
     """Evaluate one model."""
+    gates = _parse_gates(fail_under or ())
     protocol = "both" if transfer_source else "white-box"
-    own = {"weights": weights, "transfer_source": transfer_source, "mean": mean, "std": std}
+    own = {"weights": weights, "transfer_source": transfer_source, "mean": mean, "std": std, "name": name}
     own["weights_key"] = weights_key
     request = o.make_request(flags, protocol=protocol, external=True, **own)
-    if model_info is None:
-        return o.execute(request, flags)
+    if model_from is not None:
+        request = _use_stored_model(request, model_from)
+    request = replace(request, preset=request.preset or "reference")
+    if json_file is not None:
+        from robobench.core.paths import check_writable
 
-    def write(records: list[EvaluationRecord], console: Console) -> None:
-        from robobench.report.robustbench import write_model_info
-        from robobench.results.rows import group_by_model, make_rows
+        check_writable(json_file.parent, "--json")
+    if minutes is not None:
+        request = _fit_attacks(request, minutes)
+    output = _Output(gates, model_from, json_file, model_info)
+    status = o.execute(request, flags, after=output.write, check_plan=output.check_plan)
+    return status or int(bool(output.missed))
 
-        write_model_info([row for group in group_by_model(records).values() for row in make_rows(group)], model_info)
 
-    def check_plan(plan: Plan) -> None:
-        from robobench.report.robustbench import check_model_info
+@dataclass
+class _Output:
+    """What `evaluate` writes besides the tables, and the gates that were missed."""
 
-        check_model_info(plan)
+    gates: list[Gate]
+    model_from: Path | None
+    json_file: Path | None
+    model_info: Path | None
+    missed: list[str] = field(default_factory=list)
 
-    return o.execute(request, flags, after=write, check_plan=check_plan)
+    def write(self, records: list[EvaluationRecord], console: Console) -> None:
+        """Print the outcome in a sentence, and write the files."""
+        from robobench.report import outcome
+        from robobench.results.rows import group_by_model, make_frame, make_rows
+
+        rows = make_frame(records)
+        own_rows = rows[rows["weights_digest"] != rows["source_digest"]]
+        for sentence in outcome.outcome_sentences(own_rows):
+            console.print(sentence, markup=False, highlight=False)
+        if self.model_from is not None:
+            _print_recorded(self.model_from, console)
+        if self.json_file is not None:
+            outcome.write_evaluation(rows, self.json_file)
+        if self.model_info is not None:
+            from robobench.report.robustbench import write_model_info
+
+            all_rows = [row for group in group_by_model(records).values() for row in make_rows(group)]
+            write_model_info(all_rows, self.model_info)
+        self.missed = [line for line in (gate.failure(own_rows) for gate in self.gates) if line]
+        for line in self.missed:
+            typer.echo(f"robobench: {line}", err=True)
+
+    def check_plan(self, plan: Plan) -> None:
+        """Refuse a gate at a radius that no attack has, and a --model-info that RobustBench would not take."""
+        for gate in self.gates:
+            if not any(gate.is_at(spec.threat.norm, spec.threat.eps) for spec in plan.attacks):
+                radii = ", ".join(dict.fromkeys(str(spec.threat) for spec in plan.attacks))
+                raise RequestError(
+                    f"--fail-under is at {gate.norm} {gate.eps:g}, and no attack of this run is; it attacks {radii}; "
+                    "add --norm and --eps"
+                )
+        if self.model_info is not None:
+            from robobench.report.robustbench import check_model_info
+
+            check_model_info(plan)
+
+
+def _parse_gates(texts: list[str] | tuple[()]) -> list[Gate]:
+    if not texts:  # the import is slow
+        return []
+    from robobench.report.outcome import Gate
+
+    return [Gate.parse(text) for text in texts]
+
+
+def _use_stored_model(request: ExperimentConfig, folder: Path) -> ExperimentConfig:
+    """Return the request for a model of a store or snapshot, with the data, images and model it was trained with."""
+    import json
+
+    from robobench.store.artifacts import WEIGHT_FILES
+
+    if request.weights is not None:
+        raise RequestError("--model-from names the weights already; leave the weights file out")
+    file = folder / WEIGHT_FILES["last"]
+    if not (folder / "config.json").is_file() or not file.is_file():
+        raise RequestError(
+            f"--model-from '{folder}' holds no trained model with weights; give STORE/NAME, see store list"
+        )
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    spec = config["spec"]
+    sets = [f"run.image_size={spec['image_size']}", f"run.attack_resolution={config['resolution']}"]
+    sets += [f"run.stem={spec['stem']}", f"run.interpolation={spec['interpolation']}"]
+    return replace(
+        request,
+        dataset=config["dataset"],
+        model=spec["name"],
+        weights=file,
+        name=request.name or folder.name,
+        sets=(*sets, *request.sets),
+    )
+
+
+def _print_recorded(folder: Path, console: Console) -> None:
+    """Print the white-box results recorded for a stored model, to compare with the new ones."""
+    from robobench.core.formatting import format_eps
+    from robobench.results.rows import read_records
+
+    found = [r for r in read_records(folder.parent) if r["training"] == folder.name and r["protocol"] == "white-box"]
+    for record in sorted(found, key=lambda r: (r["threat_norm"], r["threat_eps"], r["attack"])):
+        bits = record["robust_bits"]
+        if bits:
+            threat = f"{record['threat_norm']} {format_eps(record['threat_eps'])}"
+            console.print(
+                f"recorded: {record['attack']} ({record['attack_budget']}) {threat}: "
+                f"{100 * bits.count('1') / len(bits):.1f} % of {len(bits)} images",
+                markup=False,
+                highlight=False,
+            )
+
+
+def _fit_attacks(request: ExperimentConfig, minutes: float) -> ExperimentConfig:
+    """Return the request with the strongest attacks that are estimated to fit; note what is left out."""
+    import torch
+
+    from robobench.core.formatting import format_duration
+    from robobench.planning.cost import forward_seconds_per_image
+    from robobench.planning.planner import make_plan
+
+    plan = make_plan(request)
+    torch.set_num_threads(plan.threads)
+    forward = min(forward_seconds_per_image(plan, plan.models[0]) for _ in range(3))
+    seconds: dict[str, float] = {}
+    for spec in plan.attacks:
+        cost = spec.attack.cost
+        each = float("inf") if cost is None else cost * forward * plan.examples * len(spec.protocols)
+        seconds[spec.attack.name] = seconds.get(spec.attack.name, 0.0) + each
+    left, chosen, out = 60 * minutes, [], []
+    for name in sorted(seconds, key=lambda name: -seconds[name]):
+        if seconds[name] <= left:
+            left -= seconds[name]
+            chosen.append(name)
+        else:
+            known = seconds[name] < float("inf")
+            out.append(f"{name} ({format_duration(seconds[name]) + ' at most' if known else 'unknown time'})")
+    if not chosen:
+        raise RequestError(
+            f"--minutes {minutes:g}: no attack fits ({', '.join(out)}); allow more minutes, or use fewer images with "
+            "--examples"
+        )
+    if out:
+        typer.echo(f"note: --minutes {minutes:g} leaves out {', '.join(out)}; the result is a weaker bound", err=True)
+    return replace(request, attacks=tuple(chosen))

@@ -22,6 +22,8 @@ Examples:
 
   robobench leaderboard --sort total_train_seconds --filter dataset=cifar10 --filter eps=8/255
 
+  robobench leaderboard --by defense --format latex > table.tex
+
   robobench leaderboard --format md > results.md
 
   robobench leaderboard leaderboards/cifar10-jpeg-resnet20
@@ -63,11 +65,14 @@ def main(
     columns: Annotated[
         str | None,
         typer.Option(
-            help="Comma-separated: the names of --sort, or rank, model, ci, flags, preset, seed, precision, hardware."
+            help="Comma-separated: the names of --sort, or rank, model, ci, flags, preset, seed, n, precision, "
+            "hardware; in every format."
         ),
     ] = None,
     wide: Annotated[bool, typer.Option("--wide", help="Every column.")] = False,
-    everything: Annotated[bool, typer.Option("--all", help="Every line of the table, not only the first 50.")] = False,
+    by: Annotated[
+        str, typer.Option(help="model, or defense: one line for all seeds, mean ± standard deviation.")
+    ] = "model",
 ) -> int:
     """Print the leaderboards to stdout."""
     if published:
@@ -75,16 +80,8 @@ def main(
     from robobench.report.leaderboard_formats import leaderboard
 
     rows, note = _read_rows(place, out)
-    text = leaderboard(
-        rows,
-        form,
-        sort=sort,
-        filters=filter_ or (),
-        columns=o.split_names(columns),
-        wide=wide,
-        everything=everything,
-    )
-    print(text, end="")
+    chosen = o.split_names(columns)
+    print(leaderboard(rows, form, sort=sort, filters=filter_ or (), columns=chosen, wide=wide, by=by), end="")
     if note:
         typer.echo(note, err=True)
     return 0

@@ -38,7 +38,7 @@ Attacks = Annotated[str | None, typer.Option(help="Comma-separated names; defaul
 Norm = Annotated[str, typer.Option(help="Linf or L2.")]
 Eps = Annotated[
     list[str] | None,
-    typer.Option(help="Radii of attacks: 8/255,16/255, or L2:0.5,1.0; default: those of the data set."),
+    typer.Option(help="Radii of attacks: 8/255,16/255, or L2:0.5,1.0; default: the first of the data set."),
 ]
 Examples = Annotated[int | None, typer.Option(help="Use only the first N test images.")]
 ImageSize = Annotated[
@@ -82,6 +82,9 @@ class EvaluateFlags:
     attacks: Attacks = None
     norm: Norm = "Linf"
     eps: Eps = None
+    all_radii: Annotated[
+        bool, typer.Option("--all-radii", help="Attack at every radius of the data set, not only at RobustBench's.")
+    ] = False
     examples: Examples = None
     image_size: ImageSize = None
     set_: Sets = None
@@ -222,7 +225,9 @@ def execute(
         from robobench.cli.dry_run import print_plan
         from robobench.planning.planner import make_plan
 
-        print_plan(make_plan(request, dry=True), console if console.is_terminal else Console(width=200))
+        plan, now = make_plan(request, dry=True), ["measuring one step of every stage"]
+        with Reporter(-1 if flags.quiet else 0).heartbeat(lambda: now[-1]):
+            print_plan(plan, console if console.is_terminal else Console(width=200), now.append)
         return 0
     reporter = Reporter(-1 if flags.quiet else int(flags.verbose))
     with signals.handle_signals(verbose=not launch.is_nonzero_rank()):

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from robobench.cli import options as o
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from robobench.results.records import EvaluationRecord
 
 HELP = "Attack stored models again. Checks a sample of the recorded accuracies."
 EPILOG = """
 Examples:
 
   robobench reproduce leaderboards/cifar10-jpeg-resnet20 --sample 3 --data-dir DIR
+
+  robobench reproduce leaderboards/cifar10-jpeg-resnet20 --filter defense=trades --filter attack=autoattack
 
   robobench reproduce runs --sample 0 --minutes 600
 
@@ -29,6 +36,13 @@ def main(
         float,
         typer.Option(help="Time limit for all cells; a cell that would exceed its share uses its first images only."),
     ] = 8.0,
+    filter_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter",
+            help="NAME=VALUE[,VALUE], as in leaderboard, or attack or protocol: draw only from the cells that match.",
+        ),
+    ] = None,
     retrain: Annotated[
         Path | None, typer.Option(help="Train the models again in this store, and attack those.")
     ] = None,
@@ -51,6 +65,7 @@ def main(
         data_dir=data_dir,
         device=device,
         retrain=retrain,
+        keep=lambda records: _filter_records(records, filter_ or ()),
         warn=lambda text: typer.echo(f"warning: {text}", err=True),
     )
     typer.echo(f"{len(reproducer.cells)} cells: " + "; ".join(map(cell_name, reproducer.cells)), err=True)
@@ -67,3 +82,15 @@ def main(
         failed += not cell.reproduced
     print(f"{len(reproducer.cells) - failed} of {len(reproducer.cells)} cells reproduced")
     return int(failed > 0 or bool(stale))
+
+
+def _filter_records(records: list[EvaluationRecord], filters: Sequence[str]) -> list[EvaluationRecord]:
+    """Keep the records that match every filter; raises RequestError."""
+    if not filters:
+        return records
+    import pandas as pd
+
+    from robobench.report.leaderboard import CELL_FILTERS, filter_rows
+
+    table = pd.DataFrame([{column: dict(r)[column] for column in CELL_FILTERS.values()} for r in records])
+    return [records[number] for number in filter_rows(table, filters, CELL_FILTERS).index]

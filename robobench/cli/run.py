@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from robobench.cli import options as o
+from robobench.errors import RequestError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 HELP = "Train, time and attack one defense. Prints its accuracy matrices, and writes rows.csv."
 EPILOG = """
 Examples:
+
+  robobench run trades
 
   robobench run --defense macd --model wrn50
 
@@ -28,12 +31,20 @@ Examples:
 
 
 @o.with_flags(o.RunFlags)
-def main(defense: Annotated[str, typer.Option(help="A name of `list defenses`.")], flags: o.RunFlags) -> int:
+def main(
+    flags: o.RunFlags,
+    name: Annotated[str | None, typer.Argument(help="A name of `list defenses`.", metavar="DEFENSE")] = None,
+    defense: Annotated[str | None, typer.Option(help="The same as a flag.")] = None,
+) -> int:
     """Run one defense."""
+    if (name is None) == (defense is None):
+        raise RequestError(
+            "name one defense, as in: robobench run --defense trades; known: see robobench list defenses"
+        )
 
     def print_seeds(records: list[EvaluationRecord], console: Console) -> None:
         from robobench.report import comparison
 
         comparison.print_comparison(records, console, baseline=None)
 
-    return o.execute(o.make_request(flags, defenses=(defense,)), flags, after=print_seeds)
+    return o.execute(o.make_request(flags, defenses=(str(name or defense),)), flags, after=print_seeds)

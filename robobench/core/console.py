@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,14 +14,29 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from robobench.core.formatting import format_duration
 
 PROGRESS_LINE_SECONDS = 30.0  # between two progress lines if no bar can be drawn (logs, pipes)
+
+
+class _Description(ProgressColumn):
+    """A column of a progress bar whose text is asked for whenever it is drawn."""
+
+    def __init__(self, say: Callable[[], str]) -> None:
+        super().__init__()
+        self.say = say
+
+    def render(self, task: Task) -> Text:
+        """Return the text."""
+        return Text(self.say())
 
 
 class Reporter:
@@ -67,13 +83,18 @@ class Reporter:
             self._write(f"warning: {text}", "yellow")
 
     @contextmanager
-    def progress_bar(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Show progress over `total` units; yields a function that adds finished units."""
+    def progress_bar(self, description: str | Callable[[], str], total: int) -> Iterator[Callable[[int], None]]:
+        """Show progress over `total` units; yields a function that adds finished units.
+
+        Args:
+            description: a text, or a function that returns it now.
+        """
+        say = description if callable(description) else lambda: description
         if self.verbosity < 0:
             yield lambda done: None
         elif self.console.is_terminal:
             columns = (
-                TextColumn("{task.description}"),
+                _Description(say),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
@@ -81,26 +102,59 @@ class Reporter:
                 TimeRemainingColumn(),
             )
             with Progress(*columns, console=self.console, transient=True) as progress:
-                task = progress.add_task(description, total=total)
+                task = progress.add_task("", total=total)
                 yield lambda done: progress.advance(task, done)
         else:
-            yield self._plain_bar(description, total)
+            with self._plain_bar(say, total) as advance:
+                yield advance
         sys.stderr.flush()
 
-    def _plain_bar(self, description: str, total: int) -> Callable[[int], None]:
-        begun = last_line = time.monotonic()
-        done = 0
+    @contextmanager
+    def heartbeat(self, description: str | Callable[[], str]) -> Iterator[None]:
+        """Write a line every PROGRESS_LINE_SECONDS while the block runs, or show a spinner in a terminal.
+
+        Args:
+            description: what is being done, or a function that says it now; the seconds so far follow.
+        """
+        if self.verbosity < 0:
+            yield
+            return
+        say = description if callable(description) else lambda: description
+        if self.console.is_terminal:
+            with self.console.status(say()):
+                yield
+            return
+        begun, ended = time.monotonic(), threading.Event()
+
+        def write_lines() -> None:
+            while not ended.wait(PROGRESS_LINE_SECONDS):
+                self._write(f"{say()} ({format_duration(time.monotonic() - begun)} so far)")
+
+        thread = threading.Thread(target=write_lines, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    @contextmanager
+    def _plain_bar(self, description: Callable[[], str], total: int) -> Iterator[Callable[[int], None]]:
+        """Write a line every PROGRESS_LINE_SECONDS, also while a single unit takes longer than that."""
+        begun, done = time.monotonic(), 0
+
+        def say() -> str:
+            if not 0 < done < total:
+                return f"{description()}: {done}/{total}"
+            left = (time.monotonic() - begun) / done * (total - done)
+            return f"{description()}: {done}/{total}, about {format_duration(left)} left"
 
         def advance(count: int) -> None:
-            nonlocal done, last_line
+            nonlocal done
             done += count
-            now = time.monotonic()
-            if now - last_line >= PROGRESS_LINE_SECONDS and 0 < done < total:
-                last_line = now
-                left = (now - begun) / done * (total - done)
-                self._write(f"{description}: {done}/{total}, about {format_duration(left)} left")
 
-        return advance
+        with self.heartbeat(say):
+            yield advance
 
 
 class SilentReporter(Reporter):

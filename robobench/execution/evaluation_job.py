@@ -19,6 +19,8 @@ from robobench.attack_engine.accelerated import MIN_COMPILED_BATCH, compile_for_
 from robobench.attack_engine.options import AttackOptions
 from robobench.attack_engine.trace import Traces, average_traces, collect_traces, round_traces
 from robobench.core import device
+from robobench.core.console import PROGRESS_LINE_SECONDS
+from robobench.core.formatting import format_duration
 from robobench.core.module_state import attack_mode
 from robobench.distributed import collectives, signals
 from robobench.errors import StorageError
@@ -49,13 +51,33 @@ class Evaluator:
         self.transfer = TransferExamples(context)
         self._clean: dict[str, Tensor] = {}  # `_identity` of a model -> clean outcomes
         self._findings: dict[str, list[FindingRecord]] = {}  # `_identity` of a model -> quick model checks
+        self.place, self.component = "", ""  # for messages: number of the cell, running part of an ensemble
+        self.computed_cost = 0.0  # of the cells computed so far, not those of the store
         self._compiled: tuple[PreprocessedModel, PreprocessedModel | None] | None = None  # last model, compiled copy
 
     # --- one cell -------------------------------------------------------------------------------
 
     def evaluate_all(self) -> set[str]:
         """Evaluate every cell and return their keys. The transfer source, which is in memory, comes first."""
-        return {self.evaluate(cell)["key"] for cell in self.context.plan.cells()}
+        cells, keys = self.context.plan.cells(), set[str]()
+        begun = last_line = time.monotonic()
+        before = self.computed_cost
+        costs = [self._cost(cell) for cell in cells]
+        for number, cell in enumerate(cells, 1):
+            self.place = f"[{number}/{len(cells)}] "
+            keys.add(self.evaluate(cell)["key"])
+            done, now = self.computed_cost - before, time.monotonic()
+            if done and now - last_line >= PROGRESS_LINE_SECONDS and number < len(cells):
+                last_line = now
+                left = (now - begun) / done * sum(costs[number:])
+                self.context.reporter.info(
+                    f"{number} of {len(cells)} cells are finished, at most about {format_duration(left)} left in all"
+                )
+        return keys
+
+    def _cost(self, cell: Cell) -> float:
+        """Return the passes of a cell if no image is misclassified before the end of the attack."""
+        return (cell.spec.attack.cost or 1.0) if cell.protocol == "white-box" else 1.0
 
     def evaluate(self, cell: Cell) -> EvaluationRecord:
         """Return the record of a cell, from the store or by evaluating it. A failed cell has a record too.
@@ -171,9 +193,14 @@ class Evaluator:
         clean = self.clean_outcomes(cell.model)
         batches = accuracy.batch_indices(plan.examples, plan.run.eval_batch_size)
         attack_batch = self._batch_attack(cell, compiled, clean, batches)
-        label = f"{cell.model.name}: {cell.spec.attack.name} {cell.spec.threat} {cell.protocol}"
+        label = f"{self.place}{cell.model.name}: {cell.spec.attack.name} {cell.spec.threat} {cell.protocol}"
+        self.component = ""
+
+        def describe() -> str:
+            return f"{label}, now {self.component}" if self.component else label
+
         left = range(len(bits), len(batches))
-        with self.context.reporter.progress_bar(label, plan.examples) as advance:
+        with self.context.reporter.progress_bar(describe, plan.examples) as advance:
             advance(sum(map(len, batches[: left.start])))
             for number, (outcomes, trace) in zip(left, collectives.map_across_ranks(left, attack_batch), strict=True):
                 bits.append(to_bitstring(outcomes))
@@ -182,6 +209,7 @@ class Evaluator:
                 collectives.on_rank_zero(partial(save_partial, saves, bits, traces, seconds))
                 signals.raise_if_stop_requested()
                 advance(len(batches[number]))
+        self.computed_cost += self._cost(cell)
         budget = cell.spec.attack.budget  # may depend on the number of classes seen
         record.update(
             {
@@ -215,6 +243,7 @@ class Evaluator:
                 compiled=(module, compiled) if compiled is not None else None,
                 traces={},
                 on_oom_split=warn,
+                on_component=partial(setattr, self, "component"),
             )
             index = batches[number]
             outcomes = accuracy.white_box_outcomes(module, attack, data, index, clean[index], plan.device, options)

@@ -99,6 +99,7 @@ class Reproducer:
         sample: number of cells; 0: all.
         minutes: time limit for all cells. If a cell would exceed its share, only its first images are attacked.
         retrain: store in which the models are trained again first; None attacks the stored weights.
+        keep: returns the records to draw from; it may raise RequestError. Default: all.
         warn: gets a message the first time that a batch does not fit into memory.
 
     Raises:
@@ -116,6 +117,7 @@ class Reproducer:
         data_dir: Path | None = None,
         device: str = "auto",
         retrain: Path | None = None,
+        keep: Callable[[list[EvaluationRecord]], list[EvaluationRecord]] = lambda records: records,
         warn: Callable[[str], None] = warnings.warn,
     ) -> None:
         if sample < 0 or minutes <= 0:
@@ -123,6 +125,7 @@ class Reproducer:
         records = [r for r in read_records(place) if r["status"] == "ok"]
         if not records:
             raise RequestError(f"no records in '{place}'; name a store, or a folder of leaderboards/ of a git clone")
+        records = keep(records)
         self.place, self.data_dir, self.device, self.retrain = place, data_dir, resolve_device(device), retrain
         self.commands = ReproCommands(place)
         self.recipes = {r["key"]: r["recipe"] for group in self.commands.records.values() for r in group}

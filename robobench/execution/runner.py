@@ -30,11 +30,11 @@ class Runner:
         plan = self.plan
         for note in plan.notes:
             self.reporter.info(f"note: {note}")
+        models = ", ".join(dict.fromkeys(model.spec.name for model in plan.models))
         self.reporter.info(
-            f"{plan.dataset.name} (data {plan.dataset.test_digest}), images of {plan.dataset.resolution} px, "
-            f"preset {plan.preset}, {plan.device}, "
-            f"{plan.precision}, {plan.threads} threads"
-            + (f" in each of {plan.devices} processes" if plan.devices > 1 else "")
+            f"{models} on {plan.dataset.name} (data {plan.dataset.test_digest}), {plan.dataset.resolution} px, "
+            f"{plan.examples} test images, preset {plan.preset}, {plan.device}, {plan.precision}, "
+            f"{plan.threads} threads" + (f" in each of {plan.devices} processes" if plan.devices > 1 else "")
         )
         for line in self._reductions():
             self.reporter.info(f"note: {line}")

@@ -39,10 +39,13 @@ class Trainer:
 
     def __init__(self, context: RunContext) -> None:
         self.context = context
+        self.place = ""  # of the model among all models of the run, for messages
 
     def train_all(self) -> None:
         """Train every missing model, required models first."""
-        for model in self.context.plan.training_order():
+        order = self.context.plan.training_order()
+        for number, model in enumerate(order, 1):
+            self.place = f"[{number}/{len(order)}] "
             self.attempt(model)
 
     def attempt(self, model: PlannedModel) -> None:
@@ -79,7 +82,9 @@ class Trainer:
         store, reporter = self.context.store, self.context.reporter
         with store.lock("model", model.folder):
             if self.context.find("model", model.folder):
-                reporter.info(f"{model.name} (seed {model.seed}): reused from {self.context.plan.out / model.folder}")
+                reporter.info(
+                    f"{self.place}{model.name} (seed {model.seed}): reused from {self.context.plan.out / model.folder}"
+                )
             else:
                 logs = store.root / "artifacts" / "logs"
                 with wrap_write_errors(logs):
@@ -105,7 +110,7 @@ class Trainer:
 
     def _train(self, job: TrainingJob) -> None:
         plan, reporter = self.context.plan, self.context.reporter
-        reporter.info(f"{job.name} (seed {job.seed}): training {job.spec.name} on {job.dataset}")
+        reporter.info(f"{self.place}{job.name} (seed {job.seed}): training {job.spec.name} on {job.dataset}")
         assert self.context.dataset.train is not None
         data: ImageSource = self.context.dataset.train.first(plan.train_images)
         exact = self.context.dataset.train.is_uint8_exact

@@ -29,6 +29,9 @@ def plan_attacks(settings: Settings) -> list[AttackSpec]:
     for name in dict.fromkeys(names):
         cls, values = parse_attack_spec(name)
         norm = cls.fixed_norm or settings.norm
+        asked = norm == settings.norm or norm in given or settings.run.all_norms
+        if request.attacks is None and not asked:
+            continue
         reason = cls.why_unsupported(ThreatModel(norm, 0.1))
         if reason:
             if request.attacks is not None:
@@ -100,6 +103,7 @@ def _radii(settings: Settings, norm: str, given: dict[str, tuple[str, ...]]) -> 
         texts = settings.run.linf_eps
     else:
         texts = radii_of(settings, norm)[0]
+        texts = texts if settings.run.all_radii or settings.request.all_radii else texts[:1]
     radii = [parse_eps(text, norm) for text in texts]
     if 0 in radii:
         raise RequestError("eps 0 leaves nothing to attack; clean accuracy is always reported: leave it out")

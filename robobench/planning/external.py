@@ -42,6 +42,7 @@ class ExternalRequest:
         mean, std: values of --mean and --std.
         keep_size: the image size of the spec was asked for.
         outputs: number of logits a teacher must have; None accepts any number with a logit for every label.
+        name: in tables; default: the stem of the weights file.
     """
 
     spec: ModelSpec
@@ -51,6 +52,7 @@ class ExternalRequest:
     std: str | None = None
     keep_size: bool = False
     outputs: int | None = None
+    name: str | None = None
 
     @property
     def label(self) -> str:
@@ -93,7 +95,7 @@ def plan_external_model(
     dataset = match_classes(dataset, outputs, asked.label, note)
     recipe = {
         "external": file_digest(weights) if weights is not None else state_digest(model),
-        "file": weights.stem if weights is not None else spec.name.rpartition(":")[2],
+        "file": asked.name or (weights.stem if weights is not None else spec.name.rpartition(":")[2]),
         "logits": fingerprint,
         "model": spec.recipe(),
         "resolution": dataset.resolution,

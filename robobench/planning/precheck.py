@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from robobench.core.numbers import canonical_norm, parse_channels, parse_eps, parse_radii
 from robobench.core.registry import match_name, unknown_name
-from robobench.data.info import DATASETS, dataset_info
+from robobench.data.info import dataset_info
 from robobench.errors import RequestError
 from robobench.models.checkpoint import check_file
 from robobench.models.robustbench_zoo import ZOO_PREFIX
 from robobench.models.spec import MODELS, check_model_name, is_factory
 from robobench.models.user_factory import find_source_file
+from robobench.planning.names import match_request
 from robobench.planning.parsing import parse_fields, parse_sets
-from robobench.planning.presets import PRESETS, preset_layers
+from robobench.planning.presets import preset_layers
 from robobench.planning.request import ExperimentConfig, RunConfig
 from robobench.planning.teacher_files import Teachers
 from robobench.planning.validate import check_flags
@@ -29,7 +29,7 @@ def check_request(request: ExperimentConfig) -> ExperimentConfig:
     """
     for file in request.plugins:
         add_plugin_file(file)
-    request = _spell_names(request)
+    request = match_request(request)
     check_flags(request)
     preset_layers(request.preset or dataset_info(request.dataset).preset, request.model)
     kind, colon, path = request.dataset.partition(":")
@@ -58,27 +58,6 @@ def check_request(request: ExperimentConfig) -> ExperimentConfig:
     parse_fields(RunConfig, parse_sets(request.sets).get("run", {}), "run")
     Teachers(request.teachers)
     return request
-
-
-def _spell_names(request: ExperimentConfig) -> ExperimentConfig:
-    """Return the request with names of data sets, models, presets, defenses and attacks in their known spelling."""
-    attacks, defenses = discover("attack"), discover("defense")
-
-    def attack(text: str) -> str:
-        name, colon, rest = text.partition(":")
-        return match_name(name, attacks) + colon + rest
-
-    kind, colon, path = request.dataset.partition(":")
-    kinds = [name.partition(":")[0] for name in DATASETS]
-    return replace(
-        request,
-        dataset=match_name(kind, kinds) + colon + path,
-        model=match_name(request.model, MODELS),
-        preset=match_name(request.preset, PRESETS) if request.preset is not None else None,
-        defenses=tuple(match_name(name, defenses) for name in request.defenses),
-        attacks=tuple(map(attack, request.attacks)) if request.attacks is not None else None,
-        norm=canonical_norm(request.norm),
-    )
 
 
 def _check_model(name: str) -> None:

@@ -22,6 +22,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "attack_resolution": 32,
             "stem": "cifar",
             "attacks": ("pgd", "fgsm", "autoattack-l2", "jitter", "apgd-t"),
+            "all_radii": True,
         },
         "training": {
             "epochs": 12,
@@ -69,9 +70,21 @@ PRESETS: dict[str, dict[str, Any]] = {
             "pretrained": True,
             "eval_batch_size": 32,
             "attacks": ("pgd", "fgsm", "autoattack-l2", "jitter", "apgd-dlr"),
+            "all_radii": True,
+            "all_norms": True,
             "l2_eps": ("8/255", "16/255"),  # the paper's own; in L2 almost nothing (388 times less at 224 px)
         },
         "training": {},  # every method's Config defaults are its published values
+    },
+    "reference": {
+        "summary": "the default of `evaluate`: FGSM, PGD-20 and the standard AutoAttack, at full strength",
+        "run": {
+            "image_size": 32,
+            "attack_resolution": 32,
+            "stem": "cifar",
+            "attacks": ("fgsm", "pgd", "autoattack", "autoattack-l2"),
+        },
+        "training": {},
     },
     **RECIPES,
 }

@@ -29,6 +29,8 @@ class RunConfig:
     examples: int = 0  # first N test images; 0: all
     attacks: tuple[str, ...] = ("pgd", "fgsm")
     linf_eps: tuple[str, ...] = ()  # radii of Linf attacks, where the preset has its own; the first for training too
+    all_radii: bool = False  # attack every radius of the data set, not only the first, RobustBench's
+    all_norms: bool = False  # also run default attacks that are defined in another norm than --norm
     l2_eps: tuple[str, ...] = ()  # radii of L2 attacks, where the preset has its own
     transfer_source: str = "standard"  # defense whose seed-0 model the transfer examples are made on
     baseline_control: bool = True  # evaluate an undefended model of another seed too
@@ -68,6 +70,7 @@ class ExperimentConfig:
     attacks: tuple[str, ...] | None = None
     norm: str = "Linf"
     eps: tuple[str, ...] = ()
+    all_radii: bool = False
     train_norm: str | None = None
     train_eps: str | None = None
     protocol: str = "both"
@@ -94,6 +97,7 @@ class ExperimentConfig:
     transfer_source: str | None = None  # MODEL or MODEL=WEIGHTS
     mean: str | None = None
     std: str | None = None
+    name: str | None = None  # in tables; default: the stem of the weights file
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -153,6 +153,7 @@ class ModelPlanner:
             std=request.std if own else None,
             keep_size="image_size" in settings.given,
             outputs=self.dataset.num_classes if role == "teacher" else None,
+            name=request.name if own else None,
         )
         model, dataset = plan_external_model(asked, self.dataset, device=settings.device, note=settings.note)
         if own:

@@ -13,16 +13,18 @@ from robobench.planning.repro_command import ReproCommands, format_value, json_r
 from robobench.plugins.discovery import load_defense
 from robobench.report.formatting import format_threat
 from robobench.report.leaderboard_formats import markdown, markdown_escape
-from robobench.report.method_summary import method_summary
+from robobench.report.method_summary import method_summary, short_summary
 from robobench.results.records import EvaluationRecord
 from robobench.results.rows import make_frame, read_records
 from robobench.store.artifacts import write_atomic
 
-TABLE = re.compile(r"(<!-- (board|details): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+TABLE = re.compile(r"(<!-- (board|summary|details): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def update_tables(text: str, base: Path) -> str:
-    """Rewrite the text between `<!-- board: FOLDER -->` or `<!-- details: FOLDER -->` and `<!-- end -->`.
+    """Rewrite the text between `<!-- KIND: FOLDER -->` and `<!-- end -->`.
+
+    KIND is board (every attack and radius), summary (at most 8 columns) or details (setting, stages, commands).
 
     Args:
         text: Markdown.
@@ -34,7 +36,7 @@ def update_tables(text: str, base: Path) -> str:
         place = base / name
         if not (place / "rows.csv").is_file():
             return f"{begin}\nNo results in `{name}` yet.\n\n{end}"
-        return f"{begin}\n{method_summary(place) if kind == 'board' else make_details(place)}\n\n{end}"
+        return f"{begin}\n{TABLES[kind](place)}\n\n{end}"
 
     return TABLE.sub(rewrite, text)
 
@@ -133,3 +135,6 @@ def _changed_settings(repro: ReproCommands) -> str:
         values = ", ".join(f"{k}={format_value(config['config'][k])} ({format_value(published[k])})" for k in names)
         lines[config["defense"]] = f"* {config['defense']}: {markdown_escape(values) or 'none'}"
     return "\n".join(["In brackets: the value of the paper or its code.", "", *(lines[name] for name in sorted(lines))])
+
+
+TABLES = {"board": method_summary, "summary": short_summary, "details": make_details}

@@ -15,7 +15,11 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Ellipse
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from robobench.core.formatting import format_eps
+from robobench.report.formatting import format_threat
 
 INK = "#1b1e23"  # becomes currentColor in the page, which has a light and a dark mode
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f")  # Okabe and Ito
@@ -71,10 +75,12 @@ def plot_accuracy_curve(lines: pd.DataFrame, norm: str) -> Figure:
         axes = figure.add_subplot()
         models = [part for _, part in lines.groupby(["defense", "model", "weights_digest"], dropna=False, sort=False)]
         models.sort(key=lambda part: (-part["worst"].mean(), str(part["defense"].iloc[0])))
+        radii: set[float] = set()
         for number, part in enumerate(models[:MAX_MODELS]):
             part = part.sort_values("threat_eps")
             first, color = part.iloc[0], COLORS[number % len(COLORS)]
             eps = [0.0, *part["threat_eps"]]
+            radii.update(eps)
             line = "-" if number < len(COLORS) else "-."
             axes.plot(
                 eps,
@@ -87,10 +93,48 @@ def plot_accuracy_curve(lines: pd.DataFrame, norm: str) -> Figure:
             if part["transfer"].notna().any():
                 transfer = np.array([first["clean"], *part["transfer"].astype(float)])
                 axes.plot(eps, 100 * transfer, ":", marker=".", color=color, alpha=0.8)
+        axes.set_xticks(sorted(radii), [format_eps(eps) for eps in sorted(radii)])
         axes.set(xlabel=f"eps ({norm})", ylabel="accuracy, %", ylim=(-2, 102))
         axes.set_title("Worst case over the attacks, white-box (solid) and transfer (dotted)")
         if models:
             figure.legend(loc="outside right upper")
+        return figure
+
+
+def plot_clean_against_robust(lines: pd.DataFrame) -> Figure:
+    """Plot the worst case (%) against clean accuracy (%): a dot for every model, a color for every defense.
+
+    Filled: white-box, with the area of the dot by training time. Hollow: transfer, joined to it by a line. A shaded
+    ellipse is the mean plus and minus one standard deviation over the seeds of a defense.
+
+    Args:
+        lines: one leaderboard.
+    """
+    seconds = lines["total_train_seconds"].astype(float)
+    area = (120 * seconds / seconds.max()).fillna(40).clip(lower=15) if seconds.notna().any() else seconds.fillna(40)
+    name = lines["defense"].str.replace(r" \(.*", "", regex=True)
+    with figure_style():
+        figure = new_figure(7.0, 4.2)
+        axes = figure.add_subplot()
+        for number, (defense, part) in enumerate(lines.groupby(name, sort=False)):
+            color, marker = COLORS[number % len(COLORS)], "os"[number // len(COLORS) % 2]
+            clean, worst = 100 * part["clean"].to_numpy(float), 100 * part["worst"].to_numpy(float)
+            transfer = 100 * part["transfer"].to_numpy(float)
+            axes.vlines(clean, worst, transfer, color=color, alpha=0.35, linewidth=0.8)
+            axes.scatter(clean, transfer, s=area[part.index], facecolors="none", edgecolors=color, marker=marker)
+            axes.scatter(clean, worst, s=area[part.index], color=color, marker=marker, label=str(defense))
+            if len(part) > 1:
+                size = 2 * clean.std(ddof=1), 2 * worst.std(ddof=1)
+                axes.add_patch(Ellipse((clean.mean(), worst.mean()), *size, color=color, alpha=0.15))
+        axes.set(xlabel="clean accuracy, %", ylabel="worst-case accuracy, %")
+        axes.margins(0.08)
+        first = lines.iloc[0]
+        axes.set_title(
+            f"{format_threat(first['threat_norm'], first['threat_eps'])}: white-box (filled), transfer (hollow)"
+        )
+        legend = figure.legend(loc="outside right upper")
+        for handle in legend.legend_handles:
+            handle.set_sizes([40])  # type: ignore[union-attr]
         return figure
 
 
@@ -185,6 +229,24 @@ def plot_traces(accuracy: Mapping[str, Sequence[float]], steps: Sequence[int], t
             axes.plot(steps[: len(values)], values, line, color=COLORS[number % len(COLORS)], label=name)
         axes.set(xlabel="attack step", ylabel="not misclassified, % of attacked images", ylim=(-2, 102))
         axes.set_title(title)
+        figure.legend(loc="outside right upper")
+        return figure
+
+
+def plot_training_curves(curves: Mapping[str, Sequence[float]]) -> Figure:
+    """Plot the training loss against the epoch: a line for every model.
+
+    Args:
+        curves: model -> loss of each epoch.
+    """
+    with figure_style():
+        figure = new_figure()
+        axes = figure.add_subplot()
+        for number, (name, values) in enumerate(list(curves.items())[:MAX_MODELS]):
+            line = "-" if number < len(COLORS) else "-."
+            axes.plot(range(1, len(values) + 1), values, line, color=COLORS[number % len(COLORS)], label=name)
+        axes.set(xlabel="epoch", ylabel="training loss")
+        axes.set_title("Training loss of the last stage")
         figure.legend(loc="outside right upper")
         return figure
 

@@ -88,8 +88,10 @@ def iter_rows(rows: pd.DataFrame) -> Iterator[Any]:
 
 
 def label_model(model_rows: pd.DataFrame) -> str:
-    """Return a model's name, taken from the first of its rows."""
-    return format_model_name(*model_rows.iloc[0][NAME_COLUMNS])
+    """Return a model's name from its rows, with '(transfer source)' if it was trained only for transfer examples."""
+    name = format_model_name(*model_rows.iloc[0][NAME_COLUMNS])
+    is_source = (model_rows["source_digest"].astype(str) == model_rows["weights_digest"].astype(str)).all()
+    return f"{name} (transfer source)" if is_source else name
 
 
 def named_models(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:

@@ -42,7 +42,7 @@ class AdversarialPanel:
 def most_misclassified_images(
     store: Store, records: Sequence[EvaluationRecord], data_digest: str, load_images: LoadImages
 ) -> AdversarialPanel | str:
-    """Show the images that most models misclassify under the strongest stored transfer attack.
+    """Show the images that most models classify correctly, and misclassify under the strongest stored transfer attack.
 
     Only the first batch of stored transfer examples is used.
 
@@ -66,11 +66,13 @@ def most_misclassified_images(
         at = [r for r in records if (r["attack"], r["threat_eps"]) == (attack, eps)]
         if eps == max_eps and at:
             length = recipe["examples"][1] + 1
-            robust = np.array(
-                [[bit == "1" for bit in bits[:length]] for r in at if len(bits := r["robust_bits"] or "") >= length]
+            robust, clean = (
+                np.array([[bit == "1" for bit in (r[bits] or "")[:length]] for r in at if r["examples"] >= length])
+                for bits in ("robust_bits", "clean_bits")
             )
             if len(robust):
-                candidates.append((robust.mean(), attack, folder, recipe, (~robust).sum(0), len(robust)))
+                lost = (clean & ~robust).sum(0)
+                candidates.append((robust.mean(), attack, folder, recipe, lost, len(robust)))
     if not candidates:
         return "no panel of attacked images: no evaluation used the transfer examples in the store"
     _, attack, folder, recipe, wrong, models = min(candidates, key=lambda candidate: (candidate[0], candidate[1]))
@@ -84,8 +86,11 @@ def most_misclassified_images(
     return AdversarialPanel(
         images,
         _load_examples(folder, index),
-        [f"no. {i}, class {label}\nwrong in {wrong[i]} of {models}" for i, label in zip(index, labels, strict=True)],
-        f"Images that most models misclassify: {attack}, {threat}, transfer",
+        [
+            f"no. {i}, class {label}\nright before, wrong after: {wrong[i]} of {models}"
+            for i, label in zip(index, labels, strict=True)
+        ],
+        f"Images that most models misclassify only after the attack: {attack}, {threat}, transfer",
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pandas as pd
 
 from robobench.core.formatting import format_eps
+from robobench.report.display_names import display_attacks, display_model, display_name
 from robobench.report.formatting import (
     COMPARABLE_KEYS,
     MISSING,
@@ -18,10 +20,11 @@ from robobench.report.formatting import (
     named_models,
     threats,
 )
-from robobench.report.leaderboard import DEFAULT_COLUMNS, format_leaderboard, split_leaderboards
+from robobench.report.leaderboard import BUDGET_SEPARATOR, default_columns, format_leaderboard, split_leaderboards
 from robobench.report.matrix import PROTOCOLS, budget_notes
 
 PACKAGES = "% needs \\usepackage{booktabs}\n"
+NORMS = {"Linf": r"\infty", "L2": "2", "L1": "1"}
 CI_LOW = {"robust_accuracy": "ci_low", "worst_case_accuracy": "worst_case_ci_low"}  # of a value's 95 % CI
 
 
@@ -64,16 +67,39 @@ def latex_table(caption: str, layout: str, head: list[str], body: list[str]) -> 
     return "\n".join(parts) + "\n"
 
 
-def latex_leaderboards(lines: pd.DataFrame) -> str:
-    """Write every leaderboard as a table."""
+def latex_leaderboards(lines: pd.DataFrame, columns: Sequence[str] | None = None) -> str:
+    """Write every leaderboard as a table with display names; the caption has the threat model and the attacks.
+
+    Args:
+        columns: names of HEADINGS; default: those that hold values.
+    """
     out = [PACKAGES]
-    for title, part in split_leaderboards(lines):
-        shown = format_leaderboard(part, DEFAULT_COLUMNS).map(latex_escape)
-        shown["worst"] = [bold(w, b) for w, b in zip(shown["worst"], part["best"], strict=True)]
-        head = [" & ".join(latex_escape(c) for c in shown.columns) + r" \\"]
+    for _, part in split_leaderboards(lines):
+        part = part.assign(defense=part["defense"].map(display_model))
+        shown = format_leaderboard(part, columns or _default_columns(part)).map(latex_escape)
+        shown = shown.map(lambda value: value.replace("±", r"$\pm$"))
+        if "worst" in shown:
+            shown["worst"] = [bold(w, b) for w, b in zip(shown["worst"], part["best"], strict=True)]
+        left = ("defense", "model", "flags", "preset", "precision", "hardware")
+        layout = "".join("l" if c in left else "r" for c in shown.columns)
+        head = [" & ".join(latex_escape(c[:1].upper() + c[1:]) for c in shown.columns) + r" \\"]
         body = [" & ".join(values) + r" \\" for values in shown.itertuples(index=False)]
-        out.append(latex_table(latex_escape(title), "rll" + "r" * 7 + "l", head, body))
+        out.append(latex_table(_caption(part), layout, head, body))
     return "\n".join(out)
+
+
+def _caption(part: pd.DataFrame) -> str:
+    """Return the caption of one leaderboard: data, model, number of images, threat model, attacks, what is bold."""
+    first = part.iloc[0]
+    models = latex_escape(", ".join(sorted(set(part["model"]))))
+    norm = _norm(first["threat_norm"])
+    spread = r" $\pm$: standard deviation over seeds." if "n" in part and (part["n"] > 1).any() else ""
+    return (
+        f"Accuracy in percent on {latex_escape(first['dataset'])}, {models}, {first['examples']} test images; {norm}, "
+        rf"$\epsilon = {format_eps(first['threat_eps'])}$. Worst: per image over "
+        f"{latex_escape(display_attacks(first['budgets'], BUDGET_SEPARATOR))}, white-box.{spread} "
+        "Bold: the best, and all inside its interval."
+    )
 
 
 def latex_matrices(rows: pd.DataFrame) -> str:
@@ -99,7 +125,7 @@ def latex_matrix(rows: pd.DataFrame, protocol: str) -> str:
     cells = {}
     for name, model_rows in models:
         clean = model_rows["clean_accuracy"].max()
-        cells[name] = [latex_escape(name), bold(format_percent(clean), bool(clean == best_clean))]
+        cells[name] = [latex_escape(display_model(name)), bold(format_percent(clean), bool(clean == best_clean))]
     for column in columns:
         for name, text in _column_cells(column, models).items():
             cells[name].append(text)
@@ -150,8 +176,25 @@ def _header(columns: list[Column]) -> list[str]:
     above, rules, start = ["", ""], [], 3
     for attack, norm in dict.fromkeys((c.attack, c.norm) for c in columns):
         span = sum((c.attack, c.norm) == (attack, norm) for c in columns)
-        above.append(rf"\multicolumn{{{span}}}{{c}}{{{latex_escape(f'{attack} {norm}')}}}")
+        above.append(rf"\multicolumn{{{span}}}{{c}}{{{_attack_heading(attack, norm)}}}")
         rules.append(rf"\cmidrule(lr){{{start}-{start + span - 1}}}")
         start += span
     radii = ["Defense", "Clean", *(format_eps(c.eps) for c in columns)]
     return [" & ".join(above) + r" \\", " ".join(rules), " & ".join(radii) + r" \\"]
+
+
+def _attack_heading(attack: str, norm: str) -> str:
+    """Return the display name of an attack and its norm: 'PGD $\\ell_{\\infty}$'."""
+    name, bracket, budget = attack.partition(" [")
+    return f"{latex_escape(display_name('attack', name) + bracket + budget)} {_norm(norm)}"
+
+
+def _norm(norm: str) -> str:
+    """Return a norm as mathematics."""
+    return rf"$\ell_{NORMS[norm]}$" if norm in NORMS else latex_escape(norm)
+
+
+def _default_columns(part: pd.DataFrame) -> list[str]:
+    """Return the default columns of a printed table: no rank, no difference, the model only if there are several."""
+    left_out = {"rank", "gap", *(["model"] if part["model"].nunique() == 1 else [])}
+    return [name for name in default_columns(part) if name not in left_out]

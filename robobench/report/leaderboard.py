@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -37,8 +38,8 @@ COSTS = (
 )
 LEADERBOARD = [
     *("defense", "model", "clean", "worst", "ci_low", "ci_high", "best", "transfer", "gap", *COSTS),
-    *("flags", "preset", "seed", "precision", "hardware", "weights_digest", "reduced_budgets", "resolution"),
-    "unranked",
+    *("flags", "preset", "seed", "precision", "hardware", "config_digest", "weights_digest", "reduced_budgets"),
+    *("resolution", "unranked"),
 ]
 
 # --sort: column -> ascending
@@ -50,6 +51,8 @@ FILTERS = {
     "norm": "threat_norm",
     "eps": "threat_eps",
 }
+
+CELL_FILTERS = {**FILTERS, "attack": "attack", "protocol": "protocol"}  # of `reproduce`, which attacks single cells
 
 # --columns: name -> heading
 HEADINGS = {
@@ -64,6 +67,7 @@ HEADINGS = {
     "train_forwards": "train cost (forward equiv.)",
     "total_train_forwards": "cost incl. teachers (forward equiv.)",
     **{name: name for name in ("flags", "preset", "seed", "precision", "hardware")},
+    "n": "seeds",  # number of trainings; of `combine_seeds` only
 }
 WORST_HEADING = "worst-case robust acc. (white-box)"  # of "worst" where there is room
 DEFAULT_COLUMNS = (
@@ -118,7 +122,7 @@ def rank_models(rows: pd.DataFrame) -> pd.DataFrame:
     out[numbers] = out[numbers].apply(pd.to_numeric)  # a column of only None is no number
     out["gap"] = out["transfer"] - out["worst"]
     out["unranked"] = [_why_unranked(*values) for values in out[["worst", "failed", "flags"]].itertuples(index=False)]
-    return _add_ranks(out)[["rank", *LEADERBOARD_KEYS, *LEADERBOARD]].reset_index(drop=True)
+    return add_ranks(out)[["rank", *LEADERBOARD_KEYS, *LEADERBOARD]].reset_index(drop=True)
 
 
 def _why_unranked(worst: float, failed: str, flags: str) -> str:
@@ -128,7 +132,7 @@ def _why_unranked(worst: float, failed: str, flags: str) -> str:
     return ", ".join(flag for flag in flags.split(",") if flag in CHECKS and CHECKS[flag].unreliable)
 
 
-def _add_ranks(out: pd.DataFrame) -> pd.DataFrame:
+def add_ranks(out: pd.DataFrame) -> pd.DataFrame:
     """Sort lines by leaderboard and worst case, those without a rank last; add the columns "rank" and "best"."""
     ranked = out["unranked"] == ""
     order = [*LEADERBOARD_KEYS, "_last", "worst", "clean"]
@@ -139,7 +143,7 @@ def _add_ranks(out: pd.DataFrame) -> pd.DataFrame:
     by = out.groupby(LEADERBOARD_KEYS, dropna=False)
     out["rank"] = by["_worst"].rank(ascending=False, method="min").astype("Int64")
     out["best"] = (out["_worst"] >= by["ci_low"].transform("first")) & (out["_worst"] > 0)
-    return out
+    return out.drop(columns=["_last", "_worst"])
 
 
 def _join_texts(out: pd.DataFrame, at: list[str], values: pd.DataFrame, name: str, separator: str) -> pd.DataFrame:
@@ -178,8 +182,13 @@ def unranked_notes(lines: pd.DataFrame) -> list[str]:
     return [f"not ranked: {name}: {why}" for name, why in zip(names, left_out["unranked"], strict=True)]
 
 
-def filter_rows(rows: pd.DataFrame, filters: Sequence[str]) -> pd.DataFrame:
+def filter_rows(
+    rows: pd.DataFrame, filters: Sequence[str], known: Mapping[str, str] = MappingProxyType(FILTERS)
+) -> pd.DataFrame:
     """Keep the rows that match every filter NAME=VALUE[,VALUE].
+
+    Args:
+        known: name -> column of the rows.
 
     Raises:
         RequestError: an unknown name or bad value, or no row matches.
@@ -187,10 +196,10 @@ def filter_rows(rows: pd.DataFrame, filters: Sequence[str]) -> pd.DataFrame:
     for filter_ in filters:
         name, equals, values = (part.strip() for part in filter_.partition("="))
         if not equals or not values:
-            raise RequestError(f"--filter '{filter_}' is not NAME=VALUE[,VALUE]; names: {', '.join(FILTERS)}")
-        if name not in FILTERS:
-            raise unknown_name("name in --filter", name, FILTERS)
-        column = rows[FILTERS[name]]
+            raise RequestError(f"--filter '{filter_}' is not NAME=VALUE[,VALUE]; names: {', '.join(known)}")
+        if name not in known:
+            raise unknown_name("name in --filter", name, known)
+        column = rows[known[name]]
         wanted = [value.strip() for value in values.split(",")]
         if name in ("eps", "seed", "examples"):
             try:
@@ -203,8 +212,8 @@ def filter_rows(rows: pd.DataFrame, filters: Sequence[str]) -> pd.DataFrame:
         else:
             keep = column.astype(str).str.lower().isin([value.lower() for value in wanted])
         if not keep.any():
-            known = ", ".join(sorted({f"{v:g}" if isinstance(v, float) else str(v) for v in column.dropna()})[:12])
-            raise RequestError(f"--filter '{filter_}' matches no row; values: {known}")
+            found = ", ".join(sorted({f"{v:g}" if isinstance(v, float) else str(v) for v in column.dropna()})[:12])
+            raise RequestError(f"--filter '{filter_}' matches no row; values: {found}")
         rows = rows[keep]
     return rows
 
@@ -217,6 +226,25 @@ def sort_rows(lines: pd.DataFrame, by: str) -> pd.DataFrame:
     return lines.sort_values([*LEADERBOARD_KEYS, by], ascending=ascending, kind="stable")
 
 
+def default_columns(lines: pd.DataFrame) -> tuple[str, ...]:
+    """Return DEFAULT_COLUMNS, with the number of seeds after `combine_seeds`; without columns that hold nothing."""
+    chosen: tuple[str, ...] = DEFAULT_COLUMNS
+    if "n" in lines:
+        chosen = tuple(part for name in chosen for part in ((name, "n") if name == "defense" else (name,)))
+    empty = {name for name in ("transfer", "gap", *COSTS) if lines[name].isna().all()}
+    empty |= {"flags"} if (lines["flags"] == "").all() else set()
+    return tuple(name for name in chosen if name not in empty)
+
+
+def check_columns(columns: Sequence[str], lines: pd.DataFrame) -> None:
+    """Raise RequestError for a name that is not in HEADINGS, or that these lines lack."""
+    for name in columns:
+        if name not in HEADINGS:
+            raise unknown_name("column", name, HEADINGS)
+        if name == "n" and "n" not in lines:
+            raise RequestError("column 'n' is the number of seeds; add --by defense")
+
+
 def format_leaderboard(lines: pd.DataFrame, columns: Sequence[str] = DEFAULT_COLUMNS, mark: str = "") -> pd.DataFrame:
     """Format one leaderboard as text with headings; `mark` follows the worst case of the best lines.
 
@@ -226,25 +254,26 @@ def format_leaderboard(lines: pd.DataFrame, columns: Sequence[str] = DEFAULT_COL
     Raises:
         RequestError: an unknown column.
     """
-    for name in columns:
-        if name not in HEADINGS:
-            raise unknown_name("column", name, HEADINGS)
+    check_columns(columns, lines)
     formats: dict[str, Callable[[Any], str]] = {
-        **dict.fromkeys(("clean", "transfer", "gap"), format_percent),
+        **dict.fromkeys(("clean", "worst", "transfer", "gap"), format_percent),
         **dict.fromkeys(("train_seconds", "total_train_seconds"), format_seconds),
         **dict.fromkeys(("train_cpu_seconds", "total_train_cpu_seconds"), format_seconds),
         **dict.fromkeys(("train_forwards", "total_train_forwards"), format_count),
         "flags": lambda flags: format_text(flags).replace(",", ", "),
-        **dict.fromkeys(("seed", "rank"), lambda value: MISSING if pd.isna(value) else f"{value:g}"),
+        "rank": lambda rank: MISSING if pd.isna(rank) else f"{rank:g}",
+        "seed": lambda seed: MISSING if pd.isna(seed) else seed if isinstance(seed, str) else f"{seed:g}",
     }
     out = {}
     for name in columns:
-        if name == "worst":
-            pairs = zip(lines["worst"], lines["best"], strict=True)
-            values = [format_percent(worst) + (mark if best else "") for worst, best in pairs]
+        if f"{name}_std" in lines:
+            pairs = zip(lines[name], lines[f"{name}_std"], strict=True)
+            values = [f"{format_percent(v)} ± {100 * d:.1f}" if pd.notna(d) else format_percent(v) for v, d in pairs]
         elif name == "ci":
             values = [format_interval(a, b) for a, b in zip(lines["ci_low"], lines["ci_high"], strict=True)]
         else:
             values = lines[name].map(formats.get(name, format_text)).tolist()
+        if name == "worst":
+            values = [value + (mark if best else "") for value, best in zip(values, lines["best"], strict=True)]
         out[HEADINGS[name]] = values
     return pd.DataFrame(out)

@@ -17,12 +17,15 @@ from rich.table import Table
 from rich.text import Text
 
 from robobench.core.registry import unknown_name
+from robobench.report.by_defense import SEED, combine_seeds
 from robobench.report.formatting import flag_notes
 from robobench.report.latex import latex_leaderboards, latex_matrices
 from robobench.report.leaderboard import (
-    DEFAULT_COLUMNS,
     HEADINGS,
+    LEADERBOARD_KEYS,
     WORST_HEADING,
+    check_columns,
+    default_columns,
     filter_rows,
     format_leaderboard,
     rank_models,
@@ -33,17 +36,16 @@ from robobench.report.leaderboard import (
 from robobench.report.robustbench import model_info_entries
 
 FORMATS = ("table", "md", "csv", "latex", "json", "html", "robustbench")
-MAX_LINES = 50
+BY = ("model", "defense")
 MARK = "^"
 LEGEND = (
     f"{MARK} best, or inside its 95 % CI; worst: white-box worst case per image\n"
     "incl. teachers: with all models that the training required"
 )
+SPREAD_LEGEND = "±: standard deviation over seeds; 95 % CI: over images for one seed, else mean ± standard deviation"
+RICH_LINES = 100  # of a table that is drawn with colors and wrapped names
 HEADING_WIDTH = 12  # characters of a line of a heading
-NOTE_LINES = 4  # of MAX_LINES, for the notes below the leaderboards
 TEXT_HEADINGS = ("defense", "model", "flags", "preset", "precision", "hardware")  # left-aligned, may be wrapped
-
-Leaderboard = tuple[str, pd.DataFrame]  # title and lines
 
 
 def leaderboard(
@@ -54,7 +56,7 @@ def leaderboard(
     filters: Sequence[str] = (),
     columns: Sequence[str] | None = None,
     wide: bool = False,
-    everything: bool = False,
+    by: str = "model",
 ) -> str:
     """Write the leaderboards of rows as text.
 
@@ -62,37 +64,53 @@ def leaderboard(
         form: one of FORMATS.
         sort: a name of SORTS.
         filters: NAME=VALUE[,VALUE] each; only rows that match all are used.
-        columns: names of HEADINGS, for table, md and html; default: those that fit.
+        columns: names of HEADINGS, for every format but robustbench; default: those that fit, csv and json: all.
         wide: every column. The table is not limited to 80 columns when the output is a pipe.
-        everything: all lines of the table instead of at most MAX_LINES.
+        by: "model": a line for every model; "defense": one for all seeds of a defense, mean ± standard deviation.
 
     Raises:
         RequestError: an unknown format, column, filter or sort name, or no row matches.
     """
     if form not in FORMATS:
         raise unknown_name("format", form, FORMATS)
+    if by not in BY:
+        raise unknown_name("value of --by", by, BY)
     rows = filter_rows(rows, filters)
-    lines = sort_rows(rank_models(rows), sort)
-    selected = tuple(columns) if columns else tuple(HEADINGS) if wide else None
+    lines = rank_models(rows)
+    if by == "defense":
+        lines = combine_seeds(lines, set(rows["source_digest"].dropna()))
+    lines = sort_rows(lines, sort)
+    every = tuple(name for name in HEADINGS if name != "n" or by == "defense")
+    selected = tuple(columns) if columns else every if wide else None
+    check_columns(selected or (), lines)
     match form:
         case "csv":
-            return lines.to_csv(index=False)
+            return _select(lines, columns).to_csv(index=False)
         case "json":
-            return json.dumps(json.loads(lines.to_json(orient="records")), indent=1) + "\n"
+            return json.dumps(json.loads(_select(lines, columns).to_json(orient="records")), indent=1) + "\n"
         case "robustbench":
             return json.dumps(model_info_entries(rows), indent=1) + "\n"
         case "latex":
-            return latex_leaderboards(lines) + "\n" + latex_matrices(rows)
+            tables = latex_leaderboards(lines, selected)
+            return tables if selected or by == "defense" else tables + "\n" + latex_matrices(rows)
         case "table":
-            return terminal_leaderboards(lines, selected, wide=wide, everything=everything)
+            return terminal_leaderboards(lines, selected, wide=wide)
         case "md":
-            return _markdown_leaderboards(lines, selected or DEFAULT_COLUMNS)
+            return _markdown_leaderboards(lines, selected or default_columns(lines))
     out = []
     for title, part in split_leaderboards(lines):
-        table = format_leaderboard(part, selected or DEFAULT_COLUMNS).rename(columns={"worst": WORST_HEADING})
+        table = format_leaderboard(part, selected or default_columns(lines)).rename(columns={"worst": WORST_HEADING})
         notes = "".join(f"<p>{html.escape(note)}</p>\n" for note in unranked_notes(part))
         out.append(f"<h2>{html.escape(title)}</h2>\n{table.to_html(index=False, escape=True)}\n{notes}")
     return "\n".join(out)
+
+
+def _select(lines: pd.DataFrame, columns: Sequence[str] | None) -> pd.DataFrame:
+    """Return the values of the selected columns, after those that name a leaderboard; all without a selection."""
+    if not columns:
+        return lines
+    names = [part for name in columns for part in (("ci_low", "ci_high") if name == "ci" else (name, f"{name}_std"))]
+    return lines[[*LEADERBOARD_KEYS, *(name for name in names if name in lines and name not in LEADERBOARD_KEYS)]]
 
 
 def _markdown_leaderboards(lines: pd.DataFrame, columns: Sequence[str]) -> str:
@@ -127,55 +145,19 @@ def markdown(table: pd.DataFrame) -> str:
 # --- terminal -----------------------------------------------------------------------------------
 
 
-def terminal_leaderboards(lines: pd.DataFrame, columns: Sequence[str] | None, *, wide: bool, everything: bool) -> str:
-    """Write leaderboards as wide as the terminal, colored there and plain in a pipe."""
+def terminal_leaderboards(lines: pd.DataFrame, columns: Sequence[str] | None, *, wide: bool) -> str:
+    """Write leaderboards as wide as the terminal, colored there and plain in a pipe. No line is left out."""
     real = Console()
     buffer = io.StringIO()
     width = 10_000 if wide and not real.is_terminal else real.width
     console = Console(file=buffer, width=width, force_terminal=real.is_terminal, no_color=real.no_color)
-    parts = list(split_leaderboards(lines))
-    shown = parts if everything else limit_lines(parts, columns, console)
-    for title, part in shown:
+    for title, part in split_leaderboards(lines):
         console.print(render_leaderboard(title, part, columns, console))
         console.print()
-    hidden = sum(len(part) for _, part in parts) - sum(len(part) for _, part in shown)
-    if hidden:
-        others = len(parts) - len(shown)
-        console.print(
-            Text(f"{hidden} more lines{f', {others} more leaderboards' if others else ''}: --all, or --filter")
-        )
-    console.print(Text(LEGEND))
+    several = lines["defense"].str.contains(SEED).any()
+    hint = "--by defense shows mean ± standard deviation over seeds" if several else ""
+    console.print(Text("\n".join(filter(None, [LEGEND, SPREAD_LEGEND if "n" in lines else "", hint]))))
     return "\n".join(line.rstrip() for line in buffer.getvalue().split("\n"))
-
-
-def limit_lines(parts: list[Leaderboard], columns: Sequence[str] | None, console: Console) -> list[Leaderboard]:
-    """Cut leaderboards to their first lines so that all together take at most MAX_LINES printed lines.
-
-    Every leaderboard keeps three lines; the last ones are left out if there is no room for that. Remaining room is
-    distributed in turn, from the first leaderboard on.
-    """
-
-    def height(title: str, part: pd.DataFrame) -> int:
-        return len(console.render_lines(render_leaderboard(title, part, columns, console), pad=False)) + 1
-
-    room = MAX_LINES - NOTE_LINES
-    counts: list[int] = []
-    for title, part in parts:
-        need = height(title, part.head(3))
-        if need > room:
-            break
-        counts.append(min(len(part), 3))
-        room -= need
-    kept = parts[: len(counts)]
-    while room > 0 and any(n < len(part) for n, (_, part) in zip(counts, kept, strict=True)):
-        for i, (_, part) in enumerate(kept):
-            if room > 0 and counts[i] < len(part):
-                counts[i], room = counts[i] + 1, room - 1
-    limit = MAX_LINES - NOTE_LINES
-    while (total := sum(height(t, part.head(n)) for n, (t, part) in zip(counts, kept, strict=True))) > limit:
-        for _ in range(max(1, (total - limit) // 2)):  # wrapped lines took more room than one each
-            counts[counts.index(max(counts))] -= 1
-    return [(title, part.head(n)) for (title, part), n in zip(kept, counts, strict=True)]
 
 
 def render_leaderboard(title: str, lines: pd.DataFrame, columns: Sequence[str] | None, console: Console) -> Group:
@@ -185,8 +167,10 @@ def render_leaderboard(title: str, lines: pd.DataFrame, columns: Sequence[str] |
     selected are split over several tables instead.
     """
     several, notes = lines["model"].nunique() > 1, [Text(note) for note in unranked_notes(lines)]
-    default = tuple(c for c in DEFAULT_COLUMNS if c != "model" or several)
-    with_forwards = (*default[:-1], "train_forwards", "total_train_forwards", "flags")
+    usual = default_columns(lines)
+    default = tuple(c for c in usual if c != "model" or several)
+    forwards = ("train_forwards", "total_train_forwards") if lines["train_forwards"].notna().any() else ()
+    with_forwards = (*(c for c in default if c != "flags"), *forwards, *(c for c in default if c == "flags"))
     for choice in [tuple(columns)] if columns else [with_forwards, default]:
         shown = format_leaderboard(lines, choice, MARK)
         table = _make_table(shown, lines["best"])
@@ -194,12 +178,15 @@ def render_leaderboard(title: str, lines: pd.DataFrame, columns: Sequence[str] |
             return Group(Text(title), table, *notes)
     if columns:
         return Group(Text(title), *_split_table(shown, lines["best"], console), *notes)
-    shown = format_leaderboard(lines, [c for c in DEFAULT_COLUMNS if c not in ("model", "flags")], MARK)
+    shown = format_leaderboard(lines, [c for c in usual if c not in ("model", "flags")], MARK)
     shown["95 % CI"] = shown["95 % CI"].str.strip("[]").str.replace(", ", "-")
     if several:
         shown["defense"] += "\n" + lines["model"].to_numpy()
-    without_gap = shown.drop(columns=HEADINGS["gap"])  # transfer minus worst; both are shown
-    for compact, heading_width in ((shown, HEADING_WIDTH), (shown, 1), (without_gap, HEADING_WIDTH), (without_gap, 1)):
+    without_gap = shown.drop(columns=HEADINGS["gap"], errors="ignore")  # transfer minus worst; both are shown
+    without_ci = without_gap.drop(columns="95 % CI")
+    tries = [(shown, HEADING_WIDTH), (shown, 1), (without_gap, HEADING_WIDTH), (without_gap, 1)]
+    tries += [(without_ci, 1)] if "n" in lines else []  # the spread over seeds is shown
+    for compact, heading_width in tries:
         table = _make_table(compact, lines["best"], heading_width)
         if _natural_width(table, console) <= console.width:
             break
@@ -208,7 +195,7 @@ def render_leaderboard(title: str, lines: pd.DataFrame, columns: Sequence[str] |
     return Group(Text(title), table, *map(Text, flag_notes(zip(names, flags, strict=True))), *notes)
 
 
-def _split_table(shown: pd.DataFrame, best: pd.Series, console: Console) -> list[Table]:
+def _split_table(shown: pd.DataFrame, best: pd.Series, console: Console) -> list[Table | Text]:
     """Split a leaderboard into tables that fit the console; rank and defense come first in each."""
     lead = [c for c in ("rank", "defense") if c in shown]
     parts: list[list[str]] = [[]]
@@ -220,20 +207,40 @@ def _split_table(shown: pd.DataFrame, best: pd.Series, console: Console) -> list
     return [_make_table(shown[[*lead, *part]], best) for part in parts]
 
 
-def _natural_width(table: Table, console: Console) -> int:
+def _natural_width(table: Table | Text, console: Console) -> int:
     """Return the width of a table without any limit."""
     return Measurement.get(console, console.options.update(max_width=10_000), table).maximum
 
 
-def _make_table(shown: pd.DataFrame, best: pd.Series, heading_width: int = HEADING_WIDTH) -> Table:
-    """Make a rich table. Headings are wrapped between words, to `heading_width` or the width of their column."""
+def _wrap_heading(column: str, values: pd.Series, heading_width: int) -> list[str]:
+    """Wrap a heading between words, to `heading_width` or the width of its column."""
+    words = column.replace(" - ", "_- ").split()  # no line starts with the minus sign
+    width = max(heading_width, *map(len, words), int(values.str.len().max()))
+    return [line.replace("_-", " -") for line in textwrap.wrap(" ".join(words), width, break_on_hyphens=False)]
+
+
+def _plain_table(shown: pd.DataFrame, heading_width: int) -> Text:
+    """Make a table of text, for the many lines that rich would need seconds for. Nothing is wrapped or colored."""
+    headings = [_wrap_heading(column, shown[column], heading_width) for column in shown.columns]
+    height = max(map(len, headings))
+    columns = []
+    for column, heading in zip(shown.columns, headings, strict=True):
+        cells = [*[""] * (height - len(heading)), *heading, *shown[column]]
+        width = max(map(len, cells))
+        columns.append([c.ljust(width) if column in TEXT_HEADINGS else c.rjust(width) for c in cells])
+    lines = ["  ".join(cells) for cells in zip(*columns, strict=True)]
+    return Text("\n".join([*lines[:height], "─" * len(lines[0]), *lines[height:]]), no_wrap=True, overflow="ignore")
+
+
+def _make_table(shown: pd.DataFrame, best: pd.Series, heading_width: int = HEADING_WIDTH) -> Table | Text:
+    """Make a rich table, or a plain one of many lines."""
+    if len(shown) > RICH_LINES:
+        return _plain_table(shown, heading_width)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for column in shown.columns:
-        words = column.replace(" - ", "_- ").split()  # no line starts with the minus sign
-        width = max(heading_width, *map(len, words), *(len(v) for v in shown[column]))
         text = column in TEXT_HEADINGS
         table.add_column(
-            "\n".join(textwrap.wrap(" ".join(words), width, break_on_hyphens=False)).replace("_-", " -"),
+            "\n".join(_wrap_heading(column, shown[column], heading_width)),
             justify="left" if text else "right",
             overflow="fold",
             no_wrap=not text,

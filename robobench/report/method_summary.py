@@ -68,6 +68,49 @@ def method_summary(place: Path) -> str:
     )
 
 
+def short_summary(place: Path) -> str:
+    """Write a table of at most 8 columns: the data set with most models, under the strongest attacks at one radius."""
+    records = read_records(place)
+    rows = make_frame(records)
+    parts = iter_groups(rows[rows["status"] == "ok"], ["dataset", "data_digest"])
+    rows = _add_attacks(max(parts, key=lambda part: part["weights_digest"].nunique()))
+    threat = _select_threats(rows)[0]
+    methods = [m for m in iter_groups(rows, SETTING_COLUMNS) if len(_models_at(m, threat, "white-box"))]
+    methods.sort(key=lambda method: -(_mean_worst_case(method, threat) or 0.0))
+    letters = _significance_groups(
+        [r for r in records if r["data_digest"] == rows.iloc[0]["data_digest"]], methods, threat
+    )
+    sources = set(rows["source_digest"].dropna())
+    lines = []
+    for number, method in enumerate(methods):
+        models = method.drop_duplicates("weights_digest")
+        here = method[method["examples"] == threat.examples]
+        lines.append(
+            {
+                "defense": markdown_escape(str(method.iloc[0]["defense"])) + "'" * int(method.iloc[0]["nth"]),
+                "clean": _format_spread(here, "clean_accuracy", here),
+                "worst case, white-box": _format_worst_case(method, threat, "white-box"),
+                "group": letters.get(number, MISSING),
+                "transfer": _format_transfer(method, threat, sources),
+                **{
+                    HEADINGS[name]: format_seconds(pd.to_numeric(models[name]).mean())
+                    for name in ("train_cpu_seconds", "total_train_cpu_seconds")
+                },
+                "flags": ", ".join(list_flags(_rows_at(method, threat, any_count=True))) or MISSING,
+            }
+        )
+    first = rows.iloc[0]
+    note = (
+        f"{first['dataset']} (data {first['data_digest']}), {first['model']}, {threat.examples} test images, "
+        f"{format_threat(threat.norm, threat.eps)}; worst case per image over {threat.attacks}. Accuracies in percent "
+        "with the 95 % CI over images, or ± the standard deviation over seeds. group: models that share a letter do "
+        "not differ significantly (exact McNemar test, Holm-corrected). transfer: examples made on an undefended "
+        f"model, which is left out there; (control): undefended models of other seeds. flags: at this radius, with "
+        f"any number of images. Hardware: {', '.join(sorted(set(rows['hardware'].astype(str))))}."
+    )
+    return "\n".join([markdown(pd.DataFrame(lines)), "", note])
+
+
 def _summarize(rows: pd.DataFrame, records: list[EvaluationRecord]) -> str:
     """Write the table of all models on the same data, with its legend."""
     rows = _add_attacks(rows)
@@ -89,9 +132,7 @@ def _summarize(rows: pd.DataFrame, records: list[EvaluationRecord]) -> str:
             line[f"{threat.heading}: white-box"] = _format_worst_case(method, threat, "white-box")
             if letters:
                 line[f"{threat.heading}: significance group"] = letters.get(number, "")
-            transfer = _format_worst_case(method, threat, "transfer")
-            is_control = transfer != MISSING and bool(sources & set(method["weights_digest"]))
-            line[f"{threat.heading}: transfer"] = transfer + " (control)" * is_control
+            line[f"{threat.heading}: transfer"] = _format_transfer(method, threat, sources)
         models = method.drop_duplicates("weights_digest")
         for column in ("train_seconds", "train_cpu_seconds", "total_train_cpu_seconds"):
             line[HEADINGS[column]] = format_seconds(pd.to_numeric(models[column]).mean())
@@ -132,10 +173,10 @@ def _select_threats(rows: pd.DataFrame) -> list[Threat]:
     return sorted(out, key=lambda t: (-t.attacks.count(BUDGET_SEPARATOR), -t.examples, t.norm != "Linf", t.eps))
 
 
-def _rows_at(rows: pd.DataFrame, threat: Threat) -> pd.DataFrame:
-    """Return the rows of a threat's number of images and radius."""
+def _rows_at(rows: pd.DataFrame, threat: Threat, *, any_count: bool = False) -> pd.DataFrame:
+    """Return the rows of a threat's radius and number of images, or of any number of images."""
     at = (rows["threat_norm"] == threat.norm) & (rows["threat_eps"] == threat.eps)
-    return rows[at & (rows["examples"] == threat.examples)]
+    return rows[at & (any_count | (rows["examples"] == threat.examples))]
 
 
 def _models_at(method: pd.DataFrame, threat: Threat, protocol: str) -> pd.DataFrame:
@@ -164,6 +205,13 @@ def _format_worst_case(method: pd.DataFrame, threat: Threat, protocol: str) -> s
         interval = format_interval(row["worst_case_ci_low"], row["worst_case_ci_high"])
         return f"{format_percent(row['worst_case_accuracy'])} {interval}"
     return _format_spread(found, "worst_case_accuracy", method)
+
+
+def _format_transfer(method: pd.DataFrame, threat: Threat, sources: set[str]) -> str:
+    """Format transfer accuracy; '(control)' marks undefended models of other seeds than the source."""
+    transfer = _format_worst_case(method, threat, "transfer")
+    is_control = transfer != MISSING and bool(sources & set(method["weights_digest"]))
+    return transfer + " (control)" * is_control
 
 
 def _format_spread(found: pd.DataFrame, column: str, method: pd.DataFrame) -> str:

@@ -86,7 +86,12 @@ class Browser:
 
     def open(self, page: Path) -> None:
         """Open a file and wait until it is loaded."""
-        self.call("Page.navigate", url=page.as_uri())
+        self.open_url(page.as_uri())
+
+    def open_url(self, url: str) -> None:
+        """Open an address and wait until it is loaded."""
+        self.events = [event for event in self.events if event["method"] != "Page.loadEventFired"]
+        self.call("Page.navigate", url=url)
         until = time.monotonic() + 300
         while not any(e["method"] == "Page.loadEventFired" for e in self.events):
             self.events.append(self._next_message(until))
@@ -115,9 +120,13 @@ class Browser:
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         self.call("Emulation.setDeviceMetricsOverride", **size)
 
-    def screenshot(self) -> bytes:
-        """Return a screenshot of the whole page as PNG."""
-        return base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"])
+    def screenshot(self, height: int | None = None) -> bytes:
+        """Return a screenshot of the whole page, or of its first `height` CSS pixels, as PNG."""
+        more = {}
+        if height is not None:
+            width = self.evaluate("document.documentElement.clientWidth")
+            more["clip"] = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
+        return base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True, **more)["data"])
 
     def pdf(self) -> bytes:
         """Return the printed page as PDF."""

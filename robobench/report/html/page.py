@@ -32,8 +32,15 @@ from robobench.report.formatting import (
     named_models,
     threats,
 )
-from robobench.report.image_panels import AdversarialPanel, load_test_images, method_panel, most_misclassified_images
-from robobench.report.leaderboard import WORST_HEADING, format_leaderboard, rank_models, split_leaderboards
+from robobench.report.html import parts
+from robobench.report.image_panels import (
+    AdversarialPanel,
+    LoadImages,
+    load_test_images,
+    method_panel,
+    most_misclassified_images,
+)
+from robobench.report.leaderboard import rank_models, split_leaderboards
 from robobench.report.matrix import PROTOCOLS, budget_notes, cost_table, failure_notes, matrix
 from robobench.results.checks import raised_by_examination
 from robobench.results.records import EvaluationRecord
@@ -93,6 +100,7 @@ class Section:
     """The results on one data set and number of test images."""
 
     title: str
+    outcomes: list[str]  # sentences
     leaderboards: list[Table]
     matrices: list[Table]
     figures: list[PageFigure]
@@ -113,8 +121,8 @@ def make_sections(rows: pd.DataFrame, place: Path, data_dir: Path | None = None)
         files = store.manifest(store.folder("model", name))["files"]
         for file in WEIGHT_FILES.values():
             folders[config["defense"], config["seed"], files.get(file, "")[:16]] = name
-    parts = iter_groups(rows, COMPARABLE_KEYS)
-    return [_make_section(part, f"f{n}", store, repro, folders, data_dir) for n, part in enumerate(parts, 1)]
+    groups = iter_groups(rows, COMPARABLE_KEYS)
+    return [_make_section(part, f"f{n}", store, repro, folders, data_dir) for n, part in enumerate(groups, 1)]
 
 
 def _make_section(
@@ -122,27 +130,19 @@ def _make_section(
 ) -> Section:
     rows = add_names(rows)
     first, lines = rows.iloc[0], rank_models(rows)
-    leaderboards = []
-    for title, part in split_leaderboards(lines):
-        table = format_leaderboard(part).rename(columns={"worst": WORST_HEADING})
-        leaderboards.append(_to_table(title, table, best=part["best"].tolist()))
-    matrices = []
-    for protocol, meaning in PROTOCOLS.items():
-        part = rows[rows["protocol"] == protocol]
-        if len(part):
-            table = matrix(part, protocol).reset_index()
-            matrices.append(_to_table(f"{protocol} accuracy, %: {meaning}", table, notes=budget_notes(part)))
-    matrices.append(_to_table("cost and flags", cost_table(rows).reset_index()))
     records = [record for model_records in repro.records.values() for record in model_records]
     identity = ["defense", "seed", "weights_digest"]
     models: NamedModels = [
         (name, part, folders.get(tuple(part.iloc[0][identity]))) for name, part in named_models(rows)
     ]
-    panels, notes = _image_figures(prefix, models, store, records, str(first["data_digest"]), data_dir)
+    load_images = functools.cache(lambda: load_test_images(store, str(first["data_digest"]), data_dir))
+    panels, notes = _image_figures(prefix, models, store, records, str(first["data_digest"]), load_images)
+    tables, more_notes = _matrices(rows, records, load_images)
     return Section(
         f"{first['dataset']}, {', '.join(sorted(set(rows['model'])))}, {first['examples']} test images",
-        leaderboards,
-        matrices,
+        parts.outcomes(rows, lines),
+        _leaderboards(rows, lines, len(models)),
+        tables,
         [
             *_accuracy_figures(prefix, lines),
             *_trace_figures(prefix, rows, records),
@@ -150,11 +150,44 @@ def _make_section(
             *panels,
         ],
         [_model_details(name, part, store, repro, folder) for name, part, folder in models],
-        [*failure_notes(rows), *notes],
+        [*failure_notes(rows), *dict.fromkeys([*notes, *more_notes]), *_limits(len(models))],
     )
 
 
+def _leaderboards(rows: pd.DataFrame, lines: pd.DataFrame, count: int) -> list[Table]:
+    """Return the leaderboards, with seeds combined; none for a single model, which the matrix shows."""
+    if count == 1:
+        return []
+    return [_to_table(title, table, best=best) for title, table, best in parts.leaderboards(rows, lines)]
+
+
+def _matrices(
+    rows: pd.DataFrame, records: Sequence[EvaluationRecord], load_images: LoadImages
+) -> tuple[list[Table], list[str]]:
+    """Return the matrices of both protocols, accuracy per class, and costs; and notes about what is missing."""
+    out, notes = [], []
+    for protocol, meaning in PROTOCOLS.items():
+        part = rows[rows["protocol"] == protocol]
+        if len(part):
+            table = matrix(part, protocol).reset_index()
+            out.append(_to_table(f"{protocol} accuracy, %: {meaning}", table, notes=budget_notes(part)))
+    by_class = parts.class_table(rows, records, load_images)
+    if isinstance(by_class, str):
+        notes.append(by_class)
+    else:
+        out.append(_to_table(*by_class))
+    costs = _to_table("cost and flags", cost_table(rows).reset_index())
+    return [*out, *([costs] if len(costs.head) > 2 else [])], notes
+
+
+def _limits(count: int) -> list[str]:
+    """Say which models the figures leave out."""
+    most = figures.MAX_MODELS
+    return [f"Figures with a line for each model show {most} of {count}; the tables have all."] if count > most else []
+
+
 def _to_table(caption: str, table: pd.DataFrame, **more: Any) -> Table:
+    table = parts.drop_empty_columns(table)
     return Table(caption, list(table.columns), table.to_numpy().tolist(), **more)
 
 
@@ -163,6 +196,15 @@ def _accuracy_figures(prefix: str, lines: pd.DataFrame) -> list[PageFigure]:
     out = []
     for norm in dict.fromkeys(norm for norm, _ in threats(lines)):
         some = _largest_leaderboards(lines[lines["threat_norm"] == norm])
+        for at in iter_groups(some, ["threat_eps"]):
+            if len(at) > 1:
+                eps = at["threat_eps"].iloc[0]
+                caption = (
+                    "A dot for each model, its area by training time. Filled: white-box worst case. Hollow: transfer. "
+                    "Shaded: mean plus and minus one standard deviation over the seeds of a defense."
+                )
+                name = f"{prefix}-clean-{norm}-{eps:.4g}".replace(".", "_")
+                out.append(PageFigure(name, figures.plot_clean_against_robust(at.reset_index(drop=True)), caption))
         caption = "Solid: white-box worst case, an upper bound of robustness. Dotted: transfer. eps 0: clean accuracy."
         out.append(PageFigure(f"{prefix}-eps-{norm}", figures.plot_accuracy_curve(some, norm), caption))
         at = some[some["threat_eps"] == some["threat_eps"].max()]
@@ -182,15 +224,15 @@ def _largest_leaderboards(lines: pd.DataFrame) -> pd.DataFrame:
 
 
 def _trace_figures(prefix: str, rows: pd.DataFrame, records: Sequence[EvaluationRecord]) -> list[PageFigure]:
-    """Plot for every norm the trace of the attack with most models (then most steps) at the smallest radius."""
+    """Plot for every norm and radius the trace of the attack with most models (then most steps)."""
     wanted = {(r.weights_digest, r.examples, r.data_digest) for r in iter_rows(rows)}
     traced = [
         r for r in records if (r["weights_digest"], r["examples"], r["data_digest"]) in wanted and r.get("traces")
     ]
     names = {part.iloc[0]["weights_digest"]: name for name, part in named_models(rows)}
     out = []
-    for norm in dict.fromkeys(r["threat_norm"] for r in sorted(traced, key=lambda r: r["threat_norm"] != "Linf")):
-        eps = min(r["threat_eps"] for r in traced if r["threat_norm"] == norm)
+    found = {(r["threat_norm"], r["threat_eps"]) for r in traced}
+    for norm, eps in sorted(found, key=lambda threat: (threat[0] != "Linf", *threat)):
         by_attack: dict[str, dict[str, list[float]]] = {}
         for r in traced:
             if (r["threat_norm"], r["threat_eps"]) == (norm, eps) and r["attack"] in r["traces"] and r["steps"] != 1:
@@ -201,7 +243,8 @@ def _trace_figures(prefix: str, rows: pd.DataFrame, records: Sequence[Evaluation
             caption = "If a curve still falls at its end, more steps would find more adversarial examples."
             title = f"{attack} at {format_threat(norm, eps)}, step by step"
             figure = figures.plot_traces(by_attack[attack], TRACE_STEPS, title)
-            out.append(PageFigure(f"{prefix}-progress-{norm}", figure, caption))
+            name = f"{prefix}-progress-{norm}-{eps:.4g}".replace(".", "_")
+            out.append(PageFigure(name, figure, caption))
     return out
 
 
@@ -210,7 +253,10 @@ def _stage_figures(prefix: str, models: NamedModels, store: Store) -> list[PageF
     times = {name: _stage_seconds(store, folder) for name, _, folder in models if folder}
     times = {name: seconds for name, seconds in times.items() if seconds}
     caption = "Every stage that had to run. 'from NAME' is another training that this one required."
-    return [PageFigure(f"{prefix}-stages", figures.plot_stage_times(times), caption)] if times else []
+    out = [PageFigure(f"{prefix}-stages", figures.plot_stage_times(times), caption)] if times else []
+    curves = parts.training_curves(models, store)
+    caption = "The losses of different methods are different quantities; compare the course, not the height."
+    return [*out, PageFigure(f"{prefix}-training", curves, caption)] if curves else out
 
 
 def _image_figures(
@@ -219,10 +265,9 @@ def _image_figures(
     store: Store,
     records: Sequence[EvaluationRecord],
     data_digest: str,
-    data_dir: Path | None,
+    load_images: LoadImages,
 ) -> tuple[list[PageFigure], list[str]]:
     """Plot the images that most models misclassify, and figures of methods. Notes say what is not available."""
-    load_images = functools.cache(lambda: load_test_images(store, data_digest, data_dir))
     out: list[PageFigure] = []
     notes: list[str] = []
     try:

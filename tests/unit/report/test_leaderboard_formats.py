@@ -57,7 +57,7 @@ def test_selected_columns_without_room_form_further_tables(width, options):
     rows["hardware"] = "AMD EPYC 9R14 Processor of a rather long name, 2 cores, AVX2"
     console = Console(file=io.StringIO(), width=width)
     (_, lines), *_ = split_leaderboards(rank_models(rows))
-    names = tuple(HEADINGS) if "wide" in options else options["columns"]
+    names = tuple(name for name in HEADINGS if name != "n") if "wide" in options else options["columns"]
     console.print(render_leaderboard("title", lines, names, console))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert all(len(line) <= width for line in text.splitlines()) and "…" not in text
@@ -70,7 +70,7 @@ def test_selected_columns_without_room_form_further_tables(width, options):
         assert piped.count("hardware") == 2 and len(max(piped.splitlines(), key=len)) > 200
 
 
-def test_ten_thousand_rows_are_ranked_within_fifty_lines(tmp_path, monkeypatch):
+def test_ten_thousand_rows_are_ranked_and_all_shown(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     many = {f"d{i}": 0.9 - i / 1000 for i in range(625)}
     rows = pd.concat(
@@ -81,11 +81,10 @@ def test_ten_thousand_rows_are_ranked_within_fifty_lines(tmp_path, monkeypatch):
     )
     assert len(rows) == 10_000
     rows.to_csv(tmp_path / "rows.csv", index=False)
-    start = time.monotonic()
+    start = time.process_time()
     text = leaderboard(read_rows(tmp_path))
-    assert time.monotonic() - start < 8  # 2.5 s on an idle machine, start of Python included
-    assert len(text.splitlines()) <= 50 and "more lines" in text
-    assert re.search(r"^ +1 +d0 ", text, re.M) and len(leaderboard(rows.head(800), everything=True).splitlines()) > 100
+    assert time.process_time() - start < 5  # 1.6 s on 2 cores of an AMD EPYC
+    assert all(len(re.findall(rf"^ *\d+ +d{number} ", text, re.M)) == 2 for number in range(625))
 
 
 def test_markdown_escapes_names_and_bolds_best():
