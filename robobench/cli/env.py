@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from robobench.cli.list_ import print_columns
+from robobench.core.imports import EXTRAS, install_hint
 
 HELP = "Show what this machine has. Versions, devices, data sets, free disk space, and what to do about missing parts."
 EPILOG = """
@@ -17,11 +18,10 @@ Examples:
   robobench env
 """
 
-ATTACK_LIBRARIES = ("torchattacks", "pyautoattack")
+ATTACK_LIBRARIES = ("pyautoattack",)
 
 LIBRARIES = ("torchvision", "timm", "pandas", "matplotlib")
 
-EXTRAS = {"robustbench": "robustbench", "ray": "ray", "lightning-fabric": "distributed"}  # package -> our extra
 
 LOW_DISK = 5.0  # GiB
 
@@ -43,10 +43,11 @@ def installed(package: str) -> str | None:
 def environment() -> list[tuple[str, str]]:
     """Return (name, state; next step) of everything robobench can use."""
     lines = [("python", platform.python_version())]
-    for package in ("robobench", *LIBRARIES, *ATTACK_LIBRARIES):
+    lines.append(("robobench", installed("robobench") or "not installed; uv sync in its clone"))
+    for package in (*LIBRARIES, *ATTACK_LIBRARIES):
         lines.append((package, installed(package) or f"not installed; uv pip install {package}"))
-    for package, extra in EXTRAS.items():
-        lines.append((package, installed(package) or f"not installed; pip install 'robobench[{extra}]'"))
+    for package in EXTRAS:
+        lines.append((package, installed(package) or f"not installed; {install_hint(package)}"))
     return [*lines[:2], *_torch(), *lines[2:], *_extras(), *_data(), *_disk()]
 
 

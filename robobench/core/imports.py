@@ -1,4 +1,4 @@
-"""Import a Python file that is not on the import path."""
+"""Import a Python file that is not on the import path; say how optional packages are installed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,19 @@ import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
+
+# Package -> extra of robobench. On the package index, "robobench" is another project: never advise to install it.
+EXTRAS = {
+    "torchattacks": "torchattacks",
+    "robustbench": "robustbench",
+    "ray": "ray",
+    "lightning-fabric": "distributed",
+}
+
+
+def install_hint(package: str) -> str:
+    """Say how to install an optional package."""
+    return f"in a clone of robobench: uv sync --extra {EXTRAS[package]}, elsewhere: pip install {package}"
 
 
 def import_file(name: str, file: Path) -> Any:

@@ -53,7 +53,10 @@ def resolve_device_count(requested: int, device: str) -> int:
     if devices == 1:
         return 1
     if importlib.util.find_spec("lightning_fabric") is None:
-        raise RequestError(f"{devices} devices need lightning-fabric: pip install 'robobench[distributed]'")
+        raise RequestError(
+            f"{devices} devices need lightning-fabric; in a clone of robobench: uv sync --extra distributed, "
+            "elsewhere: pip install lightning-fabric"
+        )
     if hasattr(sys, "ps1"):
         raise RequestError(f"devices={devices} cannot start processes in an interactive session; write a script")
     if ":" in device:

@@ -14,6 +14,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from robobench.core.imports import install_hint
 from robobench.core.registry import unknown_name
 from robobench.data.info import DATASETS
 from robobench.errors import RequestError
@@ -45,7 +46,7 @@ def build_zoo_model(name: str, num_classes: int, pretrained: bool) -> nn.Module:
             from robustbench.utils import load_model
         except ImportError as err:
             raise RequestError(
-                f"model '{name}' needs the package robustbench ({err}); pip install 'robobench[robustbench]'"
+                f"model '{name}' needs the package robustbench ({err}); {install_hint('robustbench')}"
             ) from err
     zoo = {
         f"{dataset.value}/{threat.value}/{model_id}": entry

@@ -22,7 +22,7 @@ MODELS = {
     "wrn-28-10": "wide ResNet of Zagoruyko and Komodakis 2016, 36.5 M parameters, for 32 px",
     "wrn-34-10": "wide ResNet with 34 layers, 46.2 M parameters",
     "timm:NAME": "any timm classifier, such as timm:convnext_atto",
-    "robustbench:ID": "a model of RobustBench's zoo, such as robustbench:Wong2020Fast (extra robobench[robustbench])",
+    "robustbench:ID": "a model of RobustBench's zoo, such as robustbench:Wong2020Fast (extra robustbench)",
     "FILE.py:FUNCTION": "your model: FUNCTION(num_classes) -> nn.Module in a file, or package.module:FUNCTION",
 }
 

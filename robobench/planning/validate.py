@@ -6,6 +6,7 @@ import math
 import re
 from importlib.util import find_spec
 
+from robobench.core.imports import install_hint
 from robobench.core.registry import unknown_name
 from robobench.errors import RequestError
 from robobench.planning.request import ExperimentConfig
@@ -45,7 +46,7 @@ def check_executor(request: ExperimentConfig, device: str) -> None:
                 raise RequestError(f"--{flag} {value} belongs to --executor ray; add that, or leave it out")
         return
     if getattr(find_spec("ray"), "origin", None) is None:
-        raise RequestError("--executor ray needs Ray; install it with: pip install 'robobench[ray]'")
+        raise RequestError(f"--executor ray needs Ray; {install_hint('ray')}")
     if request.overwrite:
         raise RequestError("--overwrite does not work with --executor ray; use a new folder instead: --out DIR")
     if request.devices > 1:

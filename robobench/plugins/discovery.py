@@ -19,7 +19,7 @@ from importlib.metadata import EntryPoints, entry_points
 from pathlib import Path
 from typing import Any
 
-from robobench.core.imports import import_file
+from robobench.core.imports import EXTRAS, import_file, install_hint
 from robobench.core.registry import ATTACKS, DEFENSES, unknown_name
 from robobench.errors import PluginError, RequestError
 
@@ -139,6 +139,11 @@ def _import_module(module: str) -> Any:
             import_file(module, _plugin_files[module]) if module in _plugin_files else importlib.import_module(module)
         )
     except Exception as err:
+        if isinstance(err, ModuleNotFoundError) and err.name in EXTRAS:
+            raise PluginError(
+                f"plug-in module '{module}' needs the package {err.name}; {install_hint(err.name)}, or leave its names "
+                "out of the run"
+            ) from err
         reason = " ".join(str(err).split()) or type(err).__name__
         raise PluginError(
             f"plug-in module '{module}' fails to import: {type(err).__name__}: {reason}; "

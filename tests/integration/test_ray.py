@@ -45,7 +45,9 @@ def refused(arguments, capsys, tmp_path):
 def test_missing_ray_names_install_command(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)  # makes the import fail
     message = refused(["compare", "--executor", "ray"], capsys, tmp_path)
-    assert message == "robobench: --executor ray needs Ray; install it with: pip install 'robobench[ray]'"
+    assert message == (
+        "robobench: --executor ray needs Ray; in a clone of robobench: uv sync --extra ray, elsewhere: pip install ray"
+    )
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from robobench.errors import RequestError
 def test_missing_extra_names_install_command(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "lightning_fabric" else find(name))
-    with pytest.raises(RequestError, match=r"2 devices need lightning-fabric: pip install 'robobench\[distributed\]'"):
+    with pytest.raises(RequestError, match="2 devices need lightning-fabric; in a clone of robobench: uv sync"):
         launch.resolve_device_count(2, "cpu")
 
 
