@@ -100,8 +100,7 @@ class RoCLConfig(AdvTrainConfig):
         )
 
 
-# Chosen on held-out training images of the board cifar10-jpeg-resnet20, after a short pre-training: with the published
-# settings the cross-entropy of the head is still far above its optimum.
+# Chosen on held-out training images (docs/paper.md): the published rate does not converge after a short pre-training.
 _HEAD = {"head_batch_size": 128, "head_lr": 0.01}
 
 
@@ -144,10 +143,7 @@ class RoCL(Defense):
     }
 
     def stages(self, setup: DefenseSetup) -> list[Stage]:
-        """Return the stages: pre-training of encoder and projector without labels, then the head.
-
-        The linear head is trained on features that are computed once: encoder and images do not change.
-        """
+        """Return the stages: pre-training of encoder and projector without labels, then the head."""
         cfg: RoCLConfig = self.config
         model, head, steps = setup.model, cfg.head_config, cfg.inner_steps
         projector = make_projector(setup, cfg.projection)

@@ -35,7 +35,6 @@ SETS = (
     "run.held_out=0",
     "macd.mae_epochs=20",
     "macd.feature_epochs=4",
-    "rocl.head_epochs=10",
 )  # short, like the other stages
 EPOCH_IMAGES = 50_000  # in the paper
 MAX_FILE_BYTES = 15 * 2**20  # of a file in --back
