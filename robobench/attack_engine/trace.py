@@ -38,11 +38,15 @@ class TraceRecorder:
 
 
 def collect_traces(recorded: Mapping[str, Sequence[Tensor]]) -> Traces:
-    """Average recorded traces (E, 3) of the parts of a batch, by attack name, and keep TRACE_STEPS of them."""
+    """Average recorded traces (E, 3) of the parts of a batch, by attack name, and keep TRACE_STEPS of them.
+
+    The last kept entry is that of the last evaluation.
+    """
     parts: list[Traces] = []
     for attack, traces in recorded.items():
         for trace in traces:
-            rows = trace[[step for step in TRACE_STEPS if step < len(trace)]].tolist()
+            kept = [step for step in TRACE_STEPS if step < len(trace)]
+            rows = trace[[*kept[:-1], len(trace) - 1]].tolist()
             loss, success = [row[1] for row in rows], [row[2] for row in rows]
             parts.append({attack: {"images": int(trace[0, 0]), "loss": loss, "success_rate": success}})
     return average_traces(parts)

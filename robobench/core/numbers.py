@@ -67,7 +67,13 @@ def parse_eps(text: str | float, norm: str) -> float:
             f"eps '{text}' is not a number; write a fraction such as 8/255 or a decimal such as 0.5"
         ) from None
     check_eps(eps, norm, str(text))
-    return eps
+    return canonical_eps(eps)
+
+
+def canonical_eps(eps: float) -> float:
+    """Return the multiple of 1/255 that a radius was rounded from, such as 8/255 for 0.03137254902; else `eps`."""
+    nearest = round(eps * 255) / 255
+    return nearest if abs(eps - nearest) < 1e-7 else eps
 
 
 def parse_radii(texts: Iterable[str], norm: str) -> dict[str, tuple[str, ...]]:

@@ -20,6 +20,8 @@ from robobench.models.checks import check_logits
 from robobench.results.checks import BATCH_TOLERANCE, Finding, make_finding, min_count
 
 REPEATED_PASSES = 2  # over the same images, in the quick checks
+SATURATED_SHARE = 0.25  # of the logits other than the largest; at most 0.01 on 27 honest networks, 0.57 with a sigmoid
+END_WIDTH = 0.01  # of the range of all logits, at both ends
 SMALL_BATCH = 8
 SMALL_PASSES = 10  # over a small batch: finds a model that is rarely random
 RANDOM_TOLERANCE = 1e-4  # distance of one image's logits, scaled to length 1, in two passes
@@ -123,6 +125,10 @@ class ModelChecker:
             top = logits.topk(2, 1).values
             ties = int(((top[:, 0] == top[:, 1]) & self.correct).sum())
             self.add_count("tied-logits", ties, "are correct only because equal logits count for the first class")
+            others, least, span = logits.sort(1).values[:, :-1], logits.min(), logits.max() - logits.min()
+            ends = (others - least < END_WIDTH * span) | (logits.max() - others < END_WIDTH * span)
+            share = float(ends.float().mean())
+            self.add("saturated-logits", share >= SATURATED_SHARE, f"{100 * share:.0f} % of the logits but the largest")
 
     def _check_softmax(self, logits: Tensor) -> None:
         error = (logits.sum(1) - 1).abs().max().item()

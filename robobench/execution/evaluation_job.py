@@ -224,6 +224,10 @@ class Evaluator:
                 "findings": self.findings(cell.model),
             }
         )
+        free = [part.name for part in cell.spec.attack.components if part.gradient_free]
+        if free and cell.protocol == "white-box":
+            found = [traces[name] for name in free if name in traces]
+            record["black_box_found"] = sum(round(trace["images"] * trace["success_rate"][-1]) for trace in found)
         source = self._source(cell)
         if source is not None:
             record["source_findings"] = [self._source_finding(source)]

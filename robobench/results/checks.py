@@ -110,6 +110,12 @@ CHECKS = {
             "return logits without rounding or clamping",
         ),
         Check(
+            "saturated-logits",
+            "a quarter of the logits other than the largest are within 1 % of the ends of the range of all logits",
+            "robobench",
+            "return plain logits: a tanh, sigmoid, softmax or clamp flattens every loss that attacks maximize",
+        ),
+        Check(
             "loss-dependent",
             "8 PGD steps on the cross-entropy and on the margin differ by at least 6 of 12 images",
             "Croce and Hein, arXiv:2003.01690, section 4 (DLR loss)",
@@ -141,7 +147,7 @@ CHECKS = {
         ),
         Check(
             "black-box-stronger",
-            f"images that only gradient-free attacks find: {MIN_COUNT_TEXT} (in a run also 2 of 6 images, 200 queries)",
+            f"images that only gradient-free attacks find: {MIN_COUNT_TEXT} (in a run also 2 of 6 images, 125 queries)",
             "Carlini et al.; Athalye et al., section 3.1",
             "include the black-box attack in the worst case, and give it more queries",
         ),
@@ -250,10 +256,15 @@ def check_records(group: list[EvaluationRecord], norm: str, eps: float) -> list[
         if r["threat_eps"] == eps:
             here.setdefault(attack_kind(r), []).append(r)
     kinds = ("many-step", "one-step", "gradient-free")
+    out = []
+    for r in (r for r in white_box if r["threat_eps"] == eps and "black_box_found" in r):
+        lost, count = r["black_box_found"], len(outcomes_of(r).values)
+        text = f"{lost} of {count} images of {r['attack']}"
+        out.append(make_finding("black-box-lowers-ensemble", lost >= 2 and lost > 0.002 * count, text))
     many, one, gradient_free = (combine_worst_case(here.get(name, ())) for name in kinds)
     if many is None:
-        return []
-    out, count = [], len(many.values)
+        return out
+    count = len(many.values)
     if one is not None:
         text = f"one step leaves {one.count} of {count} correct, many steps {many.count}"
         out.append(make_finding("one-step-stronger", many.count - one.count >= min_count(count), text))

@@ -117,6 +117,7 @@ class EvaluationRecord(TypedDict):
     seconds: float | None  # of the attack
     compiled_search: NotRequired[bool]  # gradient steps ran compiled
     traces: NotRequired[dict[str, dict[str, Any]]]  # by attack: loss and success rate per step
+    black_box_found: NotRequired[int]  # images found by the gradient-free components of an ensemble
     findings: NotRequired[list[FindingRecord]]
     own_source: NotRequired[bool]  # the model is itself the transfer source
     source_findings: NotRequired[list[FindingRecord]]  # of the transfer source

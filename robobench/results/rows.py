@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from filelock import FileLock
 
+from robobench.core.numbers import canonical_eps
 from robobench.errors import ArtifactError, RequestError
 from robobench.results.checks import check_records, min_count, raised_by_examination
 from robobench.results.records import EvaluationRecord, TrainingTiming
@@ -99,7 +100,8 @@ def read_records(root: Path, repair: Store | None = None) -> list[EvaluationReco
     for folder in store.iter_artifacts("evaluations"):
         record = read("evaluations", folder.name, "record.json")
         if record is not None:
-            out.append(cast(EvaluationRecord, {**record, "timing": timing(record["training"])}))
+            more = {"timing": timing(record["training"]), "threat_eps": canonical_eps(record["threat_eps"])}
+            out.append(cast(EvaluationRecord, {**record, **more}))
     requested = {r["training"] for r in out if not r["is_control"]}  # another run may evaluate a baseline by itself
     for r in out:
         r["is_control"] = r["is_control"] and r["training"] not in requested

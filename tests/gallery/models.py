@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from certified import interval_net, lipschitz_net  # type: ignore[import-not-found]
+from nets import adversarially_trained, convolutional, linear, undefended  # type: ignore[import-not-found]
 from torch import Tensor, nn
-
-from tests.gallery.certified import interval_net, lipschitz_net
-from tests.gallery.nets import adversarially_trained, convolutional, linear, undefended
 
 SIDE = 8
 GRID = 16  # gray levels of the digits
@@ -502,3 +501,20 @@ def half_precision(k: int) -> nn.Module:
 def rounded_honestly(k: int) -> nn.Module:
     """Images are rounded to 8 bits, with a straight-through gradient (BPDA)."""
     return Masked(before=lambda images: straight_through((255 * images).round() / 255, images))
+
+
+HONEST = (
+    *("plain", "robust", "plain_gelu", "plain_tanh", "linear_model", "interval", "lipschitz", "average"),
+    *("log_probabilities", "cool_logits", "hot_logits", "half_precision", "rounded_honestly"),
+)
+OTHERS = (  # masked, random or broken
+    *("wrong_sign", "random_gradient", "small_random_gradient", "hashed_gradient", "hashed_but_uphill"),
+    *("border_gradient", "shuffled_gradient", "underflowing_gradient", "nan_gradient", "cut_graph", "new_leaf"),
+    *("no_grad", "constant_decoy", "other_decoy", "robust_decoy", "scaled_decoy", "grad_mode", "requires_grad"),
+    *("one_class_gradient", "predicted_class_gradient", "gradient_off_grid", "rounded", "rounded_to_grid"),
+    *("thermometer", "ripple", "rough_images", "staircase", "tanh", "sharp_tanh", "sigmoid", "softmax"),
+    *("shifted_softmax", "hot_softmax", "huge_logits", "astronomical_logits", "tiny_logits", "rounded_logits"),
+    *("one_hot", "integers", "cut_off", "clamped", "flat_power", "steep_power", "noisy", "shifted", "dropout"),
+    *("rarely_random", "alternating", "batch_statistics", "small_batches", "single_images", "mean_image"),
+    *("constant", "ties", "guessing"),
+)

@@ -6,11 +6,11 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
+from certified import train  # type: ignore[import-not-found]
 from torch import Tensor, nn
 
 from robobench.core.threat import ThreatModel
 from robobench.training.inner_maximization import pgd_ascent
-from tests.gallery.certified import train
 
 TRAIN_THREAT = ThreatModel("Linf", 0.1)
 

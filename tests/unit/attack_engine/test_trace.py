@@ -40,3 +40,9 @@ def test_average_traces_weights_by_images():
     assert both["pgd"] == {"images": 4, "loss": [2.0, 2.75, 3.5], "success_rate": [0.25, 0.25, 1.0]}
     assert both["fab"] == short["fab"]
     assert average_traces([average_traces([long, short]), short]) == average_traces([long, short, short])
+
+
+def test_thinned_trace_keeps_its_last_entry():
+    trace = torch.tensor([[1.0, float(n), float(n == 22)] for n in range(23)])  # step 22 is not one of TRACE_STEPS
+    kept = collect_traces({"pgd": [trace]})["pgd"]
+    assert kept["success_rate"][-1] == 1 and kept["loss"][-2:] == [19.0, 22.0]

@@ -150,3 +150,8 @@ def test_images_outside_unit_range_are_refused():
 def test_threat_is_printed_and_scaled():
     assert str(ThreatModel("Linf", 16 / 255)) == "Linf 16/255"
     assert ThreatModel("L2", 1.0).scaled(0.5) == ThreatModel("L2", 0.5)
+
+
+def test_rounded_radius_is_its_multiple_of_255():
+    assert parse_eps("0.03137254902", "Linf") == parse_eps("8/255", "Linf") == 8 / 255
+    assert [parse_eps(text, "Linf") for text in ("0.1", "0.0314", "0.05")] == [0.1, 0.0314, 0.05]

@@ -135,9 +135,9 @@ def test_linear_model_raises_nothing():
 
 
 MASKING = {
-    "huge logits": (lambda x: x, lambda z: 1e4 * z, {"zero-gradients", "survives-large-eps", "transfer-stronger"}),
     "rounded input": (lambda x: (8 * x).round() / 8, lambda z: z, {"zero-gradients", "survives-large-eps"}),
-    "softmax": (lambda x: x, lambda z: (20 * z).softmax(1), {"softmax-output", "zero-gradients", "survives-large-eps"}),
+    "softmax": (lambda x: x, lambda z: (20 * z).softmax(1), {"softmax-output", "zero-gradients", "saturated-logits"}),
+    "wrong sign": (lambda x: 2 * x.detach() - x, lambda z: z, {"gradient-mismatch"}),
     "noise": (lambda x: x + 0.2 * torch.randn_like(x), lambda z: z, {"random-output"}),
     "cut graph": (lambda x: x.detach(), lambda z: z, {"zero-gradients"}),
     "new leaf": (lambda x: x.detach().requires_grad_(), lambda z: z, {"zero-gradients"}),

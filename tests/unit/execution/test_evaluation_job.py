@@ -1,6 +1,7 @@
 """Which attacks of a run use a compiled model, and the quick model checks of a run."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -80,7 +81,9 @@ def test_failed_compilation_falls_back(tmp_path, monkeypatch, has_compiler, caps
 
 # --- quick model checks -------------------------------------------------------------------------
 
-FACTORY = """import torch
+FACTORY = """import os
+
+import torch
 from torch import nn
 
 
@@ -118,6 +121,15 @@ def rounded(k):
     return net(k, Apply(lambda z: (50 * z).round()))
 
 
+def reads_environment(k):
+    shift = int(os.environ["SHIFT"])
+    return net(k, Apply(lambda z: z.roll(shift, 1)))
+
+
+def constant(k):
+    return net(k, Apply(lambda z: 0 * z + torch.arange(k)))
+
+
 def wrong_sign(k):
     def flip(x):
         if x.requires_grad:
@@ -152,8 +164,8 @@ def evaluate_factory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     small = ["--examples", "150", "--eps", "0.05", "--threads", "1"]
 
-    def command(name, attacks="pgd,fgsm", status=0):
-        request = ["evaluate", "-q", "--model", f"mine.py:{name}", "--attacks", attacks, *small, "--out", name]
+    def command(name, attacks="pgd,fgsm", *more, status=0):
+        request = ["evaluate", "-q", "--model", f"mine.py:{name}", "--attacks", attacks, *small, "--out", name, *more]
         assert main(request) == status
         return read_rows(tmp_path / name).fillna({"flags": ""})
 
@@ -190,6 +202,33 @@ def test_model_is_checked_once(evaluate_factory, tmp_path, monkeypatch):
     assert list(evaluate_factory("plain")["flags"]) == ["", ""] and checked == [128]
     for record in read_records(tmp_path / "plain"):
         assert {f["flag"] for f in record["findings"]} > {"train-mode", "batch-dependent", "zero-gradients"}
+
+
+def test_hidden_change_makes_another_model(evaluate_factory, monkeypatch):
+    """A factory that reads an environment variable is evaluated again if its logits change."""
+    for shift in ("0", "1"):
+        monkeypatch.setenv("SHIFT", shift)
+        rows = evaluate_factory("reads_environment", "fgsm")
+    assert rows["weights_digest"].nunique() == 1 and rows["config_digest"].nunique() == 2
+    assert rows["clean_accuracy"].nunique() == 2
+
+
+def test_wrapper_is_not_its_transfer_source(evaluate_factory, monkeypatch):
+    """Two models with the same weights have their own clean accuracy; the source's is not taken."""
+    monkeypatch.setenv("SHIFT", "1")
+    rows = evaluate_factory("reads_environment", "fgsm", "--transfer-source", "mine.py:plain")
+    wrapper = rows[rows["defense"] == "external:reads_environment"]
+    monkeypatch.setenv("SHIFT", "0")
+    plain = rows[rows["defense"] == "external:plain"]
+    assert wrapper["clean_accuracy"].nunique() == 1
+    assert wrapper["clean_accuracy"].iloc[0] != plain["clean_accuracy"].iloc[0]
+    assert not any(r.get("own_source") for r in read_records(Path("reads_environment")) if "reads" in r["defense"])
+
+
+def test_source_that_guesses_is_flagged(evaluate_factory):
+    rows = evaluate_factory("plain", "fgsm", "--transfer-source", "mine.py:constant")
+    mine = rows[rows["defense"] == "external:plain"].set_index("protocol")
+    assert "weak-source" in mine["flags"]["transfer"] and "weak-source" not in mine["flags"]["white-box"]
 
 
 def test_huge_logits_are_attacked(evaluate_factory):

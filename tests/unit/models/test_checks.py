@@ -7,7 +7,7 @@ import torch
 
 from robobench.errors import RequestError
 from robobench.models.build import build_model
-from robobench.models.checks import check_features_and_head, missing_attributes
+from robobench.models.checks import check_features_and_head, logits_fingerprint, missing_attributes
 from robobench.models.spec import ModelSpec
 from tests.helpers.toys import FACTORY
 
@@ -32,3 +32,10 @@ def test_features_and_head_must_give_logits(tmp_path, factory, images, change, m
     with pytest.raises(RequestError) as caught:
         check_features_and_head(build_model(ModelSpec(f"{tmp_path / 'other.py'}:make", 7)), "mine", images)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_fingerprint_ignores_rounding_only():
+    logits = torch.linspace(-3, 5, 40).view(4, 10)
+    assert logits_fingerprint(logits * (1 + 1e-6)) == logits_fingerprint(logits)
+    assert logits_fingerprint(logits.roll(1, 1)) != logits_fingerprint(logits)
+    assert logits_fingerprint(1e37 * logits / 5) != logits_fingerprint(1e37 * logits.flip(0) / 5)

@@ -49,3 +49,9 @@ def test_flags_appear_in_rows():
     assert [row["flags"] for row in make_rows(group)] == ["one-step-stronger"] * 2
     old = [{k: v for k, v in r.items() if k not in ("steps", "gradient_free")} for r in group]
     assert [row["flags"] for row in make_rows(old)] == ["", ""]
+
+
+@pytest.mark.parametrize(("lost", "flag"), [(1, False), (2, True)])
+def test_square_that_lowers_an_ensemble_is_flagged(lost, flag):
+    ensemble = record("autoattack", robust="0011", black_box_found=lost, weights_digest="w")
+    assert (make_rows([ensemble])[0]["flags"] == "black-box-lowers-ensemble") is flag
