@@ -14,7 +14,7 @@ class RequestError(RobobenchError, ValueError):
 
 
 class GradientError(RequestError):
-    """A model's input gradient is NaN where an attack needs it, so the attack's result would be meaningless."""
+    """A model's input gradient is NaN or missing where an attack needs it, so its result would be meaningless."""
 
 
 class ThreatModelError(RobobenchError):

@@ -22,7 +22,7 @@ from robobench.execution.run import execute_request
 from robobench.in_memory import Evaluation, diagnose_model, evaluate_model
 from robobench.in_memory import benchmark as benchmark
 from robobench.models.checks import try_model
-from robobench.models.wrapper import UserModel
+from robobench.models.wrapper import PreprocessedModel, UserModel
 from robobench.planning.attacks import gradient_free_attacks
 from robobench.planning.parsing import build_config
 from robobench.planning.planner import Planner
@@ -145,7 +145,7 @@ def diagnose(checkpoint: str | Path | None = None, *, transfer_source: Any = Non
         _refuse_weights(checkpoint)
         return diagnose_model(transfer_source=transfer_source, **flags)
     is_file = checkpoint is not None and (Path(checkpoint).is_file() or Path(checkpoint).suffix in WEIGHT_SUFFIXES)
-    model: nn.Module | None = None
+    model: PreprocessedModel | None = None
     if checkpoint is not None and not is_file:
         name = str(flags.get("model", ""))
         model, config = load_trained(flags.get("out", "runs"), str(checkpoint), name if is_factory(name) else None)
@@ -170,7 +170,8 @@ def diagnose(checkpoint: str | Path | None = None, *, transfer_source: Any = Non
     attacks = [spec.attack for spec in planner.attacks]
     attacks += gradient_free_attacks(lambda cls, name: planner.settings.plugin_config(cls, name, {}), attacks)
     images, labels = data.images(index), data.labels[index].to(device)
-    found = diagnostics.diagnose(model.to(device), images, labels, attacks, source=source)
+    try_model(model.to(device), str(checkpoint or request.model), images)  # a model that fails is one line
+    found = diagnostics.diagnose(model, images, labels, attacks, source=source)
     name, classes = str(checkpoint or request.model), planner.models.dataset.num_classes
     trained = checkpoint is not None and not is_file
     warning = near_chance_warning(name, found.clean_accuracy, labels.cpu(), classes, trained)
@@ -179,7 +180,7 @@ def diagnose(checkpoint: str | Path | None = None, *, transfer_source: Any = Non
     return found
 
 
-def _load_external(planner: Planner, name: str, weights: Path | None, role: str = "evaluated") -> nn.Module:
+def _load_external(planner: Planner, name: str, weights: Path | None, role: str = "evaluated") -> PreprocessedModel:
     """Load a model that was trained elsewhere, in eval mode on the device."""
     from robobench.models.build import build_model
     from robobench.models.weights import load_weights
@@ -265,11 +266,12 @@ def _usable_model(model: nn.Module, images: Tensor, labels: Tensor) -> nn.Module
     if len(images) == 0:
         return model
     with torch.no_grad(), torch.random.fork_rng(), attack_mode(model):
+        given = images[:1].clone()
         try:
-            logits = model(images[:1])
+            logits = model(given)
         except Exception:  # `try_model` says why
             logits = None
-        if not isinstance(logits, Tensor) or logits.dim() != 2:
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or not torch.equal(given, images[:1]):
             model = UserModel(model)
             logits, _ = try_model(model, "given", images[:1])
     classes, low, high = logits.shape[1], int(labels.min()), int(labels.max())

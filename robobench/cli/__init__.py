@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 import warnings
@@ -114,6 +115,9 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as err:
         if hasattr(err, "format_message"):  # usage errors of typer, with any version of click
             message = str(err.format_message())
+            extra = re.search(r"unexpected extra argument.* \(([\d./ ]+)\)$", message)
+            if extra:
+                message += f"; several radii are separated by commas: --eps 8/255,{extra[1].replace(' ', ',')}"
             return _refuse(message) if message else 2  # no message: the help was printed
         raise
 

@@ -13,6 +13,8 @@ from robobench.store.artifacts import WEIGHT_FILES, Store
 if TYPE_CHECKING:
     from torch import nn
 
+    from robobench.models.wrapper import PreprocessedModel
+
 
 def load(store: str | Path, name: str, *, device: str = "cpu", factory: str | None = None) -> nn.Module:
     """Load a trained model in eval mode: images (B, 3, H, W) in [0, 1] -> logits (B, K).
@@ -30,7 +32,7 @@ def load(store: str | Path, name: str, *, device: str = "cpu", factory: str | No
 
 def load_trained(
     store: str | Path, name: str, factory: str | None = None, selection: str = "last"
-) -> tuple[nn.Module, dict[str, Any]]:
+) -> tuple[PreprocessedModel, dict[str, Any]]:
     """Return a trained model, loaded as by `load`, and its config.json.
 
     Args:

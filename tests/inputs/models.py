@@ -303,6 +303,11 @@ class TupleNet(torch.nn.Sequential):
         return super().forward(x), x
 
 
+class InPlaceNet(torch.nn.Sequential):
+    def forward(self, x):
+        return super().forward(x.sub_(0.5).mul_(4))
+
+
 UNIT = np.full((2, 3, 2, 2), 0.5, np.float32)
 TUPLE_NET = TupleNet(torch.nn.Flatten(), torch.nn.Linear(12, 3))
 ATTACKED = [
@@ -320,6 +325,7 @@ ATTACKED = [
     attack("norm=2", norm=2, eps=0.03),
     attack("eps='8./255'", eps="8./255"),
     attack("a model that returns a tuple", net=TUPLE_NET),
+    attack("a model that changes its input in place", net=InPlaceNet(torch.nn.Flatten(), torch.nn.Linear(12, 3))),
     attack("half images", "an eps ball needs both", refused=True, images=torch.full((2, 3, 2, 2), 0.5).half()),
     attack("uint8 images", "images / 255", refused=True, images=torch.ones(2, 3, 2, 2, dtype=torch.uint8)),
     attack("images in 0 to 255", "[0, 1]", refused=True, images=UNIT * 255),

@@ -48,7 +48,7 @@ class Recorder:
         self.history = [1.0, 2.0]
 
 
-class AttributeDict(dict):
+class AttributeDict(dict[str, float]):
     """As Lightning's: a dictionary with attributes."""
 
 
@@ -113,7 +113,7 @@ CONTAINERS = ("state_dict", "model", "model_state_dict", "net", "network", "rmod
               "ema", "best", "last", "generator", "any key at all")  # fmt: skip
 PREFIXES = ("module.", "model.", "net.", "backbone.", "_orig_mod.", "module.basic_net.", "module._orig_mod.", "1.",
             "encoder.features.deep.")  # fmt: skip
-BESIDE = {
+BESIDE: dict[str, dict[str, object]] = {
     "numpy scalars": {"acc": np.float64(93.1), "epoch": np.int64(3)},
     "numpy arrays": {"curve": np.arange(3.0)},
     "argparse.Namespace": {"args": argparse.Namespace(lr=0.1)},
