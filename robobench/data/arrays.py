@@ -37,6 +37,10 @@ def check_arrays(where: str, images: Any, labels: Any, num_classes: int | None, 
     if low < 0 or (num_classes is not None and high >= num_classes):
         allowed = f"0 to {num_classes - 1}" if num_classes else "0 or more"
         raise RequestError(f"{where}: labels must be {allowed}, got {low} to {high}")
+    if low == 1:
+        notes.append(
+            f"{where}: labels are 1 to {high}; if the first class is 1, subtract 1: classes are numbered from 0"
+        )
     return _to_unit_range(where, images, notes), labels
 
 

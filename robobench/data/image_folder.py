@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
-TEST_FOLDERS = ("test", "val", "valid", "validation")  # the first one with class folders is read
+TRAIN_FOLDERS = ("train", "training")  # in any case
+TEST_FOLDERS = ("test", "val", "valid", "validation", "testing", "eval")  # the first one with class folders is read
 TINY_IMAGENET_LABELS = "val_annotations.txt"  # file name, class, box
 DEEP_GRAY = ("I;16", "I;16B", "I;16L", "I")  # Pillow's modes of gray images with 16 bits
 NAMED = 3  # names in a note
@@ -77,11 +78,11 @@ def find_layout(name: str, folder: Path) -> Layout:
     """
     if not folder.is_dir():
         raise RequestError(f"no folder '{folder}' for data set '{name}'; write imagefolder:PATH")
-    if folder.name in TEST_FOLDERS and (folder.parent / "train").is_dir():
-        candidates, train = [folder], folder.parent / "train"
+    if folder.name.lower() in TEST_FOLDERS and _subfolders(folder.parent, TRAIN_FOLDERS):
+        candidates, train = [folder], _subfolders(folder.parent, TRAIN_FOLDERS)[0]
     else:
-        candidates = [folder / part for part in TEST_FOLDERS if (folder / part).is_dir()]
-        train = folder / "train"
+        candidates = _subfolders(folder, TEST_FOLDERS)
+        train = next(iter(_subfolders(folder, TRAIN_FOLDERS)), folder / "train")
     if not candidates and not train.is_dir() and _class_folders(folder):
         candidates = [folder]  # a folder of class folders
     if not candidates:
@@ -105,6 +106,12 @@ def find_layout(name: str, folder: Path) -> Layout:
             notes.append(f"the class folders of '{test}' are whole numbers, and sorted as numbers: {first}, ...")
         classes = in_order
     return Layout(test, train if train.is_dir() else None, classes, notes)
+
+
+def _subfolders(folder: Path, names: tuple[str, ...]) -> list[Path]:
+    """Return the subfolders called by one of `names`, in any case, in the order of the names."""
+    found = {path.name.lower(): path for path in sorted(folder.iterdir()) if path.is_dir()}
+    return [found[name] for name in names if name in found]
 
 
 def _class_folders(folder: Path) -> list[str]:
@@ -241,6 +248,8 @@ def _read(path: Path, resize: Resize) -> Tensor:
 
     try:
         with Image.open(path) as image:
+            if image.mode == "F":
+                raise ValueError("its pixels are floats of no known range; save 8 or 16 bits")
             rgb = _scale_to_8_bits(image) if image.mode in DEEP_GRAY else image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as err:
         raise RequestError(f"cannot read the image '{path}' ({err}); replace or remove it") from err

@@ -12,8 +12,8 @@ import numpy as np
 from robobench.data.split import Dataset, dataset_from_arrays
 from robobench.errors import RequestError
 
-IMAGE_WORDS = ("x", "images", "image", "imgs", "img", "data")
-LABEL_WORDS = ("y", "labels", "label", "targets", "target")
+IMAGE_WORDS = ("x", "images", "image", "imgs", "img", "data", "inputs", "samples")
+LABEL_WORDS = ("y", "labels", "label", "targets", "target", "lbls", "lbl")
 TRAIN_PARTS = ("train", "training")
 TEST_PARTS = ("test", "val", "valid", "validation", "")  # "": arrays without the name of a split
 EXPECTED = "x_{part} and y_{part} (or {part}_images and {part}_labels, images and labels, data and targets)"
@@ -39,7 +39,8 @@ def load_npz(name: str, path: Path, *, need_train: bool, **options: Any) -> Data
             *([arrays.read_pair(TRAIN_PARTS, "train")] if need_train else []),
         ]
         if arrays.find(("test", "")) is None:
-            notes.append(f"'{path}' has no test arrays: {' and '.join(arrays.find(TEST_PARTS) or ())} are used")
+            used = arrays.find(TEST_PARTS) or arrays.find_by_shape()
+            notes.append(f"'{path}' has no test arrays of a known name: {' and '.join(used or ())} are used")
     train = pairs[1] if need_train else None
     data = dataset_from_arrays(name, train, pairs[0], need_train=need_train, notes=tuple(notes), **options)
     return replace(data, train=data.train.shuffled("npz")) if data.train else data
@@ -97,9 +98,18 @@ class _Arrays:
             return plain["arr_0"], plain["arr_1"]
         return None
 
+    def find_by_shape(self) -> tuple[str, str] | None:
+        """Return the names of the only images and of the only whole numbers in the file, one per image; else None."""
+        shapes = {name: (array.shape, array.dtype.kind) for name in self.names for array in [self.read(name)]}
+        images = [name for name, (shape, kind) in shapes.items() if len(shape) in (3, 4) and kind in "uif"]
+        labels = [name for name, (shape, kind) in shapes.items() if len(shape) in (1, 2) and kind in "uif"]
+        if len(images) == len(labels) == 1 and shapes[images[0]][0][0] == shapes[labels[0]][0][0]:
+            return images[0], labels[0]
+        return None
+
     def read_pair(self, parts: tuple[str, ...], part: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Return images and labels of the first split in `parts`; raises RequestError if there are none."""
-        pair = self.find(parts)
+        pair = self.find(parts) or (self.find_by_shape() if "" in parts else None)
         if pair is None:
             missing = [name for name in (f"x_{part}", f"y_{part}") if name not in self.names]
             several = len(self._files) > 1 and part == "test"

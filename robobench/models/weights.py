@@ -175,6 +175,9 @@ class _Target:
 def _match(target: _Target, found: StateDict, prefix: str, label: str) -> WeightsMatch:
     """Match the entries below a prefix with a model, under the naming scheme that fits most of them."""
     inside = {key: key.removeprefix(prefix) for key in found.tensors if key.startswith(prefix)}
+    outside = {key: key for key in found.tensors if key not in inside}
+    if not {*inside.values()} & {*outside.values()}:  # one model in two parts, such as backbone.* and fc.*
+        inside |= outside
 
     def score(names: Iterable[tuple[str, str]]) -> tuple[int, int]:
         known = [(key, name) for key, name in names if name in target.shapes]

@@ -77,6 +77,8 @@ class Planner:
             return placeholder
         for note in dataset.notes:
             settings.note(note)
+        if own and self.request.defenses and not settings.run.pretrained:
+            settings.note(f"'{dataset.name}': models of robobench and timm normalize with ImageNet's mean and std")
         if own:
             side = settings.run.image_size if "image_size" in settings.given else dataset.resolution
             settings.run = replace(settings.run, attack_resolution=dataset.resolution, image_size=side)

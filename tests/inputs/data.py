@@ -56,6 +56,11 @@ def named(x, y):
     return {x: PIXELS, y: LABELS}
 
 
+def labels_from_one(folder):
+    np.savez(folder / "mine.npz", x=PIXELS, y=LABELS + 1)
+    return check(load_dataset(f"npz:{folder / 'mine.npz'}", need_train=False), labels=LABELS + 1)
+
+
 GRAY3 = GRAY[..., None].repeat(3, 3)
 ARRAYS = [
     npz("uint8 N x H x W x 3 as x_test, y_test (Keras)", **named("x_test", "y_test")),
@@ -67,7 +72,7 @@ ARRAYS = [
     npz("image, label", **named("image", "label")),
     npz("testx, testy", **named("testx", "testy")),
     npz("numpy.savez(file, images, labels) without names", arr_0=PIXELS, arr_1=LABELS),
-    npz("x_val, y_val and no test arrays", "has no test arrays: x_val and y_val are used", **named("x_val", "y_val")),
+    npz("x_val, y_val and no test arrays", "x_val and y_val are used", **named("x_val", "y_val")),
     npz("train and test arrays of MedMNIST's names", need_train=True,
         **named("train_images", "train_labels"), **named("test_images", "test_labels")),
     npz("float images in [0, 1]", x_test=UNIT, y_test=LABELS),
@@ -104,7 +109,11 @@ ARRAYS = [
     npz("negative labels", "got -1 to 2", refused=True, x_test=PIXELS, y_test=np.where(LABELS == 0, -1, LABELS)),
     npz("fewer labels than images", "6 images need as many labels", refused=True, x_test=PIXELS, y_test=LABELS[:5]),
     npz("images without labels", "it holds x_test (6 x 8 x 8 x 3 uint8)", refused=True, x_test=PIXELS),
-    npz("arrays of other names", "expected x_test and y_test", refused=True, a=PIXELS, b=LABELS),
+    npz("one array of images and one of labels, of any name", "a and b are used", a=PIXELS, b=LABELS),
+    npz("several arrays of other names", "expected x_test and y_test", refused=True, a=PIXELS, b=LABELS, c=PIXELS),
+    npz("inputs, lbls", **named("inputs", "lbls")),
+    npz("test_x, test_y", **named("test_x", "test_y")),
+    Case("Arrays", "labels from 1 on", labels_from_one, "subtract 1"),
     npz("no training arrays, and training", "lacks x_train, y_train to train", refused=True, need_train=True,
         **named("x_test", "y_test")),
     npz("images that are not square", "add --image-size 4", refused=True, x_test=PIXELS[:, :4], y_test=LABELS),
@@ -117,7 +126,7 @@ ARRAYS = [
     files("images.npy beside labels.npy", "images.npy", images=PIXELS, labels=LABELS),
     files("a folder of x_test.npy and y_test.npy", ".", x_test=PIXELS, y_test=LABELS),
     files("CIFAR-10-C: fog.npy beside labels.npy", "fog.npy", fog=PIXELS, snow=PIXELS, labels=LABELS),
-    files("the folder of CIFAR-10-C", ".", "or name one file: npz:", refused=True, fog=PIXELS, labels=LABELS),
+    files("the folder of CIFAR-10-C", ".", "or name one file: npz:", refused=True, fog=PIXELS, snow=PIXELS, labels=LABELS),
     files("an .npy file without labels", "x.npy", "lacks y_test", refused=True, x=PIXELS),
 ]  # fmt: skip
 
@@ -190,6 +199,8 @@ FOLDERS = [
     tree("test/CLASS/*.png", write=write("test")),
     tree("train/ and test/, in training", train=True, write=write("train", "test")),
     *(tree(f"{part}/CLASS/*.png", write=write(part)) for part in ("val", "valid", "validation")),
+    tree("Train/ and Test/ in capitals", train=True, write=write("Train", "Test")),
+    tree("training/ and testing/", train=True, write=write("training", "testing")),
     tree("PATH/val itself", place="val", train=True, write=write("train", "val")),
     tree("a bare folder of classes", write=write("")),
     tree("Tiny ImageNet as downloaded", reds=(0, 90), write=tiny_imagenet),
@@ -225,6 +236,7 @@ FOLDERS = [
          write=write("test", size=(8, 6))),
     tree("not square, a model with published weights", "as the model's published weights expect",
          published=Resize(4, 0.875, "bicubic"), write=write("test", size=(8, 6))),
+    tree("TIFF of floats", "floats of no known range", refused=True, write=write("test", suffix="tif", mode="F")),
     tree("a damaged image", "cannot read the image", refused=True,
          write=both(write("test"), lambda folder: (folder / "test/a/0.png").write_bytes(b"no png"))),
 ]  # fmt: skip
