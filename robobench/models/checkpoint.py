@@ -75,6 +75,10 @@ def _find(found: Any, name: str = "", depth: int = 0) -> Iterator[StateDict]:
     """Yield the dictionaries of tensors in nested dictionaries, outer ones first."""
     import torch
 
+    if isinstance(found, (tuple, list)):  # such as (state dict, accuracy); several are refused by `_describe`
+        inside = [state for item in found for state in _find(item, name, depth + 1)]
+        yield from inside if len(inside) == 1 else ()
+        return
     if not isinstance(found, dict) or depth > MAX_DEPTH or {"state", "param_groups"} <= found.keys():
         return
     tensors = {str(key): value for key, value in found.items() if isinstance(value, torch.Tensor)}

@@ -10,7 +10,8 @@ import collections
 import pickle
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,23 @@ def load_inert(path: Path) -> Any:
         return Unpickler(file, **options).load()
 
     reader: Any = types.SimpleNamespace(Unpickler=Unpickler, load=load, __name__="robobench")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _unchanged(torch.UntypedStorage):
         warnings.simplefilter("ignore")  # source of a pickled module cannot be found, TypedStorage
         return torch.load(path, map_location="cpu", pickle_module=reader, weights_only=False)
+
+
+@contextmanager
+def _unchanged(cls: Any) -> Iterator[None]:
+    """Restore the attributes of the only class of torch that a file gets, which a pickle could set."""
+    before = dict(vars(cls))
+    try:
+        yield
+    finally:
+        for name, value in dict(vars(cls)).items():
+            if name not in before:
+                delattr(cls, name)
+            elif value is not before[name]:
+                setattr(cls, name, before[name])
 
 
 def _allowed(torch: Any) -> dict[str, Callable[..., Any]]:

@@ -126,7 +126,8 @@ ARRAYS = [
     files("images.npy beside labels.npy", "images.npy", images=PIXELS, labels=LABELS),
     files("a folder of x_test.npy and y_test.npy", ".", x_test=PIXELS, y_test=LABELS),
     files("CIFAR-10-C: fog.npy beside labels.npy", "fog.npy", fog=PIXELS, snow=PIXELS, labels=LABELS),
-    files("the folder of CIFAR-10-C", ".", "or name one file: npz:", refused=True, fog=PIXELS, snow=PIXELS, labels=LABELS),
+    files("the folder of CIFAR-10-C", ".", "or name one file: npz:", refused=True, fog=PIXELS, snow=PIXELS,
+          labels=LABELS),
     files("an .npy file without labels", "x.npy", "lacks y_test", refused=True, x=PIXELS),
 ]  # fmt: skip
 

@@ -63,6 +63,13 @@ class Payload:
         return os.mkdir, ("executed",)
 
 
+class Rewriter:
+    """A pickle that sets an attribute of torch's storage class."""
+
+    def __reduce_ex__(self, protocol):
+        return torch.UntypedStorage, (), (None, {"size": 1})
+
+
 def weights(given, content, says="", *, refused=False, key=None, value=0.25, name="w.pt", save=torch.save):
     """A file with `content`; afterwards the model must hold `value`, and no code of the file has run."""
 
@@ -188,6 +195,9 @@ CASES = [
             refused=True),
     weights("a whole pickled module", network, "save the weights alone", refused=True),
     weights("a whole pickled module under a key", lambda: {"model": network()}, "save the weights alone", refused=True),
+    weights("a tuple of a state dict and an accuracy", (GOOD, 93.1)),
+    weights("a list with one state dict under a key", {"states": [GOOD], "epoch": 3}),
+    weights("a pickle that changes a class of torch", Rewriter(), "not a state dict", refused=True),
     weights("a list of state dicts", [GOOD, OTHER], "a list of 2 state dicts", refused=True),
     weights("a number", 3, "not a state dict", refused=True),
     weights("a dict without tensors", {"epoch": 3}, "a dict with epoch", refused=True),
