@@ -56,7 +56,7 @@ def check_request(request: ExperimentConfig) -> ExperimentConfig:
             if name.partition(":")[0] not in known:
                 raise unknown_name(kind, name.partition(":")[0], known)
     parse_fields(RunConfig, parse_sets(request.sets).get("run", {}), "run")
-    Teachers(request.teachers)
+    Teachers(request.teachers).check_files()
     return request
 
 

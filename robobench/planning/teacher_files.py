@@ -9,6 +9,7 @@ from pathlib import Path
 
 from robobench.core.registry import match_name, unknown_name
 from robobench.errors import ArtifactError, RequestError
+from robobench.models.checkpoint import check_file
 from robobench.models.spec import MODELS, ModelSpec, check_model_name
 from robobench.store.artifacts import Store
 
@@ -30,16 +31,16 @@ class Teacher:
 
     @classmethod
     def read(cls, text: str) -> Teacher:
-        """Parse the text after ROLE=; raises RequestError for a missing file or a folder without a trained model."""
+        """Parse the text after ROLE=; raises RequestError for a folder that holds no trained model."""
         model, equals, file = text.partition("=")
         if equals and not Path(text).exists():  # a path may hold "=" itself, as in outputs/lr=0.1/at.pt
             check_model_name(match_name(model, MODELS))
-            return cls(text, _existing(Path(file).expanduser()), match_name(model, MODELS))
+            return cls(text, Path(file), match_name(model, MODELS))
         if text.startswith(("robustbench:", "timm:")) or (":" in text and not Path(text).exists()):
             check_model_name(text)
             return cls(text, None, text)  # the function or the zoo brings the weights
         if not Path(text).is_dir():
-            return cls(text, _existing(Path(text).expanduser()))
+            return cls(text, Path(text))
         folder = Path(text)
         try:
             Store.verify(folder)
@@ -62,13 +63,6 @@ class Teacher:
                 )
 
 
-def _existing(file: Path) -> Path:
-    """Return the path of a weights file; raises RequestError if there is none."""
-    if not file.is_file():
-        raise RequestError(f"no weights file '{file}' for a teacher; {TEACHER_FORMAT}")
-    return file
-
-
 class Teachers:
     """The --teacher flags of a run, by role."""
 
@@ -87,6 +81,12 @@ class Teachers:
 
     def __contains__(self, role: str) -> bool:
         return role in self._given
+
+    def check_files(self) -> None:
+        """Raise RequestError for a weights file that is missing or of another format."""
+        for teacher in self._given.values():
+            if teacher.weights is not None:
+                check_file(teacher.weights)
 
     def use(self, role: str) -> Teacher:
         """Return the model given for a role."""

@@ -59,3 +59,36 @@ def test_wheel_and_sdist_contain_every_file(tmp_path):
     with tarfile.open(sdist) as tarball:
         packed = {name.split("/", 1)[-1] for name in tarball.getnames()}
     assert {str(path.relative_to(ROOT)) for path in sources().values()} <= packed
+
+
+@pytest.mark.slow
+@pytest.mark.network
+def test_wheel_runs_in_an_empty_environment(tmp_path):
+    """Plain pip resolves to packages of today; robobench runs, and names the extra where one is needed."""
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "env")], check=True)
+    python = tmp_path / "env" / ("Scripts" if sys.platform == "win32" else "bin") / "python"
+    pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "install", str(wheel)], check=True)
+    subprocess.run([*pip, "check"], check=True)
+
+    def robobench(*words):
+        return subprocess.run([str(python), "-m", "robobench", *words], cwd=tmp_path, capture_output=True, text=True)
+
+    has_requests = (
+        "import importlib.metadata as m; print(next((d.version for d in m.distributions(name='requests')), ''))"
+    )
+    found = subprocess.run([str(python), "-c", has_requests], capture_output=True, text=True, check=True).stdout.strip()
+    assert found == "" or tuple(map(int, found.split(".")[:2])) >= (2, 31)
+    small = ("--dataset", "digits", "--epochs", "1", "--set", "run.train_images=128", "--examples", "16")
+    done = robobench("run", "--defense", "standard", *small, "--attacks", "fgsm")
+    assert done.returncode == 0, done.stderr
+    for words, extra in (
+        (("run", "--defense", "standard", *small, "--attacks", "torchattacks-pgd"), "torchattacks"),
+        (("run", "--defense", "standard", *small, "--executor", "ray"), "ray"),
+        (("evaluate", "--model", "robustbench:Wong2020Fast", *small[:2]), "robustbench"),
+    ):
+        refused = robobench(*words)
+        assert refused.returncode == 2 and f"uv sync --extra {extra}" in refused.stderr, refused.stderr

@@ -130,7 +130,7 @@ def five_classes(tmp_path):
     [
         (["robust=none.pt"], "no weights file 'none.pt'"),
         (["robust"], "names no file; --teacher takes ROLE=FILE"),
-        (["robst=w.pt"], "did you mean 'robust'?"),
+        (["robst=five.safetensors"], "did you mean 'robust'?"),
         (["robust=a.pt", "robust=b.pt"], "robust is given twice"),
         (["robust=a.pt", "clean=a.pt"], "robust and clean are the same model"),
         (["robust=five.safetensors"], "have 5 classes, the data set has 10"),
