@@ -83,7 +83,8 @@ def main() -> int:
     rows = rows[rows["status"] == "ok"]
     by = rows.groupby(["variant", "selection"], sort=False)
     table = 100 * by[["clean_accuracy", "robust_accuracy"]].agg(["mean", "std", "count"])
-    table[[(name, "count") for name in ("clean_accuracy", "robust_accuracy")]] /= 100
+    for name in ("clean_accuracy", "robust_accuracy"):
+        table[name, "count"] /= 100
     print(table.round(1).to_string())
     return 0
 

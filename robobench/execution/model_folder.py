@@ -16,6 +16,7 @@ from torch import nn
 
 from robobench.core import provenance
 from robobench.execution.context import RunContext
+from robobench.models.flops import count_forward_flops
 from robobench.planning.plan import PlannedModel, TrainingJob
 from robobench.results.records import StageTiming, TeacherTiming, TrainingTiming
 from robobench.store.artifacts import WEIGHT_FILES
@@ -82,9 +83,12 @@ def _timing(context: RunContext, planned: PlannedModel, result: TrainingResult) 
         "flags": [flag for s in stages for flag in s.flags],
         "hardware": provenance.hardware(context.plan.device, context.plan.devices),
         "devices": context.plan.devices,
+        "forward_flops": count_forward_flops(planned.spec, context.plan.run.attack_resolution),
         "commit": provenance.commit(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+    if extra := context.dataset.extra if "extra" in planned.recipe else None:
+        timing["extra"] = f"{context.plan.run.extra_fraction:g} of {len(extra)}"
     if "best-average" in selections:
         timing["selection_average"] = selections["best-average"]
     return timing

@@ -93,6 +93,10 @@ def cost_table(rows: pd.DataFrame) -> pd.DataFrame:
             "peak memory (GiB)": MISSING if pd.isna(peak) else f"{peak / 2**30:.2f}",
             "flags": ", ".join(list_flags(model_rows)) or MISSING,
         }
+        if "train_flops" in rows and rows["train_flops"].notna().any():
+            flops = first["train_flops"]
+            lines[name]["train cost (TFLOP)"] = MISSING if pd.isna(flops) else f"{flops / 1e12:.3g}"
+            lines[name]["flags"] = lines[name].pop("flags")  # stays the last column
     table = pd.DataFrame.from_dict(lines, orient="index")
     table.index.name = "defense"
     return table

@@ -48,6 +48,8 @@ class TrainingTiming(TypedDict):
     selection: dict[str, float] | None  # of the best epoch; None if no images were held out
     selection_average: NotRequired[dict[str, float]]  # the same for averaged weights
     flags: list[str]
+    forward_flops: NotRequired[int | None]  # of a forward pass of one image; None if it could not be counted
+    extra: NotRequired[str]  # extra images: their fraction of every batch, and how many there are
     hardware: str
     devices: int
     commit: str
@@ -55,6 +57,8 @@ class TrainingTiming(TypedDict):
     # Added when records are read, from the stages:
     train_forwards: NotRequired[float | None]
     total_train_forwards: NotRequired[float | None]
+    train_flops: NotRequired[float | None]
+    total_train_flops: NotRequired[float | None]
     train_cpu_seconds: NotRequired[float | None]
     total_train_cpu_seconds: NotRequired[float | None]
 

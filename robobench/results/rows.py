@@ -43,12 +43,14 @@ COLUMNS = [
     *("train_forwards", "total_train_forwards", "passes"),  # training cost in forward passes, where declared
     *("train_cpu_seconds", "total_train_cpu_seconds"),
     *("compiled", "stage_memory", "budget_reduced", "budget_standard", "search_precision"),
-    "resolution",
+    *("resolution", "forward_flops", "train_flops", "total_train_flops", "extra"),
 ]
-OPTIONAL_COLUMNS = ["stage_memory", "resolution"]  # missing in older tables
+# Missing in older tables, from some column on.
+OPTIONAL_COLUMNS = ["stage_memory", "resolution", "forward_flops", "train_flops", "total_train_flops", "extra"]
 COST_COLUMNS = [
     *("train_seconds", "total_train_seconds", "warmup_seconds", "peak_memory_bytes"),
     *("train_forwards", "total_train_forwards", "train_cpu_seconds", "total_train_cpu_seconds"),
+    *("forward_flops", "train_flops", "total_train_flops", "extra"),
 ]
 DIGESTS = ["data_digest", "config_digest", "source_digest", "weights_digest", "commit"]  # text, even "1234"
 TRANSFER_ONLY_IMAGES = 200
@@ -91,7 +93,7 @@ def read_records(root: Path, repair: Store | None = None) -> list[EvaluationReco
     @functools.cache
     def timing(name: str) -> TrainingTiming:
         found: dict[str, Any] = read("model", name, "timing.json") or {}
-        for what, sum_of in (("forwards", count_forwards), ("cpu_seconds", sum_cpu_seconds)):
+        for what, sum_of in (("forwards", count_forwards), ("flops", count_flops), ("cpu_seconds", sum_cpu_seconds)):
             parts = [sum_of(found), *(sum_of(timing(other)) for other in found.get("required", {}))]
             found[f"train_{what}"] = parts[0]
             found[f"total_train_{what}"] = None if None in parts else sum(part for part in parts if part is not None)
@@ -125,6 +127,12 @@ def count_forwards(timing: Any) -> float | None:
     if not stages or any(stage.get("passes") is None for stage in stages):
         return None
     return float(sum(s["images"] * sum(FORWARDS_OF.get(k, 1.0) * v for k, v in s["passes"].items()) for s in stages))
+
+
+def count_flops(timing: Any) -> float | None:
+    """Return the FLOPs of a training's declared passes; None if passes or the model's FLOPs are unknown."""
+    forwards, flops = count_forwards(timing), timing.get("forward_flops")
+    return None if forwards is None or flops is None else forwards * flops
 
 
 def sum_cpu_seconds(timing: Any) -> float | None:

@@ -18,6 +18,7 @@ from robobench.core.threat import ThreatModel
 from robobench.training.context import ImageSource, TrainRuntime
 from robobench.training.inner_maximization import pgd_ascent
 
+EARLY_CHECK = 0.2  # fraction of training after which a model without any robustness is reported
 STEPS, RELATIVE_STEP = 10, 0.25  # PGD-10 with a random start, as in Rice et al., ICML 2020
 
 
@@ -103,13 +104,25 @@ class EpochSelection:
     def validate(self, epoch: int, last: bool = False) -> dict[str, float]:
         """Measure the model after an epoch (counted from 0), always after the last; return metrics for the log."""
         if epoch < self.epochs // 2 and not last:
-            return {}
+            return self._early_check(epoch)
         model = self.model()
         now = quick_accuracy(self.runtime, model, self.held_out, self.threat, len(self.held_out))
         if not self.results or now > max(self.results.values()):
             self.weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
         self.results[epoch] = now
         return {f"{self.prefix}_clean": now.clean, f"{self.prefix}_pgd": now.pgd}
+
+    def _early_check(self, epoch: int) -> dict[str, float]:
+        """Measure the live model once, after a fifth of training, and warn if no image is classified robustly."""
+        if epoch + 1 != math.ceil(EARLY_CHECK * self.epochs) or not self.threat.eps or self.prefix != "held_out":
+            return {}
+        now = quick_accuracy(self.runtime, self.model(), self.held_out, self.threat, len(self.held_out))
+        if now.pgd == 0:
+            self.runtime.reporter.warning(
+                f"after epoch {epoch + 1} of {self.epochs} the model is not robust at all: {now}; if this is "
+                "fine-tuning it seldom recovers: lower lr, grow the radius (eps_rampup), or start from robust weights"
+            )
+        return {"early_clean": now.clean, "early_pgd": now.pgd}
 
     def restore(self, epoch_metrics: list[dict[str, float]], weights: dict[str, Tensor]) -> None:
         """Resume from a checkpoint: metrics of finished epochs, and the best weights so far."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -73,10 +75,18 @@ def test_selection_keeps_best_epoch_of_second_half():
     for epoch, factor in enumerate((1.0, 1.0, 1.0, -1.0, 1.0, -1.0)):  # a flipped weight is wrong everywhere
         net.w.data = factor * true
         metrics = selection.validate(epoch)
-        assert bool(metrics) == (epoch >= 3)
+        assert ("held_out_pgd" in metrics) == (epoch >= 3)
     assert torch.equal(selection.weights["w"], true)
     record = selection.record()
     assert (record["epoch"], record["last_pgd"], record["images"]) == (5, 0.0, 64) and record["best_pgd"] > 0.3
+
+
+def test_training_without_any_robustness_is_reported():
+    net, said = LinearTwoClass((3, 4, 4)), []
+    runtime = replace(RUNTIME, reporter=SimpleNamespace(warning=said.append))
+    selection = EpochSelection(runtime, lambda: net, Blobs(net, 64), ThreatModel("Linf", 0.9), 10)
+    assert [bool(selection.validate(epoch)) for epoch in range(5)] == [False, True, False, False, False]
+    assert len(said) == 1 and "after epoch 2 of 10 the model is not robust at all" in said[0]
 
 
 def test_held_out_images_are_the_last_ones():
