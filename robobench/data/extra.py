@@ -24,7 +24,7 @@ from robobench.errors import RequestError
 KEYS = ("image", "label")
 ALLOWED = "give an .npz with image (N, H, W, 3) uint8 and label (N,), or a folder with image.npy and label.npy"
 LOCAL_HEADER_BYTES = 30  # of a member of a zip file, before its name
-RELEASE_IMAGES = 4096  # images read before their pages are released; a page fault maps up to 64 KiB
+RELEASE_IMAGES = 1024  # images read before their pages are released; a page fault may map 64 KiB or more
 
 
 def load_extra(path: Path, *, num_classes: int, resolution: int, device: Any = "cpu") -> Split:

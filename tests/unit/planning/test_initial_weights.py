@@ -34,7 +34,7 @@ def five_classes(tmp_path):
 
 
 def train(out, *sets, **flags):
-    robobench.run("standard", out=out, sets=(*SETS, *sets), examples=16, **{**FLAGS, "attacks": "fgsm"}, **flags)
+    robobench.run("standard", out=out, sets=(*SETS, *sets), examples=16, **{**FLAGS, "attacks": "fgsm", **flags})
     (folder,) = out.glob("standard-*")
     return folder
 
