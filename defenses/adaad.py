@@ -4,6 +4,8 @@ Paper:   Huang et al., "Boosting Accuracy and Robustness of Student Models via A
          Distillation", CVPR 2023.
 Code:    github.com/boyellow/AdaAD; defaults follow the commands of its README (CIFAR-10). The defaults of its
          arguments are eps 16/255 and step 4/255.
+Family:  distillation, 2023
+Cost:    2k + 3, and 2k + 1 of the teacher
 Differs: with alpha = 1 the term of the clean images has weight 0, and no forward pass is made for it; the code makes
          it, which changes BatchNorm's running statistics. AdaIAD runs at temperature 1; the README's command leaves
          it at 30. AdaIAD's outer loss computes no gradient for the teacher; the code computes and ignores it.

@@ -4,7 +4,6 @@ Paper:   Goldblum et al., "Adversarially Robust Distillation", AAAI 2020, arXiv:
 Code:    github.com/goldblum/AdversariallyRobustDistillation, main.py (no license: read, not copied).
 Family:  distillation, 2020
 Cost:    2k + 3, and 1 of the teacher
-Reports: the authors' figures (CIFAR-10, MobileNetV2) are for PGD-20 only; they are not repeated here.
 Differs: with alpha = 1 the cross-entropy has weight 0, and no forward pass is made for it; the code makes it, which
          changes BatchNorm's running statistics. A teacher trained here is AT's last epoch.
 Kept:    the KL is a mean over images and classes (KL / K). The start is not clamped to [0, 1], and the model is

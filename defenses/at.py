@@ -4,6 +4,8 @@ Paper:   Madry et al., "Towards Deep Learning Models Resistant to Adversarial At
          arXiv:1706.06083.
 Code:    github.com/MadryLab/cifar10_challenge; the defaults follow the modern settings of
          github.com/locuslab/robust_overfitting (200 epochs, weight decay 5e-4 on every parameter).
+Family:  adversarial training, 2018
+Cost:    2k + 3
 Differs: the model is attacked in eval mode (as in MAIR and "Bag of Tricks for AT", ICLR 2021), so that only the
          update steps change BatchNorm's running statistics. Both codes above attack in train mode; use
          `attack_bn_mode="train"` for that. The crop pads 4 pixels; Madry's code pads 2.

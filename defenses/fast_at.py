@@ -5,6 +5,8 @@ Paper:   Wong, Rice, Kolter, "Fast is better than free: Revisiting adversarial t
 Code:    github.com/locuslab/fast_adversarial, CIFAR10/train_fgsm.py with --early-stop: after each epoch PGD-5 attacks
          the epoch's first batch. If its accuracy has dropped by more than 20 points, training ends with the weights
          of the previous epoch.
+Family:  single-step adversarial training, 2020
+Cost:    5
 Differs: the attack and the check use the model in eval mode, as our `at` does; the code attacks in train mode. The
          learning rate peaks at 30 % of training; the code's peaks at 50 %. The check is always on (an option in the
          code), and sets the flag "catastrophic-overfitting".

@@ -5,7 +5,7 @@ Paper:   Andriushchenko and Flammarion, "Understanding and Improving Fast Advers
 Code:    github.com/tml-epfl/understanding-fast-adv-training (no license: read, not copied); defaults follow the
          README's command for CIFAR-10 at 8/255.
 Family:  single-step adversarial training, 2020
-Cost:    COST
+Cost:    10
 Reports: CIFAR-10, Linf 8/255, PreActResNet-18: 79.84 % clean, 43.93 % AutoAttack (RobustBench,
          Andriushchenko2020Understanding).
 Differs: the learning rate peaks at 30 % of training; the code's peaks at 40 %. In L2 the random point is uniform in

@@ -3,6 +3,8 @@
 Paper:   Zhu et al., "Reliable Adversarial Distillation with Unreliable Teachers", ICLR 2022,
          arXiv:2106.04928.
 Code:    github.com/ZFancy/IAD; defaults follow its IAD-I.py, `variant="II"` its IAD-II.py.
+Family:  distillation, 2022
+Cost:    2k + 6, and 1.7 of the teacher
 Differs: the student's logits on clean images and on adversarial examples are computed once each. The code's IAD-I
          makes four forward passes, two of them unused, so that BatchNorm is updated twice as often. The epoch from
          which introspection is used is a fraction of training. A teacher trained here is AT's last epoch, not its best.

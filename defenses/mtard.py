@@ -3,6 +3,8 @@
 Paper:   Zhao et al., "Enhanced Accuracy and Robustness via Multi-Teacher Adversarial Distillation",
          ECCV 2022.
 Code:    github.com/zhaoshiji123/MTARD (no license: read, not copied); defaults follow its CIFAR-10 script.
+Family:  distillation, 2022
+Cost:    2k + 6, and 2 of the teachers
 Differs: with a schedule other than "step", eta is multiplied by the schedule's factor too. Teachers trained here are
          their last epochs.
 Kept:    the initial losses L(0) are those of the first mini-batch, although this noise affects the whole run. They

@@ -2,6 +2,8 @@
 
 Paper:   Kim, Tack and Hwang, "Adversarial Self-Supervised Contrastive Learning", NeurIPS 2020, arXiv:2006.07589.
 Code:    github.com/Kim-Minseon/RoCL (no license: read, not copied); defaults follow its commands.
+Family:  self-supervised, 2020
+Cost:    2k + 16; 1 for the epochs of the head
 Differs: the step size is 0.25 eps; the code has 0.007 / 0.0314. The attack embeds its target view once; the code
          embeds it in every step (equal in eval mode). Views are made from float images on the device, without
          rounding to uint8 between color operations. The learning rate changes every step, not every epoch.

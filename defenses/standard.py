@@ -1,4 +1,8 @@
-"""Standard training: cross-entropy on clean images. The undefended baseline for every defense."""
+"""Standard training: cross-entropy on clean images. The undefended baseline for every defense.
+
+Family:  no adversarial training
+Cost:    3
+"""
 
 from __future__ import annotations
 

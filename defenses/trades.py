@@ -3,6 +3,8 @@
 Paper:   Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy", ICML 2019,
          arXiv:1901.08573.
 Code:    github.com/yaodongyu/TRADES; defaults follow its train_trades_cifar10.py.
+Family:  adversarial training, 2019
+Cost:    2k + 7
 Differs: the step size is 0.25 eps; the code has 0.007 / 0.031 (0.226 eps). The attack computes the clean
          predictions once; the code computes them in every step (equal in eval mode). The outer loss computes the
          clean logits once, the code twice: two BatchNorm updates per step here, three there. In L2 the step size is

@@ -3,6 +3,8 @@
 Paper:   "An Adversarial Contrastive Distillation Algorithm Based on Masked Auto-Encoder", Chinese Journal of
          Computers, 2024, DOI 10.11897/SP.J.1016.2024.02274.
 Code:    none is published. "G<n>" marks a decision where the paper contradicts itself or is silent.
+Family:  self-supervised, 2024
+Cost:    3.4 and 7.4 of the autoencoder, 80 once, then 3
 Differs: eq. 4's target F_e comes from a frozen encoder. As printed, its first term is minimized by features that are
          equal for all images (G9).
 Expect:  high accuracy on clean images and under transfer, and nearly zero under a white-box attack: the student never

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
@@ -28,8 +29,8 @@ def main(
     """Print the list to stdout."""
     from robobench.core.registry import unknown_name
 
-    tables = {
-        "defenses": lambda: _plugins("defense", check, plugin or []),
+    tables: dict[str, Callable[[], Sequence[tuple[str, ...]]]] = {
+        "defenses": lambda: _defenses(check, plugin or []),
         "attacks": lambda: _plugins("attack", check, plugin or []),
         "models": _models,
         "datasets": _datasets,
@@ -39,14 +40,32 @@ def main(
         raise unknown_name("list", what, tables)
     lines = tables[what]()
     print_columns(lines)
-    return int(check and any(text.startswith("cannot be imported") for _, text in lines))
+    return int(check and any(cells[-1].startswith("cannot be imported") for cells in lines))
 
 
-def print_columns(lines: list[tuple[str, str]]) -> None:
-    """Print names and texts in two columns."""
-    width = max((len(name) for name, _ in lines), default=0)
-    for name, text in lines:
-        print(f"{name:<{width}}  {text}".rstrip())
+def print_columns(lines: Sequence[tuple[str, ...]]) -> None:
+    """Print lines in columns; a line of one cell is a title and widens no column."""
+    rows = [cells for cells in lines if len(cells) > 1]
+    widths = [max(len(cells[i]) for cells in rows) for i in range(len(rows[0]))] if rows else []
+    for cells in lines:
+        padded = [f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)] if len(cells) > 1 else cells
+        print("  ".join(padded).rstrip())
+
+
+def _defenses(check: bool, files: list[str]) -> list[tuple[str, ...]]:
+    """Return a title per family, and its methods by year: name, year, cost, requirements, summary."""
+    from robobench.plugins.discovery import discover
+
+    texts = dict(_plugins("defense", check, files))
+    families: dict[str, list[tuple[str, ...]]] = {}
+    for name, found in discover("defense").items():
+        family, _, year = found.card.get("Family", "other").partition(", ")
+        cells = (f"  {name}", year, found.card.get("Cost", ""), ", ".join(found.requires), texts[name])
+        families.setdefault(family, []).append(cells)
+    lines: list[tuple[str, ...]] = [("  name", "year", "passes per image (k inner steps)", "requires", "method")]
+    for family in sorted(families, key=lambda name: (name == "other", name)):
+        lines += [(family,), *sorted(families[family], key=lambda cells: (cells[1], cells[0]))]
+    return lines
 
 
 def _plugins(kind: str, check: bool, files: list[str]) -> list[tuple[str, str]]:

@@ -12,8 +12,10 @@ import hashlib
 import importlib
 import importlib.util
 import os
+import re
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoints, entry_points
 from pathlib import Path
@@ -37,6 +39,8 @@ class Plugin:
     summary: str
     module: str
     origin: str  # "robobench", the distribution's name, or the file's path
+    card: Mapping[str, str] = field(default_factory=dict)  # lines "Family:" and "Cost:" of its file's docstring
+    requires: tuple[str, ...] = ()  # defenses that must be trained first, if the class says so in a literal
 
 
 def builtin_folder(kind: str) -> Path:
@@ -46,11 +50,24 @@ def builtin_folder(kind: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
+@dataclass(frozen=True)
+class _Registration:
+    """What a file's text says of a class that it registers."""
+
+    kind: str
+    name: str
+    summary: str
+    card: Mapping[str, str] = field(default_factory=dict)
+    requires: tuple[str, ...] = ()
+
+
 @cache
-def _find_registrations(source: str) -> list[tuple[str, str, str]]:
-    """Return (kind, name, summary) of every class decorated with `@DEFENSES.register` or `@ATTACKS.register`."""
+def _find_registrations(source: str) -> list[_Registration]:
+    """Return every class decorated with `@DEFENSES.register` or `@ATTACKS.register`."""
     registrations = []
-    for node in ast.parse(source).body:
+    tree = ast.parse(source)
+    card = dict(re.findall(r"^(Family|Cost):\s+(.+)$", ast.get_docstring(tree) or "", re.MULTILINE))
+    for node in tree.body:
         for decorator in getattr(node, "decorator_list", []):
             match decorator:
                 case ast.Call(
@@ -59,8 +76,17 @@ def _find_registrations(source: str) -> list[tuple[str, str, str]]:
                 ) if registry in ("DEFENSES", "ATTACKS"):
                     kind = "defense" if registry == "DEFENSES" else "attack"
                     summary = (ast.get_docstring(node) or "").split("\n")[0]  # type: ignore[arg-type]
-                    registrations.append((kind, name, summary))
+                    registrations.append(_Registration(kind, name, summary, card, _required(node)))
     return registrations
+
+
+def _required(node: ast.stmt) -> tuple[str, ...]:
+    """Return the values of a class's `requires = {role: defense}`."""
+    for line in getattr(node, "body", []):
+        match line:
+            case ast.Assign(targets=[ast.Name(id="requires")], value=ast.Dict(values=values)):
+                return tuple(str(value.value) for value in values if isinstance(value, ast.Constant))
+    return ()
 
 
 def add_plugin_file(path: str | Path) -> None:
@@ -115,18 +141,18 @@ def discover(kind: str) -> dict[str, Plugin]:
             try:
                 registered = _find_registrations(source.read_text())
             except SyntaxError as err:  # a broken file must not hide the others; loading it raises
-                registered = [(kind, path.stem, f"not valid Python: {err.msg}, line {err.lineno}")]
-            for k, name, summary in registered:
-                if k == kind:
-                    add(Plugin(kind, name, summary, module, "robobench"))
+                registered = [_Registration(kind, path.stem, f"not valid Python: {err.msg}, line {err.lineno}")]
+            for r in registered:
+                if r.kind == kind:
+                    add(Plugin(kind, r.name, r.summary, module, "robobench", r.card, r.requires))
     for entry in _entry_points(f"robobench.{KINDS[kind]}", tuple(sys.path)):
         origin = entry.dist.name if entry.dist else "an installed package"
         summary = str(entry.dist.metadata["Summary"] or "") if entry.dist else ""
         add(Plugin(kind, entry.name, summary, entry.module, origin))
     for module, file in _plugin_files.items():
-        for k, name, summary in _find_registrations(file.read_text()):
-            if k == kind:
-                add(Plugin(kind, name, summary, module, str(file)))
+        for r in _find_registrations(file.read_text()):
+            if r.kind == kind:
+                add(Plugin(kind, r.name, r.summary, module, str(file), r.card, r.requires))
     return plugins
 
 

@@ -47,7 +47,7 @@ def test_help_and_list_do_not_import_torch():
 def test_list_shows_builtin_plugins(capsys):
     assert main(["list", "defenses"]) == 0
     listed = {line.split()[0] for line in capsys.readouterr().out.splitlines()}
-    assert {"standard", "at", "trades", "macd"} <= listed
+    assert {"standard", "at", "trades", "macd", "distillation"} <= listed
     main(["list", "attacks"])
     listed = {line.split()[0] for line in capsys.readouterr().out.splitlines()}
     assert {"pgd", "fgsm", "jitter", "autoattack", "autoattack-l2", "torchattacks-pgd"} <= listed

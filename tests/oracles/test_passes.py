@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from robobench.core.threat import ThreatModel
-from robobench.plugins.discovery import load_defense
+from robobench.plugins.discovery import discover, load_defense
 from robobench.training.base import PassCounts
 from tests.helpers.defenses import batch_of, frozen_models, setup_of
 from tests.helpers.toys import TinyBatchNormNet, color_blobs
@@ -63,7 +63,7 @@ class Tap(torch.autograd.Function):
         return gradient, None, None, None
 
 
-class SharedCounter(Counter):
+class SharedCounter(Counter[str]):
     """A copied model counts into the same counter."""
 
     def __deepcopy__(self, memo):
@@ -128,6 +128,24 @@ def test_declared_passes_equal_counted_passes(name, changes):
 
 
 NOT_ATTACKING, OUTSIDE_THE_BALL = ("standard", "gaussian"), ("n-fgsm",)
+
+
+def cost_of(text, k):
+    """Evaluate a card's cost, such as "2k + 3, and k + 1 of the teacher": passes of the model and of the teacher."""
+    own, _, teacher = text.partition(", and ")
+    parts = (part.split(" of the ")[0].replace("k", "*k") if part else "0" for part in (own, teacher))
+    return tuple(eval(part, {"k": k}) for part in parts)
+
+
+@pytest.mark.parametrize("name", sorted(set(name for name, _ in CASES) - {"rocl"}))
+def test_card_states_declared_passes(name):
+    """Of the published settings; RoCL's stages have several costs."""
+    defense = load_defense(name)(load_defense(name).Config())
+    (stage,) = defense.stages(make_setup(defense, TinyBatchNormNet, ThreatModel("Linf", EPS)))
+    stated = cost_of(discover("defense")[name].card["Cost"], getattr(defense.config, "inner_steps", 0))
+    assert stated == pytest.approx((stage.passes.forward_equivalents, stage.passes.teacher_forward_equivalents))
+
+
 ATTACKING = [case for case in zip(CASES, IDS, strict=True) if case[0][0] not in NOT_ATTACKING]
 EACH_ATTACKING = pytest.mark.parametrize(
     ("name", "changes"), [case for case, _ in ATTACKING], ids=[i for _, i in ATTACKING]

@@ -1,5 +1,6 @@
 """Plug-ins are found without being imported, and a broken one is reported with its reason."""
 
+import itertools
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -23,6 +24,25 @@ class Mine(Attack):
 
     def attack_full_budget(self, model, images, labels, rng, options=None):
         return images.clone()
+'''
+
+
+DEFENSE = '''
+"""A method.
+
+Family:  distillation, 2031
+Cost:    2k + 3
+"""
+from robobench.api import DEFENSES, Defense
+
+@DEFENSES.register("carded")
+class Carded(Defense):
+    """Has a method card."""
+
+    requires = {"robust": "at", "clean": "standard"}
+
+    def stages(self, setup):
+        return []
 '''
 
 
@@ -123,3 +143,18 @@ def test_invalid_builtin_file_does_not_hide_others(tmp_path, monkeypatch):
     monkeypatch.setattr(discovery, "builtin_folder", lambda kind: tmp_path)
     found = discover("attack")
     assert "whole" in found and found["broken"].summary == "not valid Python: invalid syntax, line 1"
+
+
+def test_method_card_is_read_without_import(tmp_path, capsys):
+    from robobench.cli import main
+
+    path = write(tmp_path, DEFENSE, "carded.py")
+    add_plugin_file(path)
+    found = discover("defense")["carded"]
+    assert found.card == {"Family": "distillation, 2031", "Cost": "2k + 3"}
+    assert found.requires == ("at", "standard")
+    assert main(["list", "defenses"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    family = itertools.takewhile(lambda line: line.startswith("  "), lines[lines.index("distillation") + 1 :])
+    years = [line.split()[1] for line in family]
+    assert years[-1] == "2031" and years == sorted(years)
