@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 Tap = tuple[int, int, Tensor, Tensor]  # kernel row and column, output pixels, their input pixels
 
@@ -54,14 +55,18 @@ class _TapProducts(torch.autograd.Function):
         taps = _taps(height, width, kernel, stride, padding)
         for ky, kx, outputs, inputs in taps:
             out.index_add_(0, outputs, (pixels[inputs] @ weight[:, :, ky, kx].t()).float())
-        ctx.save_for_backward(pixels, weight)
-        ctx.taps, ctx.height, ctx.width = taps, height, width
+        ctx.save_for_backward(images, weight, pixels)
+        ctx.taps, ctx.height, ctx.width, ctx.stride, ctx.padding = taps, height, width, stride, padding
         return _as_images(out.to(images.dtype), *sides)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        pixels, weight = ctx.saved_tensors
+        images, weight, pixels = ctx.saved_tensors
+        if torch.is_grad_enabled():  # this gradient will be differentiated again: use torch's own
+            sizes, place = (images.shape, weight.shape), (ctx.stride, ctx.padding)
+            by_images = conv2d_input(sizes[0], weight, grad, *place)  # type: ignore[no-untyped-call]
+            by_weight = conv2d_weight(images, sizes[1], grad, *place)  # type: ignore[no-untyped-call]
+            return by_images, by_weight, None, None
         grads = grad.permute(2, 3, 0, 1).flatten(0, 1)  # (output pixels, B, O)
         grad_pixels = torch.zeros_like(pixels, dtype=torch.float32) if ctx.needs_input_grad[0] else None
         grad_weight = None

@@ -32,6 +32,19 @@ def test_small_map_conv_equals_conv2d_with_gradients(kernel, stride, padding, he
     torch.testing.assert_close(fast[0].weight.grad, conv.weight.grad, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("side", [1, 2])
+def test_second_derivatives_equal_those_of_conv2d(side):
+    conv = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+    fast = nn.Sequential(copy.deepcopy(conv))
+    use_small_map_convs(fast)
+    images, results = torch.randn(3, 4, side, side), []
+    for model, weight in ((conv, conv.weight), (fast, fast[0].weight)):
+        leaf = images.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(model(leaf).sigmoid().square().sum(), leaf, create_graph=True)
+        results.append(torch.autograd.grad(gradient.square().sum(), [leaf, weight]))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
+
+
 def test_only_plain_convolutions_are_replaced():
     model = nn.Sequential(
         nn.Conv2d(4, 4, 3, groups=2, bias=False), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, (1, 3), bias=False),
