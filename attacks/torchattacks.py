@@ -48,6 +48,22 @@ class TorchattacksAutoAttackConfig:
             raise ValueError(f"queries must be >= 1, got {self.queries}")
 
 
+class ContiguousGradient(nn.Module):
+    """A model whose input gradient is contiguous: torchattacks calls view(), which fails on channels-last gradients."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.train(model.training)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits (B, K)."""
+        if images.requires_grad:
+            images.register_hook(torch.Tensor.contiguous)  # type: ignore[no-untyped-call]
+        logits: Tensor = self.model(images)
+        return logits
+
+
 class TorchattacksWrapper(Attack):
     """Runs an attack of torchattacks with a seed, and restores torch's global generator."""
 
@@ -86,10 +102,10 @@ class TorchattacksWrapper(Attack):
         # torchattacks prints a message if a model has no parameters; stdout is for tables.
         with torch.random.fork_rng(devices=devices), contextlib.redirect_stdout(sys.stderr):
             torch.manual_seed(seed)
-            attack = self.build(model, num_classes, seed)
+            attack = self.build(ContiguousGradient(model), num_classes, seed)
             attack.set_device(images.device)
             with torch.enable_grad():
-                adv: Tensor = attack(images, labels)
+                adv: Tensor = attack(images.contiguous(), labels)
         return adv.detach()
 
 

@@ -95,14 +95,16 @@ def _read_rows(place: Path | None, out: Path) -> tuple[pd.DataFrame, str]:
     """
     import pandas as pd
 
-    from robobench.results.rows import bundled_boards, read_rows
+    from robobench.results.rows import bundled_boards, damaged_records, read_rows
 
     boards = bundled_boards()
     if place is None and out == STORE and not out.exists() and boards:
         names = ", ".join(board.name for board in boards)
         note = f"note: no store in '{out}'; showing the results that come with robobench ({names})"
         return pd.concat([read_rows(board) for board in boards], ignore_index=True), note
-    return read_rows(place or out), ""
+    damaged = damaged_records(place or out)
+    note = f"note: {len(damaged)} damaged records are left out ({', '.join(damaged[:3])}); rerun their command"
+    return read_rows(place or out), note if damaged else ""
 
 
 def _print_published(name: str | None) -> int:

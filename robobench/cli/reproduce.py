@@ -46,6 +46,9 @@ def main(
     retrain: Annotated[
         Path | None, typer.Option(help="Train the models again in this store, and attack those.")
     ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="FILE.py:FUNCTION that builds the models; a store never decides which code runs.")
+    ] = None,
     device: o.Device = "auto",
     plugin: o.Plugins = None,
     data_dir: o.DataDir = None,
@@ -66,6 +69,7 @@ def main(
         device=device,
         retrain=retrain,
         keep=lambda records: _filter_records(records, filter_ or ()),
+        factory=model,
         warn=lambda text: typer.echo(f"warning: {text}", err=True),
     )
     typer.echo(f"{len(reproducer.cells)} cells: " + "; ".join(map(cell_name, reproducer.cells)), err=True)

@@ -357,7 +357,7 @@ def _random_on_surface(threat: ThreatModel, images: Tensor, rng: KeyedRng) -> Te
 _NO_ATTACK = "needs another attack (--attacks), or no gradient reaches the images"
 NOT_CHECKED = dict.fromkeys(CHECKS, _NO_ATTACK) | {
     **dict.fromkeys(("batch-dependent", "grad-mode-dependent", "gradient-mismatch"), "random-output is raised"),
-    "not-checked": "every check was made",
+    **dict.fromkeys(("not-checked", "weak-source"), "in a run only"),
     "restarts-help": "needs a many-step attack with a random start (--attacks)",
     "transfer-stronger": "needs another model (--transfer-source)",
     "transfer-only": "needs the rows of a run with both protocols",

@@ -98,6 +98,7 @@ class Reproducer:
     Args:
         sample: number of cells; 0: all.
         minutes: time limit for all cells. If a cell would exceed its share, only its first images are attacked.
+        factory: FILE.py:FUNCTION for models that a user's function builds.
         retrain: store in which the models are trained again first; None attacks the stored weights.
         keep: returns the records to draw from; it may raise RequestError. Default: all.
         warn: gets a message the first time that a batch does not fit into memory.
@@ -118,6 +119,7 @@ class Reproducer:
         device: str = "auto",
         retrain: Path | None = None,
         keep: Callable[[list[EvaluationRecord]], list[EvaluationRecord]] = lambda records: records,
+        factory: str | None = None,
         warn: Callable[[str], None] = warnings.warn,
     ) -> None:
         if sample < 0 or minutes <= 0:
@@ -127,6 +129,7 @@ class Reproducer:
             raise RequestError(f"no records in '{place}'; name a store, or a folder of leaderboards/ of a git clone")
         records = keep(records)
         self.place, self.data_dir, self.device, self.retrain = place, data_dir, resolve_device(device), retrain
+        self.factory = factory
         self.commands = ReproCommands(place)
         self.recipes = {r["key"]: r["recipe"] for group in self.commands.records.values() for r in group}
         available = [r for r in records if retrain or self._has_weights(r)]
@@ -208,7 +211,7 @@ class Reproducer:
         file = WEIGHT_FILES[selection]
         if not Store(self.place).digest("model", folder, file).startswith(digest or "none"):
             raise ArtifactError(f"'{self.place / folder / file}' is not the model that was attacked")
-        return load_trained(self.place, folder, selection=selection)[0].to(self.device)
+        return load_trained(self.place, folder, self.factory, selection)[0].to(self.device)
 
     def _train_again(self, record: EvaluationRecord, out: Path) -> ReproducedCell:
         """Train and attack the model of a cell again with the command of its row."""

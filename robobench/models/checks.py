@@ -122,8 +122,8 @@ def check_logits(logits: Tensor, labels: Tensor) -> None:
 def logits_fingerprint(logits: Tensor) -> str:
     """Return 16 hexadecimal digits of logits (B, K), rounded to 1/256 of each row's largest absolute value.
 
-    The rounding hides differences between machines. It tells models apart whose weights and code are equal, but not a
-    file, an environment variable or an attribute that they read.
+    The rounding hides differences between machines. The digits tell models apart that have equal weights and code, and
+    read different files, environment variables or attributes.
     """
     largest = logits.abs().amax(1, keepdim=True).clamp_min(torch.finfo(logits.dtype).tiny)
     steps = (256 * (logits / largest).double()).round().to(torch.int16).cpu()

@@ -142,7 +142,8 @@ def build_user_model(name: str, num_classes: int) -> nn.Module:
         raise unknown_name(f"function in {source}", function, names)
     call = _arguments(make, num_classes)
     try:
-        net = _call_with_classes(make, call, num_classes)
+        with _importing_from(file.parent if source.endswith(".py") else Path.cwd()):  # it may import its neighbors
+            net = _call_with_classes(make, call, num_classes)
     except Exception as err:
         shown = ", ".join([*map(str, call.args), *(f"{key}={value}" for key, value in call.kwargs.items())])
         raise RequestError(f"model '{name}' fails: {function}({shown}) raised {one_line(err)}") from err

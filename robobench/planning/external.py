@@ -82,7 +82,9 @@ def plan_external_model(
         images = dataset.test.images(torch.arange(min(2, len(dataset.test)))).to(device)
         check_unit_range(images)
         logits, notes = try_model(model, asked.label, images)
-        check_logits(logits, dataset.test.labels[: len(images)].to(logits.device) * 0)
+        zeros = dataset.test.labels[: len(images)].to(logits.device) * 0
+        check_logits(logits, zeros)
+        check_logits(model(images[:1]), zeros[:1])  # squeeze() in forward() drops the batch
         fingerprint = logits_fingerprint(torch.cat((logits, model(1 - images))))
     for text in notes:
         note(text)

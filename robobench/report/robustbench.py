@@ -100,6 +100,8 @@ def model_info_entries(rows: pd.DataFrame) -> list[dict[str, Any]]:
     Every white-box attack with its full budget gives `<attack>_acc`; for AutoAttack this is RobustBench's own key.
     `external` is the worst case over all attacks. Fields that a row cannot fill are None.
     """
+    import pandas as pd
+
     from robobench.core.formatting import format_eps
     from robobench.report.formatting import COMPARABLE_KEYS, MODEL_COLUMNS, iter_groups, iter_rows, label_model
     from robobench.report.matrix import budget_notes
@@ -109,6 +111,8 @@ def model_info_entries(rows: pd.DataFrame) -> list[dict[str, Any]]:
     for model_rows in iter_groups(done, [*COMPARABLE_KEYS, *MODEL_COLUMNS, "threat_norm", "threat_eps"]):
         first = model_rows.iloc[0]
         full = model_rows[~model_rows["budget_reduced"].astype(bool)]
+        full = full.sort_values("robust_accuracy", ascending=False, kind="stable")  # of several budgets, the strongest
+        worst = first["worst_case_accuracy"]
         images = f"{first['examples']} test images; worst case over {first['worst_case_attacks']}"
         out.append(
             {
@@ -125,7 +129,7 @@ def model_info_entries(rows: pd.DataFrame) -> list[dict[str, Any]]:
                 "clean_acc": f"{100 * first['clean_accuracy']:.2f}",
                 "reported": None,
                 **{f"{r.attack}_acc": f"{100 * r.robust_accuracy:.2f}" for r in iter_rows(full)},
-                "external": f"{100 * first['worst_case_accuracy']:.2f}",
+                "external": None if pd.isna(worst) else f"{100 * worst:.2f}",
                 "unreliable": bool(str(first["flags"]) not in ("", "nan", "None")),
                 "footnote": "; ".join([*budget_notes(model_rows), images]),
             }
@@ -169,7 +173,7 @@ def write_model_info(rows: list[dict[str, Any]], file: Path) -> None:
     from robobench.core.formatting import format_eps
     from robobench.store.artifacts import write_atomic
 
-    row = next((r for r in rows if _is_ranked(r)), None)
+    row = min(filter(_is_ranked, rows), key=lambda r: float(r["robust_accuracy"]), default=None)
     if row is None:
         raise RequestError("no row for --model-info: the standard attack gave no result; see the reason above")
     info = {**DESCRIPTION, "name": row["model"], "architecture": row["model"]}

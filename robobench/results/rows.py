@@ -296,6 +296,13 @@ def read_rows(place: Path) -> pd.DataFrame:
     return rows
 
 
+def damaged_records(place: Path) -> list[str]:
+    """Return the keys of records that were damaged, quarantined, and not computed again."""
+    folder = place / "artifacts" / "evaluations"
+    keys = {file.name.partition(".damaged-")[0] for file in folder.glob("*.damaged-*")}
+    return sorted(key for key in keys if not (folder / key).is_dir())
+
+
 def bundled_boards() -> list[Path]:
     """Return the folders of the leaderboards that ship with robobench."""
     found = importlib.util.find_spec("robobench.leaderboards")

@@ -152,3 +152,12 @@ def test_autoattack_wrapper_uses_model_classes(digits, norm, monkeypatch, capsys
     adv = aa(aa.Config(), threat).attack_full_budget(model, images, labels, make_rng(4))
     threat.check(adv, images, "torchattacks-autoattack")
     assert capsys.readouterr().out == ""
+
+
+def test_pgdl2_attacks_channels_last_model(digits_net, held_out):
+    """Its gradients are channels-last, which torchattacks' own code refuses."""
+    net = copy.deepcopy(digits_net).to(memory_format=torch.channels_last)
+    images = held_out[0][:8].contiguous(memory_format=torch.channels_last)
+    cls = load_attack("torchattacks-pgdl2")
+    adv = cls(cls.Config(), ThreatModel("L2", 1.0)).attack_full_budget(net, images, held_out[1][:8], make_rng(8))
+    assert not torch.equal(adv, images)

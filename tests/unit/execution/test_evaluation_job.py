@@ -126,6 +126,10 @@ def reads_environment(k):
     return net(k, Apply(lambda z: z.roll(shift, 1)))
 
 
+def squeezed(k):
+    return net(k, Apply(torch.squeeze))
+
+
 def constant(k):
     return net(k, Apply(lambda z: 0 * z + torch.arange(k)))
 
@@ -223,6 +227,12 @@ def test_wrapper_is_not_its_transfer_source(evaluate_factory, monkeypatch):
     assert wrapper["clean_accuracy"].nunique() == 1
     assert wrapper["clean_accuracy"].iloc[0] != plain["clean_accuracy"].iloc[0]
     assert not any(r.get("own_source") for r in read_records(Path("reads_environment")) if "reads" in r["defense"])
+
+
+def test_squeezed_logits_are_refused_first(evaluate_factory, capsys):
+    """A model that drops the batch of a single image would fail in the middle of an attack."""
+    assert main(["evaluate", "-q", "--model", "mine.py:squeezed"]) == 2
+    assert "returned shape (10,) for 1 images" in capsys.readouterr().err
 
 
 def test_source_that_guesses_is_flagged(evaluate_factory):

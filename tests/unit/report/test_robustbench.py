@@ -2,6 +2,7 @@ import json
 from contextlib import nullcontext
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
 from robobench.cli import main
@@ -50,6 +51,9 @@ def test_entries_have_robustbench_keys_and_percent_strings():
     assert (entry["eps"], entry["clean_acc"], entry["autoattack_acc"], entry["unreliable"]) == (
         "8/255", "95.00", "50.00", False,
     )  # fmt: skip
+    for order in (1, -1):  # of two budgets, the stronger result
+        both = pd.concat([rows, rows.assign(attack_budget="standard", robust_accuracy=0.4)][::order])
+        assert json.loads(leaderboard(both, "robustbench"))[0]["autoattack_acc"] == "40.00"
     rows["attack_budget"], rows["budget_reduced"] = "reduced: 5 steps", True
     (entry,) = json.loads(leaderboard(rows, "robustbench"))
     assert "autoattack_acc" not in entry and "reduced: 5 steps" in entry["footnote"]
@@ -71,7 +75,7 @@ def test_model_info_has_robustbench_fields_and_keeps_descriptions(tmp_path):
     file.write_text(
         json.dumps({"authors": "A. Nonymous", "venue": "ICML 2030", "clean_acc": "99", "footnote": "f", "own": 1})
     )
-    write_model_info([row(**WEAK), row(protocol="transfer"), row()], file)
+    write_model_info([row(**WEAK), row(protocol="transfer"), row(), row(robust_accuracy=0.6)], file)
     info = json.loads(file.read_text())
     assert list(info) == [
         "link", "name", "authors", "additional_data", "number_forward_passes", "dataset", "venue", "architecture",
