@@ -65,4 +65,4 @@ class HeadObjective(nn.Module):
     def forward(self, batch: Batch) -> Loss:
         """Compute the mean cross-entropy; metric "class_loss"."""
         class_loss = F.cross_entropy(self.head(self.features[batch.index]), batch.labels)
-        return Loss(class_loss, {"class_loss": class_loss})
+        return Loss(class_loss, {"class_loss": class_loss.detach()})

@@ -5,6 +5,7 @@ It is not an evaluation: it runs one short attack, and never on test images.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 

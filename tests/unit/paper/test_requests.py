@@ -100,7 +100,7 @@ def test_ablations_share_autoencoder_and_static_attack(base, macd_job):
         train_size=4,
         required_models={"standard": FrozenModel(TinyBatchNormNet())},
     )
-    _, autoencoder, attack, distill = job.defense(TINY).stages(setup)
+    _, autoencoder, attack, distill, *_ = job.defense(TINY).stages(setup)
     for stage in (autoencoder, attack):
         assert len(keys("6", stage)) == 1
         assert len(keys("7", stage)) == 1

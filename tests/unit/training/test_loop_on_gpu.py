@@ -81,7 +81,9 @@ def test_gpu_step_copies_nothing_from_or_to_host(name, monkeypatch):
             stages = cls(config).stages(setup)
         for stage in stages:
             if isinstance(stage, Precompute):
-                setup.precomputed[stage.name] = PrecomputedArray(np.zeros((32, 3, 32, 32), np.uint8), "cuda")
+                setup.precomputed[stage.name] = PrecomputedArray(
+                    np.zeros((32, *(stage.shape or (3, 32, 32))), np.uint8), "cuda"
+                )
                 continue
             with torch.device("cuda"):
                 stage.objective = stage.objective if isinstance(stage.objective, nn.Module) else stage.objective()
