@@ -81,13 +81,25 @@ def method_page(kind: str, name: str) -> str:
     parts = (
         inspect.getdoc(cls),
         f"{kind.capitalize()}, " + "; ".join(facts) + ".",
-        f"```text\n{citation}\n```",
+        citation_list(citation),
         f"```sh\n{command}\n```",
         f"## Fields\n\nSet a field with `--set {name}.FIELD=VALUE`. Defaults are the published values; a preset may "
         "change them. Defenses also have the training fields that all share, such as epochs and learning rate.",
         config_table(cls),
     )
     return f"# {name}\n\n" + "\n\n".join(map(str, parts)) + "\n"
+
+
+def citation_list(citation: str) -> str:
+    """Return the docstring of a method's file as Markdown: its fields 'Paper:' and so on become a list."""
+    text = re.sub(r"\n +", " ", citation)  # continuation lines are indented
+    text = re.sub(r"^(Paper|Code|Differs): +", r"* **\1:** ", escape_marks(text), flags=re.MULTILINE)
+    return re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
+
+
+def escape_marks(text: str) -> str:
+    """Escape what Markdown reads as a tag or emphasis."""
+    return re.sub(r"([*_<`])", r"\\\1", text)
 
 
 def builtin(kind: str) -> list[str]:

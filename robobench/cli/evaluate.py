@@ -12,6 +12,7 @@ from robobench.cli import options as o
 from robobench.errors import RequestError
 
 if TYPE_CHECKING:
+    import pandas as pd
     from rich.console import Console
 
     from robobench.planning.plan import Plan
@@ -115,7 +116,7 @@ class _Output:
         for sentence in outcome.outcome_sentences(own_rows):
             console.print(sentence, markup=False, highlight=False)
         if self.model_from is not None:
-            _print_recorded(self.model_from, console)
+            _print_recorded(self.model_from, own_rows, console)
         if self.json_file is not None:
             outcome.write_evaluation(rows, self.json_file)
         if self.model_info is not None:
@@ -177,22 +178,26 @@ def _use_stored_model(request: ExperimentConfig, folder: Path) -> ExperimentConf
     )
 
 
-def _print_recorded(folder: Path, console: Console) -> None:
-    """Print the white-box results recorded for a stored model, to compare with the new ones."""
+def _print_recorded(folder: Path, rows: pd.DataFrame, console: Console) -> None:
+    """Print the white-box results recorded for a stored model at the radii of `rows`, on the same images."""
     from robobench.core.formatting import format_eps
     from robobench.results.rows import read_records
 
-    found = [r for r in read_records(folder.parent) if r["training"] == folder.name and r["protocol"] == "white-box"]
-    for record in sorted(found, key=lambda r: (r["threat_norm"], r["threat_eps"], r["attack"])):
-        bits = record["robust_bits"]
-        if bits:
+    count, digest = int(rows.iloc[0]["examples"]), rows.iloc[0]["data_digest"]
+    radii = set(zip(rows["threat_norm"], rows["threat_eps"], strict=True))
+    lines = {}
+    for record in read_records(folder.parent):
+        here = record["training"] == folder.name and record["protocol"] == "white-box" and record["status"] == "ok"
+        same = record["data_digest"] == digest and (record["threat_norm"], record["threat_eps"]) in radii
+        bits = (record["robust_bits"] or "")[:count]
+        if here and same and len(bits) == count:
             threat = f"{record['threat_norm']} {format_eps(record['threat_eps'])}"
-            console.print(
-                f"recorded: {record['attack']} ({record['attack_budget']}) {threat}: "
-                f"{100 * bits.count('1') / len(bits):.1f} % of {len(bits)} images",
-                markup=False,
-                highlight=False,
-            )
+            what = f"{record['attack']} ({record['attack_budget']}) {threat}"
+            lines[what] = f"recorded: {what}: {100 * bits.count('1') / count:.1f} % of the same {count} images"
+    for what in sorted(lines):
+        console.print(lines[what], markup=False, highlight=False)
+    if not lines:
+        console.print(f"recorded: nothing at these radii on these {count} images")
 
 
 def _fit_attacks(request: ExperimentConfig, minutes: float) -> ExperimentConfig:

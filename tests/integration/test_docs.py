@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import importlib.util
 import inspect
 import io
@@ -9,6 +11,8 @@ import re
 import shlex
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +25,16 @@ import robobench
 from robobench import api
 from robobench.cli import main
 from robobench.plugins.discovery import KINDS, discover
+from tests.helpers import browser
 
 DOCS = Path(__file__).parents[2] / "docs"
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    """Serves files without a log."""
+
+    def log_message(self, *parts: object) -> None:
+        """Write nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +45,15 @@ def generate():
     return module
 
 
-def test_method_cards_list_methods_and_fields(generate):
-    text = generate.methods()
+def test_every_method_has_a_page_with_fields(generate):
+    text, pages = generate.methods(), generate.pages()
     for kind in KINDS:
         for name, plugin in discover(kind).items():
             if plugin.origin == "robobench":
-                assert f"### {name}\n" in text
-    assert "| `inner_steps` | `10` | quick: `5`, quick:large: `3` |" in text
-    assert "| `relative_step` | `0.25` |  | step size / eps; 2/255 at eps 8/255 |" in text
+                assert f"[`{name}`]({kind}-{name}.md)" in text and f"methods/{kind}-{name}.md" in pages
+    at, pgd = pages["methods/defense-at.md"](), pages["methods/attack-pgd.md"]()
+    assert "| `inner_steps` | `10` | quick: `5`, quick:large: `3` |" in at
+    assert "| `relative_step` | `0.25` |  | step size / eps; 2/255 at eps 8/255 |" in pgd
 
 
 def test_cli_reference_lists_every_command(generate):
@@ -93,7 +106,7 @@ def test_tutorial_commands_run_in_order(tmp_path, monkeypatch, capsys):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """The site, built in mkdocs' strict mode, which refuses broken links and unknown names."""
-    for package in ("mkdocs", "mkdocstrings"):
+    for package in ("mkdocs", "material", "mkdocstrings"):
         pytest.importorskip(package, reason=f"{package} is not installed; uv sync --group docs")
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
@@ -103,7 +116,7 @@ def site(tmp_path_factory):
 
 
 def test_site_has_every_page_and_loads_nothing(site):
-    for page in ("index.html", "methods/index.html", "reference/cli/index.html", "theory/index.html"):
+    for page in ("index.html", "methods/defense-trades/index.html", "reference/cli/index.html", "theory/index.html"):
         assert (site / page).is_file()
     pages = [path.read_text() for path in site.rglob("*.html")]
     assert not any(re.search(r'(src|href)="(https?:)?//[^"]*\.(js|css)', text) for text in pages)
@@ -117,3 +130,27 @@ def test_python_reference_has_every_function_and_field(site):
     assert {f"robobench.api.{name}" for name in set(api.__all__) - values} <= anchors
     for comment in ("images evaluated together", "fraction of training over which the training radius grows"):
         assert comment in text  # comments beside the fields of a config
+
+
+@pytest.mark.skipif(browser.PROGRAM is None, reason="chromium is not installed; apt-get install chromium")
+def test_site_in_browser_has_no_message_and_finds_kl(site, tmp_path):
+    handler = functools.partial(QuietHandler, directory=str(site))
+    with (
+        http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server,
+        browser.Browser(tmp_path / "profile") as view,
+    ):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/"
+        pages = sorted(path.relative_to(site).as_posix() for path in site.rglob("*.html"))
+        for page in pages:
+            view.open_url(address + page)
+            assert not view.errors, (page, view.errors)
+        assert view.evaluate("document.querySelectorAll('.md-tabs__item').length") <= 6
+        view.open_url(address + "index.html?q=KL")
+        until = time.monotonic() + 60
+        found = "[...document.querySelectorAll('.md-search-result__link')].map((a) => a.href).join(' ')"
+        while "defense-trades" not in view.evaluate(found):
+            assert time.monotonic() < until, view.evaluate(found)
+            time.sleep(0.2)
+        assert not view.errors
+        server.shutdown()
