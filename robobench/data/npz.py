@@ -1,4 +1,4 @@
-"""Data sets of plain arrays: an .npz file, a folder of .npy files, or one .npy file of images. Nothing is unpickled."""
+"""Data sets of plain arrays: .npz, a folder of .npy files, one .npy file of images, or .pt. No code is unpickled."""
 
 from __future__ import annotations
 
@@ -66,6 +66,8 @@ class _Arrays:
         elif path.suffix == ".npy" and path.is_file():
             labels = _labels_beside(path)
             self._files = {"x_test": path, **({"y_test": labels} if labels else {})}
+        elif path.suffix in (".pt", ".pth") and path.is_file():
+            self._archive = self._try(lambda: _read_tensors(path))
         elif path.is_file():
             stream = self._stack.enter_context(path.open("rb"))
             loaded = self._try(lambda: np.load(stream, allow_pickle=False))
@@ -127,16 +129,31 @@ class _Arrays:
             array = self._try(lambda: np.load(self._files[name], mmap_mode="r", allow_pickle=False))
         else:
             array = self._try(lambda: self._archive[name])
-        return array  # type: ignore[no-any-return]
+        if not isinstance(array, np.ndarray):
+            raise RequestError(f"'{self.path}' holds '{name}', which is no array; give an .npz saved by numpy.savez")
+        return array
 
     def _try(self, read: Any) -> Any:
         try:
             return read()
         except Exception as err:  # damage raises many types: zip, zlib, header, CRC
+            why = f"{type(err).__name__}: {' '.join(str(err).split())[:100]}"
+            why = "no array, or one of Python objects" if "pickle" in why else why
             raise RequestError(
-                f"cannot read '{self.path}' ({type(err).__name__}: {' '.join(str(err).split())[:100]}); give an .npz "
-                "of plain arrays saved by numpy.savez"
+                f"cannot read '{self.path}' ({why}); give an .npz of plain arrays saved by numpy.savez"
             ) from err
+
+
+def _read_tensors(path: Path) -> dict[str, Any]:
+    """Read a dictionary or a pair of tensors that torch.save wrote, as arrays."""
+    import torch
+
+    held = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(held, (tuple, list)) and len(held) == 2:
+        held = {"images": held[0], "labels": held[1]}
+    if not isinstance(held, dict):
+        raise ValueError(f"it holds a {type(held).__name__}, not a dictionary of tensors")
+    return {str(name): torch.as_tensor(value).numpy() for name, value in held.items()}
 
 
 def _find(plain: dict[str, str], words: tuple[str, ...], part: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 
 import numpy as np
 import pyarrow as pa
@@ -54,6 +55,17 @@ def files(given, name, says="", *, refused=False, pixels=PIXELS, **arrays):
 
 def named(x, y):
     return {x: PIXELS, y: LABELS}
+
+
+def tensors(folder, content):
+    torch.save(content, folder / "mine.pt")
+    return check(load_dataset(f"npz:{folder / 'mine.pt'}", need_train=False))
+
+
+def zipped(folder):
+    with zipfile.ZipFile(folder / "mine.npz", "w") as archive:
+        archive.writestr("readme.txt", "x")
+    return check(load_dataset(f"npz:{folder / 'mine.npz'}", need_train=False))
 
 
 def labels_from_one(folder):
@@ -122,6 +134,13 @@ ARRAYS = [
     npz("uint8 images of 0 and 1", "if 1 means white", pixels=PIXELS // 255,
         x_test=PIXELS // 255, y_test=LABELS),
     npz("pickled objects", "cannot read", refused=True, x_test=np.array([{}], object), y_test=LABELS),
+    Case("Arrays", ".pt with images and labels",
+         lambda folder: tensors(folder, {"images": torch.tensor(PIXELS), "labels": torch.tensor(LABELS)})),
+    Case("Arrays", ".pt with a pair of tensors, N x 3 x H x W",
+         lambda folder: tensors(folder, (torch.tensor(PIXELS).permute(0, 3, 1, 2), torch.tensor(LABELS))),
+         "N x channels"),
+    Case("Arrays", ".pt with something else", lambda folder: tensors(folder, 3), "cannot read", True),
+    Case("Arrays", "a zip archive of something else", lambda folder: zipped(folder), "which is no array", True),
     files("x_test.npy beside y_test.npy", "x_test.npy", x_test=PIXELS, y_test=LABELS),
     files("images.npy beside labels.npy", "images.npy", images=PIXELS, labels=LABELS),
     files("a folder of x_test.npy and y_test.npy", ".", x_test=PIXELS, y_test=LABELS),
