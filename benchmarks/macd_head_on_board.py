@@ -30,7 +30,7 @@ from robobench.training.context import TrainRuntime
 from robobench.training.loop import run_train
 from robobench.training.precompute import run_precompute
 
-READINGS = {
+READINGS: dict[str, dict[str, object]] = {
     "Algorithm 2": {"bn_recalibrate": False, "head_epochs": 0},
     "statistics": {"head_epochs": 0},
     "statistics and head": {},

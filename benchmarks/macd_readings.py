@@ -64,7 +64,9 @@ STEPS = 10  # of PGD
 class Group:
     """The trainings of a data set, a model and a seed. They share the stages that do not depend on the reading."""
 
-    def __init__(self, dataset: str, train: Split, held_out: Split, model: str, seed: int, autoencoders: dict) -> None:
+    def __init__(
+        self, dataset: str, train: Split, held_out: Split, model: str, seed: int, autoencoders: dict[str, Any]
+    ) -> None:
         info = dataset_info(dataset)
         self.train, self.held_out, self.seed, self.autoencoders = train, held_out, seed, autoencoders
         self.threat = ThreatModel("Linf", info.train_eps["Linf"])
