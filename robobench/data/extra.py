@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 import zipfile
 from contextlib import suppress
@@ -24,7 +25,6 @@ from robobench.errors import RequestError
 KEYS = ("image", "label")
 ALLOWED = "give an .npz with image (N, H, W, 3) uint8 and label (N,), or a folder with image.npy and label.npy"
 LOCAL_HEADER_BYTES = 30  # of a member of a zip file, before its name
-RELEASE_IMAGES = 1024  # images read before their pages are released; a page fault may map 64 KiB or more
 
 
 def load_extra(path: Path, *, num_classes: int, resolution: int, device: Any = "cpu") -> Split:
@@ -44,7 +44,7 @@ def load_extra(path: Path, *, num_classes: int, resolution: int, device: Any = "
         raise RequestError(f"--extra '{path}' cannot be read ({' '.join(str(err).split())[:120]}); {ALLOWED}") from err
     _check(path, images, labels, num_classes)
     return Split(
-        _PageReleasingReader(images),
+        _Reader(images),
         torch.from_numpy(np.asarray(labels).astype(np.int64)),
         _digest(path),
         is_uint8_exact=True,
@@ -112,20 +112,22 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-class _PageReleasingReader:
-    """Reads images of a memory-mapped array (N, H, W, 3), and keeps few of its pages in this process's memory."""
+class _Reader:
+    """Reads single images of an array (N, H, W, 3) from its file.
+
+    The array is not read through its mapping: pages of a mapping count as memory of this process, and random reads
+    would touch all of them.
+    """
 
     def __init__(self, images: Any) -> None:
-        self.images, self._unreleased = images, 0
+        self.path, self.begin = Path(images.filename), int(images.offset)
+        self.shape, self.bytes = images.shape[1:], int(images[0].nbytes)
 
     def __call__(self, index: Tensor) -> Tensor:
         """Return images (B, 3, H, W) uint8 for an index (B,) int64."""
-        pixels = torch.from_numpy(self.images[index.cpu().numpy()]).permute(0, 3, 1, 2).contiguous()
-        self._unreleased += len(index)
-        mapping: Any = getattr(self.images, "_mmap", None)
-        if self._unreleased >= RELEASE_IMAGES and hasattr(mapping, "madvise"):
-            import mmap
-
-            mapping.madvise(mmap.MADV_DONTNEED)  # the file's pages stay in the system's cache
-            self._unreleased = 0
-        return pixels
+        pixels = np.empty((len(index), *self.shape), np.uint8)
+        with self.path.open("rb", buffering=0) as file:
+            for row, number in zip(pixels, index.tolist(), strict=True):
+                data = os.pread(file.fileno(), self.bytes, self.begin + number * self.bytes)
+                row[...] = np.frombuffer(data, np.uint8).reshape(self.shape)
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()

@@ -37,8 +37,11 @@ def test_archive_and_folder_give_same_images(archive, tmp_path):
     assert load(archive, resolution=4).images(torch.tensor([0])).shape == (1, 3, 4, 4)
 
 
-def test_images_are_mapped_not_read(archive):
-    assert isinstance(load(archive)._read.images, np.memmap)
+def test_images_are_read_when_needed(archive):
+    split = load(archive)
+    content = archive.read_bytes()
+    archive.write_bytes(content.replace(IMAGES[3].tobytes(), bytes(192)))
+    assert split.images(torch.tensor([3])).max() == 0 and split.images(torch.tensor([2])).max() > 0
 
 
 def test_digest_is_kept_until_file_changes(archive, tmp_path):
