@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from robobench.planning.presets import LARGE_MODELS, PRESETS, preset_layers
+from robobench.planning.recipes import RECIPES
 from robobench.plugins.discovery import KINDS, discover, load_plugin
 from robobench.training.config import TrainConfig
 
@@ -57,7 +58,7 @@ def config_table(cls: Any) -> str:
     """Return a Markdown table of a Config: field, default, values of the presets, meaning."""
     comments, presets = field_comments(cls.Config), dict(cls.presets)
     if issubclass(cls.Config, TrainConfig):
-        presets = {name: preset_values(cls, name) for name in PRESETS}
+        presets = {name: preset_values(cls, name) for name in PRESETS if name not in RECIPES}
     lines = ["| field | default | presets | meaning |", "| --- | --- | --- | --- |"]
     for field in dataclasses.fields(cls.Config):
         name = field.name
