@@ -33,10 +33,10 @@ def take_screenshots(site: Path) -> None:
     """Take screenshots of two pages of the site, and of the board's report at three widths, light and dark."""
     import tempfile
 
-    sys.path.insert(0, str(ROOT))
+    from robobench.core.imports import import_file
     from robobench.report.export import write_report
-    from tests.helpers.browser import Browser
 
+    Browser = import_file("robobench_docs_browser", ROOT / "tests" / "helpers" / "browser.py").Browser  # noqa: N806
     with tempfile.TemporaryDirectory() as folder, Browser(Path(folder) / "profile") as browser:
         (report,) = write_report(read_rows(BOARD), BOARD, html=Path(folder) / "report.html")
         shots = [(name, site / page, 1280, "light") for name, page in PAGES.items()]

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from robobench.core.registry import unknown_name
-from robobench.report.by_defense import SEED, combine_seeds
+from robobench.report.by_defense import combine_seeds
 from robobench.report.formatting import flag_notes
 from robobench.report.latex import latex_leaderboards, latex_matrices
 from robobench.report.leaderboard import (
@@ -154,7 +154,7 @@ def terminal_leaderboards(lines: pd.DataFrame, columns: Sequence[str] | None, *,
     for title, part in split_leaderboards(lines):
         console.print(render_leaderboard(title, part, columns, console))
         console.print()
-    several = lines["defense"].str.contains(SEED).any()
+    several = lines["defense"].str.contains(r" \(seed ").any()
     hint = "--by defense shows mean ± standard deviation over seeds" if several else ""
     console.print(Text("\n".join(filter(None, [LEGEND, SPREAD_LEGEND if "n" in lines else "", hint]))))
     return "\n".join(line.rstrip() for line in buffer.getvalue().split("\n"))

@@ -1,6 +1,8 @@
 import numpy as np
 
 from robobench.report import figures
+from robobench.report.leaderboard import rank_models
+from tests.helpers.rows import make_table_rows
 
 
 def test_pareto_front_keeps_undominated_points():
@@ -32,3 +34,20 @@ def test_images_are_placed_in_rows_and_columns():
 
 def test_large_images_are_drawn_small():
     assert max(figures._to_pixels(np.zeros((3, 224, 224))).shape) <= 112
+
+
+def test_scatter_has_a_dot_for_every_model():
+    """White-box filled and transfer hollow, at clean accuracy; a defense with several seeds gets an ellipse."""
+    rows = make_table_rows({"at": 0.4, "at (2)": 0.5, "trades": 0.3}, threats=(("Linf", 8 / 255),))
+    rows["seed"] = rows["defense"].eq("at (2)").astype(int)
+    rows["defense"] = rows["defense"].str.removesuffix(" (2)")
+    (axes,) = figures.plot_clean_against_robust(rank_models(rows)).axes
+    dots = [tuple(np.round(xy, 6)) for c in axes.collections for xy in np.asarray(c.get_offsets()).tolist()]
+    assert {(95.0, 40.0), (95.0, 50.0), (95.0, 30.0), (95.0, 60.0)} <= set(dots) and len(axes.patches) == 1
+    assert axes.get_title(loc="left").startswith("Linf 8/255")
+
+
+def test_eps_axis_is_written_in_steps_of_255():
+    lines = rank_models(make_table_rows({"at": 0.4}, threats=(("Linf", 8 / 255), ("Linf", 16 / 255))))
+    (axes,) = figures.plot_accuracy_curve(lines, "Linf").axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "8/255", "16/255"]

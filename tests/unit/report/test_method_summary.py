@@ -1,6 +1,16 @@
+from pathlib import Path
+
 import pandas as pd
 
-from robobench.report.method_summary import Threat, _format_flags
+from robobench.report.method_summary import Threat, _format_flags, short_summary
+
+BOARD = Path(__file__).parents[3] / "leaderboards" / "cifar10-jpeg-resnet20"
+
+
+def test_short_summary_fits_a_readme():
+    lines = [line for line in short_summary(BOARD).splitlines() if line.startswith("|")]
+    assert len(lines) <= 2 + 9 and all(line.count(" | ") <= 7 for line in lines)
+    assert lines[2].startswith("| at | 49.0 | 24.5 [19.1, 30.9] | a | ")
 
 
 def test_flag_is_shown_with_threats_and_model_count():
