@@ -32,7 +32,7 @@ Examples:
 
   robobench run --defense macd --model wrn50
 
-  robobench compare --defenses standard,at,trades,macd
+  robobench compare standard at trades
 
   robobench leaderboard --format md
 
@@ -84,7 +84,7 @@ app.add_typer(paper.app, name="paper")
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
-    0: done. 1: a cell failed (its row has the reason), a check failed (`reproduce`, `check`, `store check`), the store
+    0: done. 1: a cell failed (its row has the reason), a check failed (`reproduce`, `check`, `store check`), a gate was missed, the store
     could not be written, or a process or cluster was lost. 2: the request is wrong, or a file is damaged or missing;
     one line on stderr says why. 130 or 143: stopped by a signal.
     """

@@ -182,7 +182,7 @@ def test_evaluate_of_weights_file_repeats_figures(store, tmp_path, capsys):
     (folder,) = [p for p in store.iterdir() if p.name.startswith("at-")]
     rows = robobench.evaluate(
         folder / "model.safetensors", model="cnn", examples=40, attacks="pgd", sets="pgd.steps=8",
-        out=tmp_path / "e", threads=1,
+        preset="quick", out=tmp_path / "e", threads=1,
     )  # fmt: skip
     own = pd.read_csv(store / "rows.csv")
     own = own[(own["defense"] == "at") & (own["protocol"] == "white-box") & (own["attack"] == "pgd")]
@@ -197,7 +197,7 @@ def test_trained_factory_needs_no_weights_file(store, tmp_path):
         f"import robobench\n\n\ndef net(num_classes):\n    return robobench.load({str(store)!r}, {folder.name!r})\n"
     )
     rows = robobench.evaluate(
-        model=f"{tmp_path / 'mine.py'}:net", examples=40, attacks="fgsm", out=tmp_path / "f", threads=1
+        model=f"{tmp_path / 'mine.py'}:net", examples=40, attacks="fgsm", preset="quick", out=tmp_path / "f", threads=1
     )
     own = pd.read_csv(store / "rows.csv")
     own = own[(own["defense"] == "at") & (own["protocol"] == "white-box") & (own["attack"] == "fgsm")]
@@ -220,6 +220,7 @@ def evaluate_with_limit(digits_net, tmp_path, capsys):
             "    net.register_forward_pre_hook(full)\n    return net\n"
         )
         model = [f"{tmp_path / 'mine.py'}:net", "--examples", "40", "--set", "run.eval_batch_size=16", "--threads", "1"]
+        model += ["--preset", "quick"]
         out = tmp_path / str(most)
         assert main(["evaluate", "-v", "--model", *model, *words, "--out", str(out)]) == 0
         rows = pd.read_csv(out / "rows.csv").set_index(["attack", "threat_eps", "protocol"])
