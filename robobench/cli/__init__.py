@@ -84,9 +84,9 @@ app.add_typer(paper.app, name="paper")
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
-    0: done. 1: a cell failed (its row has the reason), a check failed (`reproduce`, `check`, `store check`), a gate was missed, the store
-    could not be written, or a process or cluster was lost. 2: the request is wrong, or a file is damaged or missing;
-    one line on stderr says why. 130 or 143: stopped by a signal.
+    0: done. 1: a cell failed (its row has the reason), a check failed (`reproduce`, `check`, `store check`), a gate
+    (`--fail-under`) was missed, the store could not be written, or a process or cluster was lost. 2: the request is
+    wrong, or a file is damaged or missing; one line on stderr says why. 130 or 143: stopped by a signal.
     """
     from robobench.distributed.launch import is_nonzero_rank
     from robobench.errors import ArtifactError, ExecutorError, Interrupted, ProcessError, RequestError, StorageError
