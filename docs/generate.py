@@ -23,7 +23,8 @@ from robobench.training.config import TrainConfig
 
 EXIT_STATUS = (
     "Exit status: 0: done. 1: a cell failed (the row has the reason), a check failed, a gate (`--fail-under`) was "
-    "missed, or the store, a process or the cluster failed. 2: the request is wrong, or a file is damaged or missing. 130 or 143: stopped by a signal."
+    "missed, or the store, a process or the cluster failed. 2: the request is wrong, or a file is damaged or missing. "
+    "130 or 143: stopped by a signal."
 )
 
 
