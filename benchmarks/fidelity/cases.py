@@ -120,6 +120,16 @@ def fast_at(w: World) -> None:
     run_loop(w.folder / "locuslab+fast_adversarial/CIFAR10/train_fgsm.py", "enumerate(train_loader)", space)
 
 
+def free_at(w: World) -> None:
+    space = namespace(
+        model=w.student, opt=w.optimizer, epsilon=per_channel(w.eps), clamp=clamp, lower_limit=torch.zeros(1),
+        upper_limit=torch.ones(1), criterion=nn.CrossEntropyLoss(), scheduler=SimpleNamespace(step=lambda: None),
+        args=SimpleNamespace(minibatch_replays=w.config.replays), delta=w.objective.delta.clone().requires_grad_(True),
+        train_loader=w.loader(), train_loss=0, train_acc=0, train_n=0,
+    )  # fmt: skip
+    run_loop(w.folder / "locuslab+fast_adversarial/CIFAR10/train_free.py", "enumerate(train_loader)", space)
+
+
 def n_fgsm(w: World) -> None:
     utils = SimpleNamespace(clamp=clamp, lower_limit=torch.zeros(1), upper_limit=torch.ones(1))
     space = namespace(
@@ -365,6 +375,7 @@ CASES = (
     Case("gaussian", "locuslab/smoothing@78a4d94", gaussian),
     Case("mart", "YisenWang/MART@2d83e17", mart),
     Case("n-fgsm", "pdejorge/N-FGSM@0a9e4f0", n_fgsm),
+    Case("free-at", "locuslab/fast_adversarial@54f7287", free_at, {"batch_size": 8}),
     Case("gradalign", "tml-epfl/understanding-fast-adv-training@ceed494", gradalign),
     Case("hat", "imrahulr/hat@3177a4f", hat),
     Case("lbgat", "dvlab-research/LBGAT@f7f33f0", lbgat, {}, 0, MORE_PASSES),

@@ -40,7 +40,8 @@ of 8, random numbers and SGD, in float64, Linf 8/255. The published code runs as
 loop, on the CPU, with our random numbers. The columns are relative differences of
 
 * **loss**: of the first batch;
-* **gradient**: of the input gradients of the first attack, each of length 1; the largest over its steps;
+* **gradient**: of the input gradients of the first attack, each of length 1, the largest over its steps; 0 without an
+  attack;
 * **weights**: after five steps, relative to their change since the start. GN is a network with GroupNorm, BN one with
   BatchNorm. All columns but the last are of GN.
 
@@ -183,14 +184,12 @@ def run_ours(case: Case, norm: str) -> tuple[Run, nn.Module, Steps, Any]:
     objective: Any = stage.objective.double().train()
     if case.defense == "absld":  # as after some epochs
         objective.temperatures.copy_(torch.linspace(0.5, 2.0, 2 * CLASSES).view(2, CLASSES))
-    before, optimizer = (
-        copy.deepcopy(objective),
-        RecordingSGD(list(objective.parameters()), sgd_settings(stage, objective)),
-    )
+    before, settings = copy.deepcopy(objective), sgd_settings(stage, objective)
+    optimizer = RecordingSGD(list(objective.parameters()), settings)
     draws: Steps = []
     first_grads: list[Tensor] = []
     with optimizer.watch():
-        for batch in batches(case.epoch):
+        for batch in (batch for batch in batches(case.epoch) for _ in range(stage.replays)):
             draws.append([])
             with record_draws(draws[-1]):
                 loss = objective(batch)

@@ -116,7 +116,7 @@ def profile_stages(plan: Plan, job: TrainingJob, batch_size: int | None = None) 
     full_batch = batch_size is None and plan.device.startswith("cuda")
     costs = []
     for stage in job.defense(job.config).stages(setup):
-        batch = min(stage.batch_size, plan.train_images) if full_batch else few
+        batch = min(stage.batch_size, plan.train_images if full_batch else few)
         key = hash_recipe(job.stage_recipe(stage))
         if isinstance(stage, Precompute):
             costs.append(_profile_precompute(plan, setup, stage, images, batch, key))
@@ -165,7 +165,7 @@ def _profile_train(
         epochs=stage.epochs,
         batch_size=stage.batch_size,
         images=stage.epochs * plan.train_images,
-        seconds_per_image=seconds / batch,
+        seconds_per_image=stage.replays * seconds / batch,
         memory_bytes=fixed + max(measured - fixed, 0) * stage.batch_size / batch,
         measured_bytes=measured,
         forward_equivalents=stage_forward_equivalents(stage),

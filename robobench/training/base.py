@@ -127,6 +127,7 @@ class Train:
             record and flags for the row.
         on_epoch_end: called after each epoch with that epoch's first batch, timed. It returns metrics to log, and
             whether training ends here. Its state belongs into buffers of `objective`, so that checkpoints include it.
+        replays: consecutive steps on every batch, each a step of the schedule.
         whole_batch: the loss of an image depends on the other images of its batch, so that a batch is never split when
             memory runs out.
         config_fields: config fields that the stage's result depends on, earlier stages included; None means all.
@@ -144,6 +145,7 @@ class Train:
     passes: PassCounts | None = None
     final_metrics: Callable[[Tensor], tuple[dict[str, float], list[str]]] | None = None
     on_epoch_end: Callable[[Batch], tuple[dict[str, float], bool]] | None = None
+    replays: int = 1
     whole_batch: bool = False
     config_fields: tuple[str, ...] | None = None
     services: TrainServices = NO_SERVICES
@@ -238,9 +240,7 @@ class Defense(ABC):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # preset name -> values of Config fields
     requires: Mapping[str, str] = {}  # role -> defense that must be trained first; __init__ may set it from the config
     adversarial: ClassVar[bool] = True  # False: no adversarial training, so no training radius is recorded
-    second_derivatives: ClassVar[bool] = (
-        False  # of a loss that contains a gradient; torch.compile has none, so it is off
-    )
+    second_derivatives: ClassVar[bool] = False  # the loss contains a gradient, so that torch.compile is off
     model_attributes: ClassVar[tuple[str, ...]] = ()  # needed of the model beside forward, such as "features", "head"
 
     def __init__(self, config: Any) -> None:

@@ -95,7 +95,8 @@ class _TrainRun:
         runtime.compile(self.objective)
         self.optimizer = stage.optimizer(self.objective)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.sizes = batch_sizes(images_per_epoch(data), stage.batch_size)
+        sizes = batch_sizes(images_per_epoch(data), stage.batch_size)
+        self.sizes = [size for size in sizes for _ in range(stage.replays)]
         if self.sizes[-1] < collectives.world_size():
             raise ValueError(
                 f"stage '{stage.name}' has batches of {self.sizes[-1]} images for {collectives.world_size()} processes"
@@ -156,7 +157,8 @@ class _TrainRun:
     def _train_epoch(self, epoch: int, advance: Callable[[int], None]) -> Tensor:
         """Take the remaining steps of an epoch; return the image indices (B,) of its first batch."""
         batches = epoch_batches(self.data, self.stage.batch_size, epoch, self.runtime.seed, self.stage.name)
-        order = torch.split(torch.cat(batches).to(self.data.labels.device), self.sizes)  # copied to the device at once
+        shuffled, replays = torch.cat(batches).to(self.data.labels.device), self.stage.replays  # copied at once
+        order = tuple(index for index in torch.split(shuffled, self.sizes[::replays]) for _ in range(replays))
         while self.progress.step < len(order):
             with self.stopwatch.account(self.stage.name):
                 save_now = self._take_steps(epoch, order, advance)
@@ -261,7 +263,7 @@ class _TrainRun:
 
     def _clean_batches(self) -> Iterator[Tensor]:
         """Iterate over the images of an epoch, in order and not augmented."""
-        for index in torch.split(torch.arange(sum(self.sizes)), self.stage.batch_size):
+        for index in torch.split(torch.arange(images_per_epoch(self.data)), self.stage.batch_size):
             yield self.data.images(index.to(self.data.labels.device))
 
     def _run_epoch_hook(self, epoch: int, first_index: Tensor) -> tuple[dict[str, float], bool]:
@@ -284,7 +286,7 @@ class _TrainRun:
             self.account,
             warmup_seconds=progress.warmup_seconds,
             epochs=epochs,
-            images=epochs * sum(self.sizes),
+            images=epochs * images_per_epoch(self.data),
         )
         if self.stage.final_metrics is not None:
             with torch.no_grad(), eval_mode(self.objective):
