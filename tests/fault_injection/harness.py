@@ -22,14 +22,17 @@ TIMES = [
     *("train_seconds", "total_train_seconds", "warmup_seconds", "train_cpu_seconds", "total_train_cpu_seconds"),
     *("peak_memory_bytes", "stage_memory"),
 ]
-DEFENSES = ("standard", "at", "trades", "iad", "mtard", "adaad", "rocl", "macd")
+ITERATIVE = (
+    *("at", "trades", "iad", "mtard", "adaad", "mart", "hat", "lbgat", "ikl", "ard", "rslad", "absld", "saad", "igdm"),
+)
+DEFENSES = ("standard", *ITERATIVE, "gaussian", "n-fgsm", "free-at", "gradalign", "rocl", "macd")
 TINY = (
     *("--threads", "1", "--device", "cpu", "--seed", "0", "--checkpoint-minutes", "0"),
     *("--epochs", "2", "--batch-size", "16", "--set", "run.train_images=64", "--set", "run.eval_batch_size=8"),
     *("--examples", "16", "--protocol", "white-box", "--attacks", "fgsm", "--eps", "0.1"),
 )
 MORE = {
-    **{name: ("--set", f"{name}.inner_steps=2") for name in ("at", "trades", "iad", "mtard", "adaad")},
+    **{name: ("--set", f"{name}.inner_steps=2") for name in ITERATIVE},
     "rocl": ("--set", "rocl.head_epochs=2", "--set", "rocl.head_batch_size=16"),
     "macd": (
         *("--set", "macd.mae_epochs=2", "--set", "macd.feature_epochs=2", "--set", "macd.static_steps=4"),
