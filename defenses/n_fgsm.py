@@ -2,7 +2,7 @@
 
 Paper:   de Jorge et al., "Make Some Noise: Reliable and Efficient Single-Step Adversarial Training", NeurIPS 2022,
          arXiv:2202.01181.
-Code:    github.com/pdejorge/N-FGSM (no license: read, not copied); defaults follow its train.py.
+Code:    github.com/pdejorge/N-FGSM (MIT); defaults follow its train.py.
 Family:  single-step adversarial training, 2022
 Cost:    5
 Reports: CIFAR-10, Linf 8/255, ResNet-18: 78.59 % clean, 47.77 % AutoAttack (FastAT Benchmark, 2026).

