@@ -2,6 +2,8 @@
 
 Paper:   Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
          attacks", ICML 2020, arXiv:2003.01690: Algorithm 1, the DLR loss (eq. 6) and its targeted form (eq. 7).
+         L1: Croce and Hein, "Mind the box: l1-APGD for sparse adversarial attacks on image classifiers", ICML 2021,
+         arXiv:2103.01208: Algorithm 1, in balls of 3, 2 and 1 times the radius.
 Code:    github.com/fra31/auto-attack; same constants and order of operations. A test compares outcomes per image.
 Differs: the loss after the first step is compared with the loss at the start, as in the paper; the code compares it
          with zero. Images that are misclassified when clean are attacked too, with another target than the true class.
@@ -9,6 +11,7 @@ Differs: the loss after the first step is compared with the loss at the start, a
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +27,7 @@ from robobench.api import (
     IterativeAttack,
     KeyedRng,
     RequestError,
+    ThreatModel,
     attack_cross_entropy,
     loss_and_input_grad,
     margin,
@@ -57,10 +61,20 @@ class APGD(IterativeAttack):
 
     Config = APGDConfig
     supports_compile = True
+    norms = ("Linf", "L2", "L1")
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"quick": {"steps": 10}}
     momentum = 0.75  # alpha in the paper
     min_increases = 0.75  # fraction of steps since the last checkpoint that must increase the loss; rho in the paper
     min_classes = 2  # for which the loss is defined
+
+    def __init__(self, config: Any, threat: ThreatModel) -> None:
+        super().__init__(config, threat)
+        self.iterates_leave_ball = threat.norm == "L1"
+
+    @property
+    def steps(self) -> int:
+        """Number of gradients of one restart. In L1, the start of each larger ball takes one more."""
+        return int(self.config.steps) + (len(self.balls) - 1 if self.threat.norm == "L1" else 0)
 
     def prepare(self, model: nn.Module, images: Tensor) -> None:
         """Raise RequestError if the model has too few classes for the loss."""
@@ -75,7 +89,10 @@ class APGD(IterativeAttack):
             )
 
     def start(self, images: Tensor, labels: Tensor, rng: KeyedRng) -> AttackState:
-        """Start at a random image on the surface of the ball. In Linf, at least one pixel moves by eps."""
+        """Start at a random image on the surface of the ball (L1: of the largest). In Linf, one pixel moves by eps."""
+        if self.threat.norm == "L1":
+            largest = self.threat.scaled(self.balls[0][0])
+            return AttackState(images, labels, largest.project(images + rng.normal_like(images), images), rng)
         if self.threat.norm == "Linf":
             delta = 2 * rng.uniform_like(images) - 1
             delta /= per_image(delta.flatten(1).abs().amax(1).clamp_min(1e-12), images)
@@ -85,12 +102,17 @@ class APGD(IterativeAttack):
         return AttackState(images, labels, adv, rng)
 
     def step(self, model: nn.Module, state: AttackState) -> tuple[AttackState, Tensor]:
-        """Evaluate the current image, update the best one, halve the step size at a checkpoint, and take a step."""
+        """Evaluate the current image, update the best one and the step size, and take a step."""
         state = self.choose_target(model, state)
-        adv = state.adv
         logits, loss, grad = loss_and_input_grad(
-            self.name, model, adv, state.labels, lambda logits, _: self.loss(logits, state)
+            self.name, model, state.adv, state.labels, lambda logits, _: self.loss(logits, state)
         )
+        move = self._move_l1 if self.threat.norm == "L1" else self._move
+        return move(state, loss, grad), logits
+
+    def _move(self, state: AttackState, loss: Tensor, grad: Tensor) -> AttackState:
+        """Take a step with momentum; halve the step size at a checkpoint."""
+        adv = state.adv
         memory = self._remember(state, loss, grad)
         if state.iteration in self.checkpoints:
             halve = memory["increases"] <= self.min_increases * self.checkpoints[state.iteration]
@@ -106,7 +128,55 @@ class APGD(IterativeAttack):
             delta = self.momentum * (new - adv) + (1 - self.momentum) * (adv - memory["previous_adv"])
             new = self.threat.project(adv + delta, state.images)
         memory["previous_adv"] = adv
-        return state.advance(new, **memory), logits
+        return state.advance(new, **memory)
+
+    @property
+    def balls(self) -> list[tuple[float, int]]:
+        """L1: the radii of the balls in units of eps, and the steps in each."""
+        steps = int(self.config.steps)
+        first = min(math.ceil(0.3 * steps), (steps - 1) // 2)
+        return [(3.0, first), (2.0, first), (1.0, steps - 2 * first)]
+
+    def _move_l1(self, state: AttackState, loss: Tensor, grad: Tensor) -> AttackState:
+        """Move the values with the largest gradient by the same length. Their number follows the best perturbation's.
+
+        In each ball, the number is 1 / 1.5 of the values that the start, later the best image, has changed. The last
+        image of a ball is not moved; the best one is projected onto the next ball.
+        """
+        memory, images, adv = dict(state.memory), state.images, state.adv
+        number, left = 0, state.iteration
+        while left > self.balls[number][1]:
+            left, number = left - self.balls[number][1] - 1, number + 1
+        (factor, steps), total = self.balls[number], images[0].numel()
+        if left == 0:
+            changed = (adv != images).flatten(1).sum(1).to(loss)
+            radius = torch.full_like(loss, factor * self.threat.eps)
+            memory |= {"best_adv": adv, "best_grad": grad, "best_loss": loss}
+            memory |= {"changed": changed, "count": changed / 1.5, "step_size": radius}
+        else:
+            better = loss > memory["best_loss"]
+            where = per_image(better, adv)
+            memory["best_adv"] = torch.where(where, adv, memory["best_adv"])
+            memory["best_grad"] = torch.where(where, grad, memory["best_grad"])
+            memory["best_loss"] = torch.where(better, loss, memory["best_loss"])
+            if left % max(int(0.04 * steps), 1) == 0:
+                changed = (memory["best_adv"] != images).flatten(1).sum(1).to(loss)
+                sparser = changed / memory["changed"] < 0.95
+                largest = factor * self.threat.eps
+                step_size = torch.where(sparser, largest, memory["step_size"] / 1.5).clamp(largest / 10, largest)
+                memory |= {"changed": changed, "count": changed / 1.5, "step_size": step_size}
+                adv = torch.where(per_image(sparser, adv), memory["best_adv"], adv)
+                grad = torch.where(per_image(sparser, adv), memory["best_grad"], grad)
+        if left == steps:
+            new = self.threat.scaled(self.balls[number + 1][0]).project(memory["best_adv"], images)
+            return state.advance(new, **memory)
+        at = (total - memory["count"]).long().clamp(0, total - 1)
+        size = grad.flatten(1).abs()
+        chosen = size >= size.sort(1).values.gather(1, at[:, None])
+        move = grad.sign() * chosen.view_as(grad)
+        move = move / per_image(move.flatten(1).abs().sum(1).clamp_min(1), move)
+        new = adv + per_image(memory["step_size"], adv) * move
+        return state.advance(self.threat.scaled(factor).project(new, images), **memory)
 
     def _remember(self, state: AttackState, loss: Tensor, grad: Tensor) -> dict[str, Tensor]:
         """Update each image's memory: its best adversarial image with loss and gradient, and the loss increases."""

@@ -4,6 +4,8 @@ Attack `pyautoattack` runs the authors' code. It is slower, and tests compare `a
 
 Paper:   Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
          attacks", ICML 2020, arXiv:2003.01690.
+         L1: Croce and Hein, "Mind the box: l1-APGD for sparse adversarial attacks on image classifiers", ICML 2021,
+         arXiv:2103.01208: five restarts of APGD on the cross-entropy, and five targets of APGD.
 Code:    github.com/fra31/auto-attack, on PyPI as pyautoattack; same order and budgets as its standard version. A test
          compares outcomes per image.
 Differs: models with fewer than 10 classes get fewer targets. With 3 classes the untargeted DLR loss replaces the
@@ -52,6 +54,7 @@ class PyAutoAttackConfig(AutoAttackConfig):
 class AutoAttackBase(Attack):
     """Presets, budget and warnings of both implementations."""
 
+    norms: ClassVar[tuple[str, ...]] = ("Linf", "L2", "L1")
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "quick": {"attacks": ("apgd-ce", "apgd-t"), "steps": 5, "targets": 1},
     }
@@ -65,7 +68,10 @@ class AutoAttackBase(Attack):
             if targets == cfg.targets:
                 return AttackBudget("standard", standard=True)
             return AttackBudget(f"standard with {targets} targets")
-        size = {"apgd-t": f"{cfg.steps}x{targets}", "fab-t": f"{cfg.steps}x{targets}", "square": cfg.queries}
+        restarts, apgd_targets = apgd_runs(self.threat.norm, targets)
+        size = {"apgd-t": f"{cfg.steps}x{apgd_targets}", "fab-t": f"{cfg.steps}x{targets}", "square": cfg.queries}
+        if restarts > 1:
+            size |= {name: f"{cfg.steps}x{restarts}" for name in ("apgd-ce", "apgd-dlr")}
         less = cfg.steps < 100 or cfg.targets < 9 or cfg.queries < 5000 or not {*STANDARD} <= {*attacks}
         parts = ", ".join(f"{name} {size.get(name, cfg.steps)}" for name in attacks)
         return AttackBudget(f"{'reduced' if less else 'extended'}: {parts}", reduced=less)
@@ -89,10 +95,13 @@ class AutoAttack(AutoAttackBase, Ensemble):
         """Return the components that can attack a model of `num_classes`."""
         cfg: AutoAttackConfig = self.config
         attacks, targets = usable_attacks(cfg, self.num_classes)
-        targeted = {"steps": cfg.steps, "targets": targets}
-        square = {"queries": cfg.queries, "rescale_schedule": False}
-        values: dict[str, Mapping[str, Any]] = {"apgd-t": targeted, "fab-t": targeted, "square": square}
-        return [(name, values.get(name, {"steps": cfg.steps})) for name in attacks]
+        restarts, apgd_targets = apgd_runs(self.threat.norm, targets)
+        values: dict[str, Mapping[str, Any]] = {
+            "apgd-t": {"steps": cfg.steps, "targets": apgd_targets},
+            "fab-t": {"steps": cfg.steps, "targets": targets},
+            "square": {"queries": cfg.queries, "rescale_schedule": False},
+        }
+        return [(name, values.get(name, {"steps": cfg.steps, "restarts": restarts})) for name in attacks]
 
 
 @ATTACKS.register("autoattack-l2")
@@ -101,6 +110,14 @@ class AutoAttackL2(AutoAttack):
 
     norms = ("L2",)
     fixed_norm = "L2"
+
+
+@ATTACKS.register("autoattack-l1")
+class AutoAttackL1(AutoAttack):
+    """AutoAttack, standard version, in L1."""
+
+    norms = ("L1",)
+    fixed_norm = "L1"
 
 
 @ATTACKS.register("pyautoattack")
@@ -117,11 +134,12 @@ class PyAutoAttack(AutoAttackBase):
         """Eight forwards for the package's checks, then each component with the forwards before and after it."""
         cfg: AutoAttackConfig = self.config
         attacks, targets = usable_attacks(cfg, self.num_classes)
-        apgd, fab = 2.0 * (cfg.steps + 1), 3.0 * cfg.steps + 2
+        restarts, apgd_targets = apgd_runs(self.threat.norm, targets)
+        apgd, fab = 2.0 * (cfg.steps + (3 if self.threat.norm == "L1" else 1)), 3.0 * cfg.steps + 2
         passes = {
-            "apgd-ce": apgd + 2,
-            "apgd-dlr": apgd + 2,
-            "apgd-t": targets * (apgd + 1) + 2,
+            "apgd-ce": restarts * apgd + 2,
+            "apgd-dlr": restarts * apgd + 2,
+            "apgd-t": apgd_targets * (apgd + 1) + 2,
             "fab-t": targets * (fab + 1) + 2,
             "fab": fab + 2 + cfg.steps * ((self.num_classes or 10) - 1),  # one backward per class
             "square": cfg.queries + 4.0,
@@ -156,10 +174,10 @@ class PyAutoAttack(AutoAttackBase):
         attacks, targets = usable_attacks(cfg, self.num_classes)
         reference = pyautoattack.AutoAttack(model, version="custom", attacks=list(attacks), seed=seed, **ball)
         # APGD computes its step schedule from n_iter in the constructor.
-        reference.apgd = APGDAttack(model, n_iter=cfg.steps, logger=reference.logger, **ball)
-        reference.apgd_targeted = APGDAttack_targeted(
-            model, n_iter=cfg.steps, n_target_classes=targets, logger=reference.logger, **ball
-        )
+        restarts, apgd_targets = apgd_runs(self.threat.norm, targets)
+        shared = {"n_iter": cfg.steps, "use_largereps": self.threat.norm == "L1", "logger": reference.logger, **ball}
+        reference.apgd = APGDAttack(model, n_restarts=restarts, **shared)
+        reference.apgd_targeted = APGDAttack_targeted(model, n_target_classes=apgd_targets, **shared)
         fab = reference.fab
         fab.n_restarts, fab.n_iter, fab.n_target_classes = 1, cfg.steps, targets
         reference.square.n_queries = cfg.queries
@@ -176,6 +194,11 @@ def usable_attacks(config: AutoAttackConfig, num_classes: int | None) -> tuple[t
     if num_classes <= 2:
         attacks = tuple(name for name in attacks if name not in ("apgd-t", "apgd-dlr")) or ("apgd-ce",)
     return tuple(dict.fromkeys(attacks)), min(targets, num_classes - 1)
+
+
+def apgd_runs(norm: str, targets: int) -> tuple[int, int]:
+    """Return the restarts of untargeted APGD and the target classes of targeted APGD, of `targets` in all."""
+    return (5, min(targets, 5)) if norm == "L1" else (1, targets)
 
 
 @contextmanager

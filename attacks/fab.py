@@ -53,7 +53,8 @@ class FABT(IterativeAttack):
 
     Config = FABConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"quick": {"steps": 10, "targets": 2}}
-    iterates_leave_ball = supports_compile = True
+    iterates_leave_ball = supports_compile = finds_closest = True
+    norms = ("Linf", "L2", "L1")
 
     @property
     def restarts(self) -> int:
@@ -133,8 +134,8 @@ def project_to_plane(points: Tensor, normal: Tensor, offset: Tensor, norm: str) 
 
     Pixel i moves by min(lambda v_i, room_i), where v_i is 1 (Linf) or |normal_i| (L2). The resulting change of
     normal . delta is concave, increasing and piecewise linear in lambda, so Newton's method from 0 reaches the exact
-    lambda in at most one iteration per breakpoint. If the plane does not intersect the box, the nearest corner is
-    returned.
+    lambda in at most one iteration per breakpoint. In L1, pixels move to 0 or 1 one after the other, the largest
+    |normal_i| first. If the plane does not intersect the box, the nearest corner is returned.
 
     Args:
         points: (B, C, H, W) in [0, 1].
@@ -152,8 +153,14 @@ def project_to_plane(points: Tensor, normal: Tensor, offset: Tensor, norm: str) 
     side = -offset.sign()[:, None] * normal.sign()
     room = torch.where(side > 0, 1 - points, points) * side.abs()
     weight = normal.abs() / scale[:, None]
-    speed = torch.ones_like(weight) if norm == "Linf" else weight
     needed = offset.abs() / scale
+    if norm == "L1":
+        ordered, order = weight.sort(1, descending=True)
+        gains = ordered * room.gather(1, order)
+        missing = (needed[:, None] - (gains.cumsum(1) - gains)).clamp_min(0)  # before each pixel moves
+        moved = torch.minimum(missing / ordered.clamp_min(1e-12), room.gather(1, order)) * (ordered > 0)
+        return (side * torch.zeros_like(moved).scatter(1, order, moved)).view(shape)
+    speed = torch.ones_like(weight) if norm == "Linf" else weight
     reach = room / speed.clamp_min(torch.finfo(speed.dtype).tiny)  # lambda at which a pixel reaches 0 or 1
     gain = weight * speed
     multiplier = torch.zeros_like(needed)  # lambda

@@ -32,6 +32,7 @@ class RandomNoise(IterativeAttack):
 
     Config = NoiseConfig
     gradient_free = True
+    norms = ("Linf", "L2", "L1")
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"quick": {"samples": 20}}
 
     @property
@@ -69,9 +70,11 @@ class RandomNoise(IterativeAttack):
         return best_adv, torch.where(better, margins, state.memory["best_margin"])
 
     def _draw(self, images: Tensor, rng: KeyedRng, number: int) -> Tensor:
-        """Draw uniform noise for even numbers, else Gaussian noise with expected norm eps (L2) or std eps (Linf)."""
+        """Draw uniform noise for even numbers, else Gaussian noise with expected norm eps (Linf: std eps)."""
         rng = rng.child("draw", number)
         if number % 2 == 0:
             return self.threat.random_start(images, rng)
-        std = self.threat.eps if self.threat.norm == "Linf" else self.threat.eps / math.sqrt(images[0].numel())
+        count = images[0].numel()
+        lengths = {"Linf": 1.0, "L2": math.sqrt(count), "L1": count * math.sqrt(2 / math.pi)}
+        std = self.threat.eps / lengths[self.threat.norm]
         return self.threat.project(images + std * rng.normal_like(images), images)

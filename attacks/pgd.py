@@ -46,6 +46,7 @@ class PGD(IterativeAttack):
     Config = PGDConfig
     version = 2  # the cross-entropy of confident images does not underflow
     supports_bf16_search = supports_compile = True
+    norms = ("Linf", "L2", "L1")
     presets: ClassVar = {"quick:large": {"steps": 10}}
 
     def start(self, images: Tensor, labels: Tensor, rng: KeyedRng) -> AttackState:
@@ -72,7 +73,7 @@ class CWConfig(PGDConfig):
 
 @ATTACKS.register("cw")
 class CW(PGD):
-    """PGD on the margin loss of Carlini and Wagner, Linf and L2."""
+    """PGD on the margin loss of Carlini and Wagner."""
 
     Config = CWConfig
     version = 1

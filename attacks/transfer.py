@@ -55,6 +55,7 @@ class Transfer(Attack):
 
     Config = TransferConfig
     gradient_free = True
+    norms = ("Linf", "L2", "L1")
     spec_field: ClassVar[str] = "file"
 
     def __init__(self, config: Any, threat: ThreatModel) -> None:

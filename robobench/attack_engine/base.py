@@ -51,6 +51,7 @@ class Attack(ABC):
     spec_field: ClassVar[str | None] = None  # Config field set by the text after a colon, as in NAME:TEXT
     supports_bf16_search: ClassVar[bool] = False  # steps may run in bfloat16: they compare no losses
     supports_compile: ClassVar[bool] = False  # steps may use a compiled model: at most one gradient per forward pass
+    finds_closest: ClassVar[bool] = False  # the result of a full budget is the closest adversarial example found
     gradient_free: bool = False  # uses the model's outputs only; __init__ may set it from the config
     num_classes: int | None = None  # of the data or of the last model seen; budget and cost may depend on it
 
@@ -162,7 +163,7 @@ class IterativeAttack(Attack):
     """
 
     early_stop = True
-    iterates_leave_ball: ClassVar[bool] = False
+    iterates_leave_ball: bool = False  # __init__ may set it from the threat model
 
     @property
     def steps(self) -> int:

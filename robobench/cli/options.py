@@ -35,7 +35,7 @@ Precision = Annotated[str, typer.Option(help="Of training and of white-box attac
 Compile = Annotated[str, typer.Option(help="Compile models for training with torch.compile: auto, on or off.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads per process.")]
 Attacks = Annotated[str | None, typer.Option(help="Comma-separated names; default: those of the preset.")]
-Norm = Annotated[str, typer.Option(help="Linf or L2.")]
+Norm = Annotated[str, typer.Option(help="Linf, L2 or L1.")]
 Eps = Annotated[
     list[str] | None,
     typer.Option(help="Radii of attacks: 8/255,16/255, or L2:0.5,1.0; default: the first of the data set."),

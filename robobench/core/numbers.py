@@ -12,13 +12,16 @@ from robobench.errors import RequestError
 
 Channels = tuple[float, float, float]
 
-NORMS = ("Linf", "L2")
+NORMS = ("Linf", "L2", "L1")
 NORM_SPELLINGS = {
     "inf": "Linf",
     "linf": "Linf",
     "2": "L2",
     "2.0": "L2",
     "l2": "L2",
+    "1": "L1",
+    "1.0": "L1",
+    "l1": "L1",
 }  # lower case, without - _ and spaces
 
 

@@ -14,8 +14,8 @@ from robobench.errors import RequestError
 Channels = tuple[float, float, float]
 IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
 IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
-CIFAR_EPS = {"Linf": (8 / 255, 16 / 255), "L2": (0.5, 1.0)}
-CIFAR_TRAIN_EPS = {"Linf": 8 / 255, "L2": 0.5}
+CIFAR_EPS = {"Linf": (8 / 255, 16 / 255), "L2": (0.5, 1.0), "L1": (12.0,)}
+CIFAR_TRAIN_EPS = {"Linf": 8 / 255, "L2": 0.5, "L1": 12.0}
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ DATASETS = {
         mean=(0.305,) * 3,
         std=(0.376,) * 3,
         # At these radii, standard training has almost no robust accuracy and adversarial training keeps most of it.
-        eps={"Linf": (0.05, 0.1), "L2": (1.0, 2.0)},
-        train_eps={"Linf": 0.1, "L2": 2.0},
+        eps={"Linf": (0.05, 0.1), "L2": (1.0, 2.0), "L1": (20.0, 40.0)},
+        train_eps={"Linf": 0.1, "L2": 2.0, "L1": 20.0},
         preset="quick",
     ),
     "cifar10": DatasetInfo(

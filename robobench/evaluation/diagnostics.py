@@ -350,8 +350,8 @@ def _with_config(attack: IterativeAttack, threat: ThreatModel, **changes: int) -
 
 
 def _random_on_surface(threat: ThreatModel, images: Tensor, rng: KeyedRng) -> Tensor:
-    """Draw random images on the ball's surface: a corner for Linf, any direction for L2."""
-    return threat.project(images + threat.eps * threat.direction(rng.normal_like(images)), images)
+    """Draw random images on the ball's surface: a corner for Linf, any direction for L2 and L1."""
+    return threat.project(images + threat.eps * threat.random_direction(images, rng), images)
 
 
 _NO_ATTACK = "needs another attack (--attacks), or no gradient reaches the images"

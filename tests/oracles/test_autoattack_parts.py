@@ -12,7 +12,7 @@ from robobench.attack_engine.state import AttackState
 from robobench.attacks.apgd import APGDCE, APGDT, APGDConfig, TargetedConfig
 from robobench.attacks.autoattack import AutoAttack, AutoAttackConfig
 from robobench.attacks.fab import FABT, FABConfig, project_to_plane
-from robobench.attacks.square import Square, SquareConfig, l2_pattern, window_index, window_mask
+from robobench.attacks.square import Square, SquareConfig, window_index, window_mask, window_pattern
 from robobench.core.rng import KeyedRng
 from robobench.core.threat import ThreatModel
 from robobench.plugins.discovery import load_attack
@@ -183,7 +183,7 @@ def test_square_windows_lie_inside_image():
 
 
 def test_l2_pattern_by_hand():
-    pattern = l2_pattern(5, torch.zeros(1))
+    pattern = window_pattern(5, torch.zeros(1), "L2")
     assert pattern.norm().item() == pytest.approx(1)
     assert (pattern[:2] > 0).all() and (pattern[2:] < 0).all()
     # The lower half is 3 x 5: 1 + 1/4 + 1/9 in the center, 1/4 + 1/9 around it, 1/9 at the sides.

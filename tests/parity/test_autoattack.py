@@ -213,3 +213,44 @@ def test_component_outcomes_match_reference(digits_net, digits, name, norm, eps)
     else:
         assert left.sum() <= theirs.sum() + 1
         assert (left != theirs).sum() <= 1
+
+
+@pytest.mark.parametrize("name", ["apgd-ce", "apgd-t", "fab-t"])
+def test_l1_outcomes_match_reference(digits_net, digits, name):
+    images, labels = digits[0][1000:1014], digits[1][1000:1014]
+    correct = digits_net(images).argmax(1) == labels
+    images, labels = images[correct], labels[correct]
+    config, threat, rng = PyAutoAttackConfig(attacks=(name,), targets=1, steps=30), ThreatModel("L1", 6.0), RNG
+    theirs = PyAutoAttack(config, threat).attack_early_stop(digits_net, images, labels, rng).success
+    attack = AutoAttack(AutoAttackConfig(attacks=(name,), targets=1, steps=30), threat)
+    result = attack.attack_early_stop(digits_net, images, labels, KeyedRng.of(torch.arange(len(images)), name))
+    threat.check(result.adv, images, name)
+    assert 1 < theirs.sum() < len(labels)
+    assert result.success.sum() >= theirs.sum() - 1
+    assert (result.success != theirs).sum() <= 1
+
+
+def test_l1_version_has_its_own_runs():
+    """Five restarts of APGD on the cross-entropy and five targets, as in the authors' version for L1."""
+    attack = AutoAttack(AutoAttackConfig(), ThreatModel("L1", 12.0))
+    assert attack.budget == AttackBudget("standard", standard=True)
+    assert [part.restarts for part in attack.components[:3]] == [5, 5, 9]
+    less = AutoAttack(AutoAttackConfig(steps=10), ThreatModel("L1", 12.0))
+    assert less.budget.text == "reduced: apgd-ce 10x5, apgd-t 10x5, fab-t 10x9, square 5000"
+    standard = pyautoattack.AutoAttack(nn.Flatten(), norm="L1", eps=12.0, version="standard")
+    ours = PyAutoAttack(PyAutoAttackConfig(), ThreatModel("L1", 12.0))._reference(nn.Flatten(), torch.device("cpu"), 0)
+    for part, names in SETTINGS.items():
+        extra = ("use_largereps",) if part.startswith("apgd") else ()
+        for name in (*names, *extra):
+            assert getattr(getattr(ours, part), name) == getattr(getattr(standard, part), name), (part, name)
+
+
+@pytest.mark.parametrize("name", ["apgd-ce", "apgd-t"])
+def test_l1_cost_is_measured_cost(name):
+    images, labels, rng = torch.rand(2, 3, 8, 8), torch.zeros(2, dtype=torch.long), KeyedRng.of(torch.arange(2), "cost")
+    for cls, uncounted in ((PyAutoAttack, 1), (AutoAttack, int(name == "apgd-t"))):
+        model, passes = robust_model()
+        attack = cls(cls.Config(attacks=(name,), steps=10, targets=3, queries=7), ThreatModel("L1", 0.05))
+        attack.attack_early_stop(model, images, labels, rng)
+        passed = len(passes) - uncounted - (cls is PyAutoAttack)  # the wrapper evaluates the result once more
+        assert passed == attack.cost, cls

@@ -133,10 +133,11 @@ def test_wrong_eps_is_refused(text, message):
 def test_norm_ignores_case_and_suggests():
     assert canonical_norm("linf") == "Linf"
     assert canonical_norm("l2") == "L2"
+    assert canonical_norm("l1") == "L1"
     with pytest.raises(RequestError, match="unknown norm 'Linv'; did you mean 'Linf'"):
         canonical_norm("Linv")
-    with pytest.raises(RequestError, match="unknown norm 'L1'; known: L2, Linf"):
-        ThreatModel("L1", 0.5)
+    with pytest.raises(RequestError, match="unknown norm 'L0'; known: L1, L2, Linf"):
+        ThreatModel("L0", 0.5)
 
 
 def test_images_outside_unit_range_are_refused():
