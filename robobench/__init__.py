@@ -15,14 +15,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from robobench.execution.load import load
-    from robobench.interface import attack, benchmark, compare, diagnose, evaluate, leaderboard, run
+    from robobench.interface import attack, benchmark, compare, diagnose, distances, evaluate, leaderboard, run
 
 try:
     __version__ = version("robobench")
 except PackageNotFoundError:
     __version__ = "0+unknown"
 
-__all__ = ["__version__", "attack", "benchmark", "compare", "diagnose", "evaluate", "leaderboard", "load", "run"]
+__all__ = [
+    "__version__",
+    "attack",
+    "benchmark",
+    "compare",
+    "diagnose",
+    "distances",
+    "evaluate",
+    "leaderboard",
+    "load",
+    "run",
+]
 
 
 def __getattr__(name: str) -> Any:

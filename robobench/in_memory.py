@@ -26,6 +26,7 @@ from robobench.data.info import dataset_info
 from robobench.errors import RequestError
 from robobench.evaluation.accuracy import batch_indices, clean_outcomes, transfer_examples, transfer_outcomes
 from robobench.evaluation.diagnostics import Diagnosis, diagnose
+from robobench.evaluation.distances import Distances, find_distances, widest
 from robobench.evaluation.model_checks import quick_model_checks
 from robobench.evaluation.tensors import TensorImages, as_module, attack_tensors, device_of
 from robobench.planning.attacks import gradient_free_attacks
@@ -251,6 +252,38 @@ def _record(attack: Attack, values: dict[str, Any]) -> EvaluationRecord:
         **values,
     }
     return cast(EvaluationRecord, record)
+
+
+def distances(
+    model: Model,
+    images: Tensor | None = None,
+    labels: Tensor | None = None,
+    *,
+    attack: str = "fmn",
+    norm: str = "L2",
+    dataset: str | None = None,
+    data_dir: str | Path | None = None,
+    examples: int | None = None,
+    sets: Sequence[str] = (),
+    batch_size: int = EVAL_BATCH_SIZE,
+    device: str | torch.device | None = None,
+) -> Distances:
+    """Find the distance of each image to its closest adversarial example; `.curve()` gives accuracy against radius.
+
+    Args:
+        attack: a minimum-norm attack: fmn, ddn or fab-t.
+        images, labels, dataset, examples, sets, device: as for `evaluate_model`.
+
+    Raises:
+        RequestError: another attack, a norm that the attack lacks, or wrong images.
+    """
+    images, labels = read_images(images, labels, dataset, data_dir, examples)
+    module = as_module(model)
+    device = torch.device(device) if device is not None else device_of(module, images)
+    data = TensorImages(images, labels, device)
+    threat = widest(canonical_norm(norm), images)
+    (made,) = make_attacks([attack], threat.eps, threat.norm, sets)
+    return find_distances(module, made, data, batch_size)
 
 
 def benchmark(

@@ -21,6 +21,7 @@ from robobench.execution.load import load_trained
 from robobench.execution.run import execute_request
 from robobench.in_memory import Evaluation, diagnose_model, evaluate_model
 from robobench.in_memory import benchmark as benchmark
+from robobench.in_memory import distances as distances
 from robobench.models.checks import try_model
 from robobench.models.wrapper import PreprocessedModel, UserModel
 from robobench.planning.attacks import gradient_free_attacks
@@ -85,8 +86,8 @@ def evaluate(
     Raises:
         RequestError: a name, a value or a file is wrong.
     """
+    _check_weights(weights, flags)
     if callable(flags.get("model")):
-        _refuse_weights(weights)
         return evaluate_model(transfer_source=transfer_source, **flags)
     path = Path(weights) if weights is not None else None
     flags["preset"] = flags.get("preset") or "reference"
@@ -95,8 +96,11 @@ def evaluate(
     return make_frame(execute_request(request, Reporter(verbosity)))
 
 
-def _refuse_weights(weights: object) -> None:
-    if weights is not None:
+def _check_weights(weights: object, flags: dict[str, Any]) -> None:
+    """Raise RequestError if a model in memory is given in place of a file, or with one."""
+    if callable(weights):
+        raise RequestError("the first argument is a weights file; give a model in memory by its name: model=...")
+    if weights is not None and callable(flags.get("model")):
         raise RequestError(f"a model in memory has its weights already; leave '{weights}' out")
 
 
@@ -141,8 +145,8 @@ def diagnose(checkpoint: str | Path | None = None, *, transfer_source: Any = Non
     from robobench.evaluation.near_chance import near_chance_warning
     from robobench.models.spec import is_factory
 
+    _check_weights(checkpoint, flags)
     if callable(flags.get("model")):
-        _refuse_weights(checkpoint)
         return diagnose_model(transfer_source=transfer_source, **flags)
     is_file = checkpoint is not None and (Path(checkpoint).is_file() or Path(checkpoint).suffix in WEIGHT_SUFFIXES)
     model: PreprocessedModel | None = None

@@ -128,6 +128,7 @@ def test_benchmark_has_robustbench_results(digits_net, capsys):
         ({"sets": ("cw.steps=3",)}, "unknown attack in sets 'cw'"),
         ({"sets": ("pgd.step=3",)}, "did you mean 'steps'"),
         ({"weights": "net.pt"}, "leave 'net.pt' out"),
+        ({"weights": nn.Flatten()}, "by its name: model="),
         ({"norm": "L3"}, "unknown norm"),
     ],
 )
