@@ -124,6 +124,47 @@ class MIFGSM(Attack):
         super().__init__(model, eps, "Linf", seed, name="mifgsm", steps=steps, relative_step=step, decay=decay)
 
 
+class DIFGSM(Attack):
+    """MI-FGSM with input diversity, Linf, from the clean image."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        eps: str | float = 8 / 255,
+        alpha: float = 2 / 255,
+        steps: int = 10,
+        decay: float = 0.0,
+        resize_rate: float = 0.9,
+        diversity_prob: float = 0.5,
+        random_start: bool = False,
+        *,
+        seed: int = 0,
+    ) -> None:
+        _refuse(random_start=(random_start, False))
+        values = {"steps": steps, "relative_step": _relative_step(alpha, eps, "Linf"), "decay": decay}
+        values |= {"resize_rate": resize_rate, "diversity_prob": diversity_prob}
+        super().__init__(model, eps, "Linf", seed, name="difgsm", **values)
+
+
+class VMIFGSM(Attack):
+    """MI-FGSM with variance tuning, Linf."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        eps: str | float = 8 / 255,
+        alpha: float = 2 / 255,
+        steps: int = 10,
+        decay: float = 1.0,
+        N: int = 5,  # noqa: N803
+        beta: float = 3 / 2,
+        *,
+        seed: int = 0,
+    ) -> None:
+        values = {"steps": steps, "relative_step": _relative_step(alpha, eps, "Linf"), "decay": decay}
+        super().__init__(model, eps, "Linf", seed, name="vmifgsm", **values, neighbors=N, radius=beta)
+
+
 class Jitter(Attack):
     """PGD on the Jitter loss, Linf, from a random start."""
 

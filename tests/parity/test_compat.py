@@ -20,11 +20,14 @@ FIXED_START = {
     "PGDL2": {"eps": 0.8, "alpha": 0.2, "steps": 4, "random_start": False},
     "BIM": {"eps": 0.1, "alpha": 0.03, "steps": 4},
     "MIFGSM": {"eps": 0.1, "alpha": 0.03, "steps": 4},
+    "DIFGSM": {"eps": 0.1, "alpha": 0.03, "steps": 4, "diversity_prob": 0.0},
 }
 RANDOM_START = {
     "PGD": {"eps": 0.1, "alpha": 0.03, "steps": 10},
     "PGDL2": {"eps": 0.8, "alpha": 0.2, "steps": 10},
     "Jitter": {"eps": 0.1, "alpha": 0.03},
+    "DIFGSM": {"eps": 0.1, "alpha": 0.03},
+    "VMIFGSM": {"eps": 0.1, "alpha": 0.03},
     "APGD": {"eps": 0.1, "steps": 20},
     "APGDT": {"eps": 0.1, "steps": 10, "n_classes": 4},
     "Square": {"eps": 0.1, "n_queries": 100},

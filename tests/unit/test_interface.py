@@ -13,11 +13,14 @@ from robobench.plugins import discovery
 
 SMALL = {
     **{name: {"steps": 2} for name in ("pgd", "jitter", "cw", "mifgsm", "apgd-ce", "apgd-dlr", "apgd-t", "fab-t")},
+    **{name: {"steps": 2} for name in ("fmn", "ddn", "difgsm", "tifgsm", "sifgsm", "vmifgsm")},
     "noise": {"samples": 2},
     "square": {"queries": 3},
     "autoattack": {"steps": 2, "targets": 2, "queries": 3},
     "fgsm": {},
 }
+NORMS = {"jitter": ["Linf"], "vmifgsm": ["Linf"], "ddn": ["L2"], "fmn": ["Linf", "L2"], "fgsm": ["Linf", "L2"]}
+NORMS |= {name: ["Linf", "L2"] for name in ("mifgsm", "difgsm", "tifgsm", "sifgsm")}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -31,7 +34,7 @@ def cached_discovery():
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     name=st.sampled_from(sorted(SMALL)),
-    norm=st.sampled_from(["Linf", "L2"]),
+    norm=st.sampled_from(["Linf", "L2", "L1"]),
     eps=st.one_of(st.floats(0, 1), st.sampled_from([0.0, 1.0, 1e-30])),
     count=st.integers(0, 3),
     channels=st.integers(1, 3),
@@ -56,7 +59,7 @@ def test_any_input_gives_valid_images_or_error(name, norm, eps, count, channels,
         adv = robobench.attack(name, net.to(dtype), images, labels, eps=eps, norm=norm, **SMALL[name])
     except RequestError as err:
         assert "\n" not in str(err)
-        expected = dtype == torch.float16 or (name, norm) == ("jitter", "L2")
+        expected = dtype == torch.float16 or norm not in NORMS.get(name, [norm])
         assert expected or (name, classes) in {("apgd-dlr", 2), ("apgd-t", 2), ("apgd-t", 3)}
         return
     ThreatModel(norm, eps).check(adv, images, name)
