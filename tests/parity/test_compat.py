@@ -26,7 +26,6 @@ RANDOM_START = {
     "PGD": {"eps": 0.1, "alpha": 0.03, "steps": 10},
     "PGDL2": {"eps": 0.8, "alpha": 0.2, "steps": 10},
     "Jitter": {"eps": 0.1, "alpha": 0.03},
-    "DIFGSM": {"eps": 0.1, "alpha": 0.03},
     "VMIFGSM": {"eps": 0.1, "alpha": 0.03},
     "APGD": {"eps": 0.1, "steps": 20},
     "APGDT": {"eps": 0.1, "steps": 10, "n_classes": 4},
