@@ -79,7 +79,9 @@ def test_engineer_gets_verdict_report_and_gate(tmp_path, monkeypatch, capsys):
         linear.weight.copy_(torch.tensor([[-1.0], [1.0]]).expand(2, 192))
         linear.bias.copy_(torch.tensor([84.0, -84.0]))
     torch.save({"2.weight": linear.weight, "2.bias": linear.bias}, tmp_path / "weights.pt")
-    outputs = run_page("engineer.md", {"--minutes": "--attacks", "10": "fgsm,pgd"}, capsys)
+    small = "imagefolder:photos --set run.attack_resolution=32 --set run.image_size=32 --threads 1"
+    replaced = {"--minutes": "--attacks", "10": "fgsm,pgd", "imagefolder:photos": small}
+    outputs = run_page("engineer.md", replaced, capsys)
     assert len(outputs) <= 5
     assert "Of 16 images 16 are classified correctly" in outputs[0][1] and "external:v2.3" in outputs[0][1]
     assert "Verdict:" in outputs[1][1]
