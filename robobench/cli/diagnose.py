@@ -109,7 +109,7 @@ def _print(found: Diagnosis) -> None:
         if f.raised:
             console.print(f"{f.check.name}: raised by {f.check.threshold} ({f.check.source})", markup=False)
             console.print(f"  next: {f.check.next_step}", markup=False)
-    console.print(verdict(found), markup=False, highlight=False)
+    console.print(verdict(found), markup=False, highlight=False, soft_wrap=True)
 
 
 def verdict(found: Diagnosis) -> str:
@@ -117,7 +117,7 @@ def verdict(found: Diagnosis) -> str:
     made = sum(f.raised is not None for f in found.findings)
     if found.flags:
         text = (
-            f"Verdict: {len(found.flags)} of {made} checks show signs of gradient masking ({', '.join(found.flags)}). "
+            f"Verdict: signs of gradient masking in {len(found.flags)} of {made} checks ({', '.join(found.flags)}). "
             "Do not report a robust accuracy of this model before the next steps above."
         )
     else:

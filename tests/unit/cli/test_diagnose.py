@@ -24,7 +24,7 @@ def test_diagnose_checks_user_model(tmp_path, capsys, monkeypatch):
     assert len(found["traces"]) == 2 and len(found["traces"][0]["loss"]) == 4
     assert main(["diagnose", "--model", "mine.py:net", *small]) == 0
     said = capsys.readouterr().out
-    assert "show signs of gradient masking (" in said and "20 images are few" in said.replace("\n", " ")
+    assert "Verdict: signs of gradient masking in " in said and "20 images are few" in said
     assert main(["diagnose", "--model", "mine.py:net", "--examples", "5"]) == 2
     assert "--examples 5 is too few" in capsys.readouterr().err
     assert main(["diagnose", "none.pt", "--model", "cnn"]) == 2
