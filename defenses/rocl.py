@@ -163,7 +163,7 @@ class RoCL(Defense):
         attack = cfg.head_inner_steps
         attacked_head = train_stage(
             head,
-            cfg.head,
+            "fine-tune" if cfg.head == "fine-tune" else "linear-eval",
             lambda: RoCLHeadObjective(model, setup.threat, cfg),
             # The gradient of the linear layer itself is negligible.
             passes=PassCounts(forward=attack + 1, input_grad=attack, weight_grad=float(cfg.head == "fine-tune")),

@@ -13,6 +13,7 @@ from torch import Tensor
 from robobench.core.rng import KeyedRng
 from robobench.defenses.macd import distill
 from robobench.defenses.macd.mae import MAE, keep_tokens, patchify, unpatchify
+from robobench.defenses.macd.pretrain import Teacher
 from robobench.training.base import PrecomputedArray
 from tests.helpers.macd import IMAGES, SHAPE, TINY, batch_of, objective_of, setup_of, teacher_of
 
@@ -170,6 +171,33 @@ def test_bf16_loss_is_float32_and_close():
         mixed = objective(batch_of()).total
     assert mixed.dtype == torch.float32
     torch.testing.assert_close(mixed, plain, rtol=0.05, atol=0.05)
+
+
+def test_student_first_swaps_the_sides_of_kl():
+    student, teacher = torch.randn(6, 9), torch.randn(6, 9)
+    swapped = distill.robust_loss(student, teacher, teacher_first=False)[0]
+    torch.testing.assert_close(swapped, distill.robust_loss(teacher, student)[0])
+
+
+def test_mean_fill_is_zero_after_normalization():
+    images, rng, mean = torch.rand(3, 3, 8, 8), KeyedRng.of(torch.arange(3), "test"), torch.tensor([0.2, 0.4, 0.6])
+    zeroed = distill.mask_blocks(images, rng, 2, 0.7) == 0
+    filled = distill.mask_blocks(images, rng, 2, 0.7, mean.view(3, 1, 1))
+    expected = torch.where(zeroed, torch.zeros(()), images - mean.view(3, 1, 1))
+    torch.testing.assert_close(filled - mean.view(3, 1, 1), expected)
+
+
+def test_cls_feature_is_output_of_cls_token():
+    mae, images = MAE(TINY, SHAPE, 0), IMAGES[:4]
+    expected = mae.encoder(images)[0][:, 0]
+    assert torch.equal(Teacher(mae.encoder, mae.fusion, "self", feature="cls")(images, None), expected)
+    assert not torch.allclose(Teacher(mae.encoder, mae.fusion, "self")(images, None), expected)
+
+
+def test_class_weight_zero_leaves_labels_out():
+    objective = objective_of(replace(TINY, class_weight=0.0))
+    objective(batch_of()).total.backward()
+    assert not objective.model.head.weight.grad.any()  # type: ignore[union-attr]
 
 
 # --- the map to the student's width -------------------------------------------------------------
