@@ -27,7 +27,7 @@ from robobench.models.wrapper import PreprocessedModel, UserModel
 from robobench.planning.attacks import gradient_free_attacks
 from robobench.planning.parsing import build_config
 from robobench.planning.planner import Planner
-from robobench.planning.request import ExperimentConfig, RunConfig
+from robobench.planning.request import ExperimentConfig
 from robobench.plugins.discovery import discover, parse_attack_spec
 from robobench.results.rows import make_frame, read_rows
 

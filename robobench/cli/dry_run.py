@@ -21,6 +21,7 @@ from robobench.planning.cost import (
 )
 from robobench.planning.plan import AttackSpec, Plan, PlannedModel, TrainingJob
 from robobench.store.artifacts import Store
+from robobench.training.config import recorded_values
 
 FEW_EXAMPLES = 1000  # test images that a first look needs at most
 
@@ -74,7 +75,7 @@ def print_plan(plan: Plan, console: Console, progress: Callable[[str], None] = l
     for method in estimate.methods:
         job = method.jobs[0]
         threat = f"; trained against {job.threat}" if job.threat else ""
-        _print_values(console, job.name, asdict(job.config), threat)
+        _print_values(console, job.name, recorded_values(job.config), threat)
     _print_attacks(plan, estimate, console)
     for note in estimate.notes:
         console.print(f"note: {note}", highlight=False, markup=False)

@@ -184,11 +184,11 @@ def _profile_step(
     before = peak_memory(runtime.device)
     stopwatch = Stopwatch(runtime.device)
     with stopwatch.account("step") as account:
-        one_step(runtime, objective, optimizer, batch)
+        one_step(runtime, objective, optimizer, batch, services=stage.services)
     seconds, peak = account.seconds, account.peak_memory_bytes
     if seconds < MIN_STEP_SECONDS or runtime.device.startswith("cuda"):  # a GPU's first step may select kernels
         with stopwatch.account("again") as account:
-            one_step(runtime, objective, optimizer, batch)
+            one_step(runtime, objective, optimizer, batch, services=stage.services)
         seconds = min(seconds, account.seconds)
     trained = sum(p.numel() * p.element_size() for p in objective.parameters() if p.requires_grad)
     optimizer_state = sum(
