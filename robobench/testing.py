@@ -159,10 +159,11 @@ def check_attack(cls: type[Attack], values: Mapping[str, Any]) -> Iterator[tuple
 
 
 def quick_config(cls: type[Defense]) -> Any:
-    """Build a defense's config for the checks: its quick preset with three short epochs."""
+    """Build a defense's config for the checks: its quick preset with three short epochs and two attack steps."""
     base = {"epochs": 3, "batch_size": 16, "lr": 0.05, "schedule": "constant", "augment": "none"}
     names = {f.name for f in fields(cls.Config)}
     short = {name: 2 for name in names if name.endswith("_epochs") and name != "head_epochs"}
+    short |= {"inner_steps": 2} if "inner_steps" in names else {}
     return cls.Config(**{**base, **cls.presets.get("quick", {}), **base, **short})
 
 
