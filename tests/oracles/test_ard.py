@@ -7,7 +7,7 @@ import torch
 
 from robobench.defenses.ard import ARDConfig, ARDObjective
 from robobench.training.base import FrozenModel
-from robobench.training.config import lr_schedule
+from robobench.training.optimizer import lr_schedule
 from tests.helpers.defenses import (
     ADV,
     CLEAN,

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from robobench.defenses.gaussian import Gaussian, GaussianConfig, GaussianObjective
-from robobench.training.config import lr_schedule
+from robobench.training.optimizer import lr_schedule
 from tests.helpers.defenses import batch_of
 from tests.helpers.toys import TinyBatchNormNet, color_blobs
 

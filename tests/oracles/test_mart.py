@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from robobench.defenses.mart import MARTConfig, MARTObjective
-from robobench.training.config import lr_schedule
+from robobench.training.optimizer import lr_schedule
 from tests.helpers.defenses import ADV, CLEAN, LABELS, THREAT, Echo, batch_of, images_of, kl_by_hand
 
 

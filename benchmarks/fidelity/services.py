@@ -1,6 +1,6 @@
 """Compare five training steps with published loops: TRADES-AWP, DM-Improves-AT and Bag of Tricks, in float64.
 
-    python benchmarks/fidelity/training_services.py FOLDER
+    python benchmarks/fidelity/services.py FOLDER
 
 FOLDER holds clones of github.com/csdongxian/AWP, wzekai99/DM-Improves-AT and P2333/Bag-of-Tricks-for-AT. Their
 functions are read from these files and run beside ours, with our batches and our random starts; nothing of them is
