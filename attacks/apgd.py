@@ -65,7 +65,6 @@ class APGD(IterativeAttack):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"quick": {"steps": 10}}
     momentum = 0.75  # alpha in the paper
     min_increases = 0.75  # fraction of steps since the last checkpoint that must increase the loss; rho in the paper
-    min_classes = 2  # for which the loss is defined
 
     def __init__(self, config: Any, threat: ThreatModel) -> None:
         super().__init__(config, threat)

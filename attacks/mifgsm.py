@@ -1,4 +1,4 @@
-"""MI-FGSM, iterative FGSM with momentum for transfer attacks, and its variants DI, TI, SI and VMI.
+"""MI-FGSM: iterative FGSM with momentum, for transfer attacks, and its variants DI, TI, SI and VMI.
 
 Paper:   Dong et al., "Boosting Adversarial Attacks with Momentum", CVPR 2018, arXiv:1710.06081: Algorithm 1
          and, for L2, eq. 9.

@@ -1,7 +1,7 @@
 """AutoAttack against 20 restarts of 200 PGD steps on three losses: which finds more adversarial examples?
 
     python benchmarks/autoattack_strength.py RESULTS.json --board leaderboards/cifar10-jpeg-resnet20 --data-dir DIR
-    python benchmarks/autoattack_strength.py RESULTS.json --model tests/gallery/certified.py:interval --eps 0.1
+    python benchmarks/autoattack_strength.py RESULTS.json --model tests/gallery/gallery_certified.py:interval --eps 0.1
     python benchmarks/autoattack_strength.py RESULTS.json --print
 
 Of a board, every model of seed 0 that AutoAttack has attacked at --eps is attacked on the same images; the outcomes of

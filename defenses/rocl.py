@@ -159,7 +159,7 @@ class RoCL(Defense):
             whole_batch=True,  # the other images of a batch are the negatives
         )
         if cfg.head == "linear":
-            return [pretrain, *linear_head_stages(setup, head, "linear-eval")]
+            return [pretrain, *linear_head_stages(setup, head, "linear-eval", cfg)]
         attack = cfg.head_inner_steps
         attacked_head = train_stage(
             head,

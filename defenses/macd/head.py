@@ -29,7 +29,7 @@ def stages(setup: DefenseSetup, config: MACDConfig) -> list[Stage]:
                 passes=PassCounts(forward=1),
             )
         )
-    return made + (linear_head_stages(setup, config.head_config) if config.head_epochs else [])
+    return made + (linear_head_stages(setup, config.head_config, services=config) if config.head_epochs else [])
 
 
 def is_batchnorm(module: nn.Module) -> bool:

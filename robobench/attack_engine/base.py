@@ -52,6 +52,7 @@ class Attack(ABC):
     supports_bf16_search: ClassVar[bool] = False  # steps may run in bfloat16: they compare no losses
     supports_compile: ClassVar[bool] = False  # steps may use a compiled model: at most one gradient per forward pass
     finds_closest: ClassVar[bool] = False  # the result of a full budget is the closest adversarial example found
+    min_classes: ClassVar[int] = 2  # number of logits that the attack needs
     gradient_free: bool = False  # uses the model's outputs only; __init__ may set it from the config
     num_classes: int | None = None  # of the data or of the last model seen; budget and cost may depend on it
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -72,25 +71,15 @@ def main(
 
     if examples is not None and examples < MIN_EXAMPLES:
         raise RequestError(f"--examples {examples} is too few for a diagnosis; use {MIN_EXAMPLES} or more")
-    checked = ExperimentConfig(dataset=dataset, model=model, preset=preset, norm=norm, mean=mean, std=std)
-    lists: Any = dict(eps=tuple(eps or ()), attacks=o.split_names(attacks), sets=tuple(set_ or ()))
-    check_request(replace(checked, **lists, plugins=tuple(plugin or ())))  # before torch is imported
+    flags: Any = dict(dataset=dataset, model=model, preset=preset, norm=norm, mean=mean, std=std, eps=tuple(eps or ()))
+    flags |= dict(attacks=o.split_names(attacks), sets=tuple(set_ or ()), plugins=tuple(plugin or ()))
+    check_request(ExperimentConfig(**flags))  # before torch is imported
     from robobench.core.console import Reporter
     from robobench.interface import diagnose
 
-    flags = dict(dataset=dataset, model=model, preset=preset, mean=mean, std=std, device=device, threads=threads)
+    flags |= dict(examples=examples, image_size=image_size, weights_key=weights_key, device=device, threads=threads)
     with Reporter().heartbeat("diagnose: attacking with every check"):
-        found = diagnose(
-            checkpoint,
-            transfer_source=transfer_source,
-            attacks=o.split_names(attacks),
-            norm=norm,
-            eps=tuple(eps or ()),
-            examples=examples,
-            image_size=image_size,
-            weights_key=weights_key,
-            sets=tuple(set_ or ()), plugins=tuple(plugin or ()), data_dir=data_dir, out=out, **flags,
-        )  # fmt: skip
+        found = diagnose(checkpoint, transfer_source=transfer_source, data_dir=data_dir, out=out, **flags)
     if form == "json":
         print(json.dumps(found.as_dict(), indent=1))
     else:

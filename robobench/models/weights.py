@@ -52,7 +52,7 @@ class WeightsMatch:
         intruders: those of `unused` inside a part that the model has, such as a further block of a layer.
         complete: every entry of the model is there, with its shape, and there are no intruders.
         score: number of names of the model, and of those the number with its shape.
-        twins: labels of other models in the file that fit as well.
+        others: labels of other models in the file that fit as well.
     """
 
     label: str
@@ -62,7 +62,7 @@ class WeightsMatch:
     intruders: list[str]
     complete: bool
     score: tuple[int, int]
-    twins: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
 
 
 def load_weights(
@@ -97,8 +97,8 @@ def load_weights(
     _check_entries(expected, match, state, path)
     model.load_state_dict(state)
     notes = []
-    if match.twins:
-        others = ", ".join(f"'{twin}'" for twin in match.twins)
+    if match.others:
+        others = ", ".join(f"'{label}'" for label in match.others)
         chosen = match.label or "the top level"
         notes.append(
             f"weights '{path}' hold several models: '{chosen}' is used, not {others}; choose with --weights-key"
@@ -132,7 +132,7 @@ def match_weights(
     fitting = sorted((match for match in matches if match.complete), key=lambda match: _is_second_choice(match.label))
     if not fitting:
         return max(matches, key=lambda match: (match.score, -len(match.label)))
-    return replace(fitting[0], twins=_other_models(fitting))
+    return replace(fitting[0], others=_other_models(fitting))
 
 
 def infer_class_count(model: PreprocessedModel, match: WeightsMatch, num_classes: int) -> int:

@@ -15,7 +15,7 @@ from robobench.models.pretrained import pretrained_is_cached, published_preproce
 from robobench.models.spec import TIMM, brings_own_normalization
 from robobench.planning.attacks import plan_attacks
 from robobench.planning.initial_weights import use_published_weights
-from robobench.planning.plan import DatasetIdentity, Plan, PlannedModel, TrainingJob
+from robobench.planning.plan import AttackSpec, DatasetIdentity, Plan, PlannedModel, TrainingJob
 from robobench.planning.precheck import check_request
 from robobench.planning.request import ExperimentConfig
 from robobench.planning.settings import resolve_settings
@@ -43,6 +43,8 @@ class Planner:
             load_defense(name)
         check_writable(request.out)
         self.dataset = self._load_dataset()
+        if request.attacks is None:
+            self.attacks = [spec for spec in self.attacks if self._has_enough_classes(spec)]
         for spec in self.attacks:
             spec.attack.num_classes = self.dataset.num_classes
             for warning in spec.attack.warnings():
@@ -63,12 +65,11 @@ class Planner:
                 download=not self.dry,
                 published=self._published_resize() if own else None,
             )
-            if self.request.extra is None or not self.request.defenses:
-                return dataset
-            classes, side = dataset.num_classes, dataset.resolution
-            path, device = Path(self.request.extra), self.settings.device
-            extra = load_extra(path, num_classes=classes, resolution=side, device=device)
-            return replace(dataset, extra=extra)
+            if self.request.extra is not None and self.request.defenses:
+                classes, side = dataset.num_classes, dataset.resolution
+                path, device = Path(self.request.extra), settings.device
+                extra = load_extra(path, num_classes=classes, resolution=side, device=device)
+                dataset = replace(dataset, extra=extra)
         except RequestError as err:
             placeholder = placeholder_dataset(self.request.dataset, resolution) if self.dry else None
             if placeholder is None:
@@ -109,6 +110,15 @@ class Planner:
                 )
             require_classes(train.first(count), 2)
         return count
+
+    def _has_enough_classes(self, spec: AttackSpec) -> bool:
+        """Return whether a default attack can be used with the data; note it if not."""
+        needed, classes = spec.attack.min_classes, self.dataset.num_classes
+        if classes < needed:
+            self.settings.note(
+                f"attack '{spec.attack.name}' is left out: it needs {needed} classes, the data set has {classes}"
+            )
+        return classes >= needed
 
     def plan(self) -> Plan:
         """Return the plan."""

@@ -29,6 +29,8 @@ def outcome_sentences(rows: pd.DataFrame) -> list[str]:
     for part in iter_groups(done, ["threat_norm", "threat_eps"]):
         first = part.iloc[0]
         count = int(first["examples"])
+        if pd.isna(first["worst_case_accuracy"]):  # an attack failed
+            continue
         clean, robust = (round(count * first[name]) for name in ("clean_accuracy", "worst_case_accuracy"))
         out.append(
             f"Of {count} images {clean} are classified correctly, {robust} still after changes of at most "

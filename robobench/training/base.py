@@ -192,13 +192,14 @@ def train_stage(
 ) -> Train:
     """Return a Train stage with the optimizer, schedule and augmentation of a config; `changes` replace its fields.
 
-    The config's services act on the stage, unless its result depends on a few named fields only (`config_fields`).
+    The config's services act on the stage. If its result depends on named fields only (`config_fields`), those do.
 
     Raises:
         ValueError: the stage has its own optimizer, which the config's services would have no effect on.
     """
-    if changes.get("config_fields") is not None:
-        config = replace(config, **unused_services(type(config)))
+    named = changes.get("config_fields")
+    if named is not None:
+        config = replace(config, **{k: v for k, v in unused_services(type(config)).items() if k not in named})
     stage = Train(
         name=name,
         objective=objective,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -19,10 +20,14 @@ from robobench.training.base import (
     Stage,
     train_stage,
 )
-from robobench.training.config import TrainConfig
+from robobench.training.config import NO_SERVICES, TrainConfig, TrainServices
+
+SERVICES = ("label_smoothing", "average", "average_decay", "average_start", "average_batchnorm")
 
 
-def linear_head_stages(setup: DefenseSetup, config: TrainConfig, name: str = "head") -> list[Stage]:
+def linear_head_stages(
+    setup: DefenseSetup, config: TrainConfig, name: str = "head", services: TrainServices = NO_SERVICES
+) -> list[Stage]:
     """Return two stages that train `setup.model.head` on clean images, without augmentation.
 
     The backbone does not change, so its features are computed once, in eval mode: a Precompute stage "head-features".
@@ -30,8 +35,10 @@ def linear_head_stages(setup: DefenseSetup, config: TrainConfig, name: str = "he
     Args:
         config: training settings of the head.
         name: of the second stage.
+        services: the method's config; its label smoothing and weight averaging act on the head too.
     """
     head = cast(nn.Linear, setup.model.head)
+    config = replace(config, **{field: getattr(services, field) for field in SERVICES})
     features = Precompute(
         name="head-features",
         function=lambda batch: clean_features(setup.model, batch.images),

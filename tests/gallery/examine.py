@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import models  # type: ignore[import-not-found]
+import gallery_models as models  # type: ignore[import-not-found]
 import torch
 from torch import Tensor, nn
 
@@ -84,8 +84,8 @@ def page() -> str:
         "",
         "Small models on digits that look robust and are not, broken ones, and honest ones. An ordinary `evaluate` "
         "flags every masked model, or finds its true accuracy to within 5 points; no honest one is flagged. A flagged "
-        "model is not ranked ([checks](theory.md#gradient-masking)). The models are in `tests/gallery/models.py`; this "
-        "page is written by `python tests/gallery/examine.py`.",
+        "model is not ranked ([checks](theory.md#gradient-masking)). The models are in "
+        "`tests/gallery/gallery_models.py`; this page is written by `python tests/gallery/examine.py`.",
         "",
         f"Accuracies in %, {EXAMPLES} images, {THREATS[-1]}, default attacks of preset quick; truth: APGD, 100 steps, "
         "9 targets. They are empty where a flag decides.",

@@ -337,7 +337,7 @@ ATTACKED = [
     attack("a negative label", "labels must be 0 to 2", refused=True, labels=[0, -1]),
     attack("a model that fails", "fails on images", refused=True, net=torch.nn.Linear(5, 2)),
     attack("a function as a model", "must be a torch.nn.Module", refused=True, net=torch.relu),
-    attack("norm=1", "unknown norm '1'", refused=True, norm=1),
+    attack("norm=3", "unknown norm '3'", refused=True, norm=3),
 ]
 
 CASES = [*FACTORIES, *OUTPUTS, *SIZES, *ATTACKED]

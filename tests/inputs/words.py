@@ -99,7 +99,7 @@ NAMES = [
     refused("Names and paths", "--attacks pdg", "did you mean 'pgd'?", lambda _: checked(attacks=("pdg",))),
     refused("Names and paths", "--model resnet81", "did you mean", lambda _: checked(model="resnet81")),
     refused("Names and paths", "--dataset cifer10", "did you mean 'cifar10'?", lambda _: checked(dataset="cifer10")),
-    refused("Names and paths", "--norm L1", "unknown norm 'L1'", lambda _: checked(norm="L1")),
+    refused("Names and paths", "--norm L3", "unknown norm 'L3'", lambda _: checked(norm="L3")),
     refused("Names and paths", "a weights file that is not there", "no weights file 'w.pt'",
             lambda folder: check_file(Path("w.pt"))),
     refused("Names and paths", "a data file that is not there", "no file or folder 'd.npz'",

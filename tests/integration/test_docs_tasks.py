@@ -88,7 +88,15 @@ def test_engineer_gets_verdict_report_and_gate(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "runs" / "report.html").is_file()
     (model,) = json.loads((tmp_path / "result.json").read_text())["models"]
     assert model["worst_case"][0]["eps"] == "8/255" and model["worst_case"][0]["accuracy"] >= 0.3
-    again = [*outputs[-1][0], "--fail-under", "1.0@Linf:8/255", "--mean", "0.4,0.4,0.4"]  # another model: all dogs
+    again = [
+        *outputs[-1][0],
+        "--fail-under",
+        "1.0@Linf:8/255",
+        "--mean",
+        "0.4,0.4,0.4",
+        "--std",
+        "1,1,1",
+    ]  # another model: all dogs
     assert main(again) == 1 and "gate missed: worst case" in capsys.readouterr().err
     assert main([*outputs[-1][0], "--fail-under", "0.3@L2:1"]) == 2
 

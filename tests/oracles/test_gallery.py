@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "gallery"))  # as for a user's factory, whose file may import its neighbors
-import models  # type: ignore[import-not-found]  # noqa: E402
+import gallery_models as models  # type: ignore[import-not-found]  # noqa: E402
 from examine import examine  # type: ignore[import-not-found]  # noqa: E402
 
 sys.path.pop(0)

@@ -11,6 +11,7 @@ from torch import nn
 import robobench.compat.torchattacks as compat
 from robobench.attacks.autoattack import restore_reference_globals
 from robobench.compat import AutoAttack
+from robobench.core.losses import MIN_LOG_ODDS, margin
 from robobench.errors import RequestError
 
 COUNT = 32
@@ -35,9 +36,10 @@ RANDOM_START = {
 
 @pytest.fixture
 def batch(digits_net, digits):
-    """Return images that are classified correctly, and their labels."""
-    images, labels = digits[0][1000:1040], digits[1][1000:1040]
-    correct = digits_net(images).argmax(1) == labels
+    """Return images that are classified correctly, not so confidently that torch's gradient loses its precision."""
+    images, labels = digits[0][1000:1100], digits[1][1000:1100]
+    margins = margin(digits_net(images), labels)
+    correct = (margins < 0) & (margins > MIN_LOG_ODDS + 2)
     return images[correct][:COUNT], labels[correct][:COUNT]
 
 

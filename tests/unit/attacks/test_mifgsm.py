@@ -87,8 +87,8 @@ def test_variance_is_neighbors_mean_minus_gradient():
     grads = []
     for number in range(3):
         adv = 0.5 + 0.15 * (2 * state.rng.child("neighbor", 0, number).uniform(1, 2, 2) - 1)
-        grads.append(attack.slope(Square(), state, adv)[1])
-    expected = torch.stack(grads).mean(0) - attack.slope(Square(), state, state.adv)[1]
+        grads.append(attack.loss_gradient(Square(), state, adv)[1])
+    expected = torch.stack(grads).mean(0) - attack.loss_gradient(Square(), state, state.adv)[1]
     torch.testing.assert_close(first.memory["variance"], expected)
     _, corrected, _ = attack.gradient(Square(), first)
-    torch.testing.assert_close(corrected, attack.slope(Square(), first, first.adv)[1] + expected)
+    torch.testing.assert_close(corrected, attack.loss_gradient(Square(), first, first.adv)[1] + expected)

@@ -6,7 +6,7 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
-from certified import train  # type: ignore[import-not-found]
+from gallery_certified import train  # type: ignore[import-not-found]
 from torch import Tensor, nn
 
 from robobench.core.threat import ThreatModel

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from certified import interval_net, lipschitz_net  # type: ignore[import-not-found]
-from nets import adversarially_trained, convolutional, linear, undefended  # type: ignore[import-not-found]
+from gallery_certified import interval_net, lipschitz_net  # type: ignore[import-not-found]
+from gallery_nets import adversarially_trained, convolutional, linear, undefended  # type: ignore[import-not-found]
 from torch import Tensor, nn
 
 SIDE = 8
