@@ -20,7 +20,9 @@ from robobench.models.checks import check_logits
 from robobench.results.checks import BATCH_TOLERANCE, Finding, make_finding, min_count
 
 REPEATED_PASSES = 2  # over the same images, in the quick checks
-SATURATED_SHARE = 0.25  # of the logits other than the largest; at most 0.01 on 27 honest networks, 0.57 with a sigmoid
+SATURATED_SHARE = (
+    0.25  # of the logits other than the largest; at most 0.01 on the board's 17 networks, 0.57 with a sigmoid
+)
 END_WIDTH = 0.01  # of the range of all logits, at both ends
 SMALL_BATCH = 8
 SMALL_PASSES = 10  # over a small batch: finds a model that is rarely random

@@ -34,8 +34,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
     },
     "quick:large": {
-        "reduces": "fewer epochs, smaller autoencoders and fewer attack steps",
-        "run": {"stem": "imagenet", "train_images": 640, "examples": 64},
+        "reduces": "fewer epochs, smaller autoencoders, fewer attack steps and one radius",
+        "run": {"stem": "imagenet", "train_images": 640, "examples": 64, "all_radii": False},
         "training": {"epochs": 7, "batch_size": 32, "lr": 0.02},
     },
     "cifar": {
