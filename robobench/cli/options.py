@@ -28,7 +28,7 @@ Model = Annotated[
 ]
 Preset = Annotated[
     str | None,
-    typer.Option(help="A name of `list presets`, such as cifar; default: that of the data set."),
+    typer.Option(help="A name of `list presets`, such as cifar; default: the data set's, for evaluate reference."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[str, typer.Option(help="Of training and of white-box attacks: auto, fp32 or bf16.")]

@@ -195,7 +195,8 @@ def train_stage(
     The config's services act on the stage. If its result depends on named fields only (`config_fields`), those do.
 
     Raises:
-        ValueError: the stage has its own optimizer, which the config's services would have no effect on.
+        ValueError: the stage has its own optimizer, which the config's services would have no effect on; or it repeats
+            its steps on a batch, and weights are perturbed.
     """
     named = changes.get("config_fields")
     if named is not None:
@@ -214,6 +215,8 @@ def train_stage(
     ignored = services_in_use(config).keys() & OPTIMIZER_SERVICES if "optimizer" in changes else ()
     if ignored:
         raise ValueError(f"stage '{name}' has its own optimizer, where {min(ignored)} has no effect; leave it out")
+    if config.awp_gamma and stage.replays > 1:
+        raise ValueError(f"stage '{name}' keeps its perturbation, which awp_gamma would move twice; leave it out")
     return replace(stage, passes=with_services(stage.passes, config))
 
 

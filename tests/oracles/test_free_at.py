@@ -74,3 +74,8 @@ def test_core_replays_every_batch(replays):
     assert sorted(i for index in seen[: 3 * replays : replays] for i in index) == list(range(48))
     assert rates == pytest.approx([step / (3 * replays) for step in range(6 * replays)])
     assert 0 < history[1] < history[0] < 1.6
+
+
+def test_weight_perturbation_is_refused():
+    with pytest.raises(ValueError, match="awp_gamma would move twice"):
+        FreeAT(FreeATConfig(awp_gamma=0.01, replays=2)).stages(setup_of(SmallNet()))
