@@ -28,8 +28,9 @@ from robobench.attacks.autoattack import AutoAttack
 from robobench.attacks.pgd import CW, PGD
 from robobench.core.losses import margin
 from robobench.core.module_state import attack_mode
+from robobench.core.numbers import parse_eps
 from robobench.core.rng import KeyedRng
-from robobench.core.threat import ThreatModel, parse_eps
+from robobench.core.threat import ThreatModel
 from robobench.data import load_dataset
 from robobench.data.split import Split
 from robobench.evaluation.accuracy import clean_outcomes, white_box_outcomes

@@ -28,7 +28,8 @@ from robobench.attack_engine.options import AttackOptions
 from robobench.core import provenance
 from robobench.core.device import has_bf16
 from robobench.core.module_state import attack_mode
-from robobench.core.threat import ThreatModel, parse_eps
+from robobench.core.numbers import parse_eps
+from robobench.core.threat import ThreatModel
 from robobench.data import load_dataset
 from robobench.evaluation.accuracy import attack_rng, clean_outcomes
 from robobench.execution.load import load_trained

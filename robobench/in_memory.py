@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from robobench.attack_engine.base import Attack
 from robobench.core import provenance
+from robobench.core.numbers import canonical_norm, parse_eps
 from robobench.core.registry import unknown_name
-from robobench.core.threat import ThreatModel, canonical_norm, parse_eps
+from robobench.core.threat import ThreatModel
 from robobench.data import load_dataset
 from robobench.data.info import dataset_info
 from robobench.errors import RequestError

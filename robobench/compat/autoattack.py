@@ -18,8 +18,9 @@ from torch import Tensor
 
 from robobench.attack_engine.base import Attack
 from robobench.core.module_state import attack_mode
+from robobench.core.numbers import canonical_norm, parse_eps
 from robobench.core.registry import unknown_name
-from robobench.core.threat import ThreatModel, canonical_norm, parse_eps
+from robobench.core.threat import ThreatModel
 from robobench.errors import RequestError
 from robobench.evaluation.accuracy import batch_indices, clean_outcomes
 from robobench.evaluation.tensors import TensorImages, as_module, attack_tensors, device_of

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from robobench.core.threat import parse_eps
+from robobench.core.numbers import parse_eps
 from robobench.errors import RequestError
 from robobench.evaluation.tensors import device_of
 from robobench.interface import attack as run_attack

@@ -9,10 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robobench.core.formatting import format_eps
-from robobench.core.numbers import NORMS as NORMS
-from robobench.core.numbers import canonical_norm as canonical_norm
-from robobench.core.numbers import check_eps
-from robobench.core.numbers import parse_eps as parse_eps
+from robobench.core.numbers import NORMS, check_eps
 from robobench.core.registry import unknown_name
 from robobench.core.rng import KeyedRng
 from robobench.errors import RequestError, ThreatModelError

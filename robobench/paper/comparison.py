@@ -7,7 +7,7 @@ from typing import TypedDict
 import pandas as pd
 
 from robobench.core.console import Reporter
-from robobench.core.threat import parse_eps
+from robobench.core.numbers import parse_eps
 from robobench.execution.run import execute_request
 from robobench.paper import published
 from robobench.paper.published import Record

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from robobench.core.console import Reporter
+from robobench.core.numbers import parse_eps
 from robobench.core.registry import unknown_name
-from robobench.core.threat import parse_eps
 from robobench.errors import RequestError
 from robobench.execution.run import execute_request
 from robobench.paper import published

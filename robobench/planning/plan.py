@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -53,7 +54,7 @@ class DatasetIdentity:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlannedModel:
+class PlannedModel(ABC):
     """A model that a plan evaluates: trained here (`TrainingJob`) or elsewhere (`ExternalModel`)."""
 
     spec: ModelSpec
@@ -65,9 +66,9 @@ class PlannedModel:
     threat: ThreatModel | None = None  # trained against; None without adversarial training
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """Name in tables."""
-        raise NotImplementedError
 
     @property
     def version(self) -> int:

@@ -38,7 +38,7 @@ def json_roundtrip(value: Any) -> Any:
 
 def format_radius(eps: float) -> str:
     """Write a radius so that parsing it gives exactly the same number."""
-    from robobench.core.threat import parse_eps
+    from robobench.core.numbers import parse_eps
 
     return format_eps(eps) if parse_eps(format_eps(eps), "L2") == eps else repr(eps)
 

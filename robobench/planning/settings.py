@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from robobench.core.device import resolve_device, resolve_precision
+from robobench.core.numbers import canonical_norm
 from robobench.core.registry import unknown_name
-from robobench.core.threat import canonical_norm
 from robobench.data.info import DatasetInfo, dataset_info
 from robobench.distributed import launch
 from robobench.errors import RequestError

@@ -50,7 +50,7 @@ class Gate:
     @classmethod
     def parse(cls, text: str) -> Gate:
         """Parse '0.30@Linf:8/255'; raises RequestError."""
-        from robobench.core.threat import canonical_norm, parse_eps
+        from robobench.core.numbers import canonical_norm, parse_eps
 
         accuracy, at, threat = text.partition("@")
         norm, colon, eps = threat.partition(":")

@@ -139,7 +139,7 @@ def model_info_entries(rows: pd.DataFrame) -> list[dict[str, Any]]:
 
 def check_model_info(plan: Plan) -> None:
     """Raise RequestError unless a plan gives the results that a model_info file needs."""
-    from robobench.core.threat import parse_eps
+    from robobench.core.numbers import parse_eps
 
     published = dataset_info(plan.dataset.name).robustbench_eps
     norms = {norm: parse_eps(eps, norm) for norm, eps in published.items()}
@@ -194,7 +194,7 @@ def write_model_info(rows: list[dict[str, Any]], file: Path) -> None:
 
 def _is_ranked(row: dict[str, Any]) -> bool:
     """Return whether RobustBench would rank a row: white-box, its radius, standard budget."""
-    from robobench.core.threat import parse_eps
+    from robobench.core.numbers import parse_eps
 
     eps = dataset_info(row["dataset"]).robustbench_eps.get(row["threat_norm"])
     at = eps is not None and parse_eps(eps, row["threat_norm"]) == row["threat_eps"]

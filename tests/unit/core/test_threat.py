@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from robobench.core.numbers import NORMS, canonical_norm, parse_eps
 from robobench.core.rng import KeyedRng
-from robobench.core.threat import NORMS, ThreatModel, canonical_norm, check_unit_range, parse_eps
+from robobench.core.threat import ThreatModel, check_unit_range
 from robobench.errors import RequestError, ThreatModelError
 
 

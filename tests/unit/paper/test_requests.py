@@ -7,7 +7,7 @@ from dataclasses import asdict, fields, replace
 
 import pytest
 
-from robobench.core.threat import parse_eps
+from robobench.core.numbers import parse_eps
 from robobench.paper import published
 from robobench.paper.requests import Scale, group_of, table_requests
 from robobench.planning.plan import TrainingJob

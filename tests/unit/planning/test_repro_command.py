@@ -3,7 +3,8 @@ from dataclasses import asdict
 import numpy as np
 
 from robobench.attacks.transfer import Transfer, TransferConfig
-from robobench.core.threat import ThreatModel, parse_eps
+from robobench.core.numbers import parse_eps
+from robobench.core.threat import ThreatModel
 from robobench.execution.reproduce import _attack_of
 from robobench.planning.repro_command import format_radius, group_by_command, non_default_settings
 
