@@ -15,6 +15,7 @@ from robobench.errors import RequestError
 Arrays = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]  # images (N, H, W, 3) uint8 or float32, labels (N,) int64
 
 ROUNDING = 1e-6  # values this close to [0, 1] are clipped
+MAX_COARSE = 16  # whole numbers up to this may have another scale: 0 and 1, or the 0 to 16 of scanned digits
 MIN_PIXEL_MAX = 10  # float images whose largest value is at least this are on the 0..255 scale
 
 
@@ -88,8 +89,11 @@ def _to_class_numbers(where: str, labels: np.ndarray[Any, Any], count: int, note
 def _to_unit_range(where: str, images: np.ndarray[Any, Any], notes: list[str]) -> np.ndarray[Any, Any]:
     """Return images as uint8, or float32 in [0, 1]."""
     if images.dtype == np.uint8:
-        if images.max() == 1:
-            notes.append(f"{where}: the largest value of the uint8 images is 1 of 255; if 1 means white, save floats")
+        most = int(images.max(initial=0))
+        if 0 < most <= MAX_COARSE:
+            notes.append(
+                f"{where}: the largest value of the uint8 images is {most} of 255; if {most} means white, save floats"
+            )
         return images
     if images.dtype.kind not in "iuf":
         raise RequestError(f"{where}: images must be uint8 in 0 to 255 or float in [0, 1], got {images.dtype}")

@@ -133,6 +133,8 @@ ARRAYS = [
         x_test=PIXELS[:, :4], y_test=LABELS),
     npz("uint8 images of 0 and 1", "if 1 means white", pixels=PIXELS // 255,
         x_test=PIXELS // 255, y_test=LABELS),
+    npz("uint8 images in 0 to 16", "if 16 means white", pixels=PIXELS // 255 * 16,
+        x_test=PIXELS // 255 * 16, y_test=LABELS),
     npz("pickled objects", "cannot read", refused=True, x_test=np.array([{}], object), y_test=LABELS),
     Case("Arrays", ".pt with images and labels",
          lambda folder: tensors(folder, {"images": torch.tensor(PIXELS), "labels": torch.tensor(LABELS)})),
