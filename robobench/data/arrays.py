@@ -89,10 +89,10 @@ def _to_class_numbers(where: str, labels: np.ndarray[Any, Any], count: int, note
 def _to_unit_range(where: str, images: np.ndarray[Any, Any], notes: list[str]) -> np.ndarray[Any, Any]:
     """Return images as uint8, or float32 in [0, 1]."""
     if images.dtype == np.uint8:
-        most = int(images.max(initial=0))
-        if 0 < most <= MAX_COARSE:
+        white = int(images.max(initial=0))
+        if 0 < white <= MAX_COARSE:
             notes.append(
-                f"{where}: the largest value of the uint8 images is {most} of 255; if {most} means white, save floats"
+                f"{where}: the largest value of the uint8 images is {white} of 255; if {white} means white, save floats"
             )
         return images
     if images.dtype.kind not in "iuf":
