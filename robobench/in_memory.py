@@ -169,7 +169,8 @@ def evaluate_model(
     batches = batch_indices(len(data), batch_size)
     clean = torch.cat([clean_outcomes(module, data, index, str(device)) for index in batches])
     first = batches[0][:CHECKED_IMAGES]
-    found = quick_model_checks(module, data.images(first), labels[first].to(device))
+    threats = [attack.threat for attack in made]
+    found = quick_model_checks(module, data.images(first), labels[first].to(device), threats)
     shared = {
         "dataset": dataset or "tensors",
         "examples": len(data),

@@ -29,7 +29,7 @@ LARGE = ThreatModel("Linf", 0.5)  # every image can become gray
 LARGE_STEPS = 100
 LAST_STEPS = 10  # over which the rise of the loss is measured; half of the steps if there are fewer than 20
 MAX_RISE = 0.05  # over these steps, as a fraction of the whole range, for a converged attack
-FULL_PASSES = 5  # over the same images
+FULL_PASSES = 5  # over half of the images
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Diagnostics(ModelChecker):
         restarts: int,
         noise_draws: int,
     ) -> None:
-        super().__init__(model, images, labels, passes=FULL_PASSES)
+        super().__init__(model, images, labels, passes=FULL_PASSES, repeated=len(labels))
         self.source, self.restarts, self.noise_draws = source, restarts, noise_draws
         self.index = torch.arange(len(labels), device=labels.device)
         self.traces: list[AttackTrace] = []

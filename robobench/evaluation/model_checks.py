@@ -19,12 +19,12 @@ from robobench.evaluation import gradient_checks as g
 from robobench.models.checks import check_logits
 from robobench.results.checks import BATCH_TOLERANCE, Finding, make_finding, min_count
 
-REPEATED_PASSES = 2  # over the same images, in the quick checks
+REPEATED_IMAGES = 32  # that the quick checks pass twice
 SATURATED_SHARE = (
     0.25  # of the logits other than the largest; at most 0.01 on the board's 17 networks, 0.57 with a sigmoid
 )
 END_WIDTH = 0.01  # of the range of all logits, at both ends
-SMALL_BATCH = 8
+SMALL_BATCH = 4
 SMALL_PASSES = 10  # over a small batch: finds a model that is rarely random
 RANDOM_TOLERANCE = 1e-4  # distance of one image's logits, scaled to length 1, in two passes
 
@@ -45,7 +45,7 @@ def quick_model_checks(
     Raises:
         RequestError: the model returns no logits.
     """
-    checker = ModelChecker(model, images, labels, passes=REPEATED_PASSES)
+    checker = ModelChecker(model, images, labels, passes=2, repeated=REPEATED_IMAGES)
     try:
         with torch.random.fork_rng():
             if checker.check_model() and threats:
@@ -59,12 +59,14 @@ class ModelChecker:
     """Checks one model and collects findings.
 
     Attributes:
+        passes: number of forward passes over the same images, in batches of `repeated` or half of the images.
         correct: (B,) bool, images classified correctly when clean; set by `check_interface`.
         findings: by the name of the check.
     """
 
-    def __init__(self, model: nn.Module, images: Tensor, labels: Tensor, *, passes: int) -> None:
+    def __init__(self, model: nn.Module, images: Tensor, labels: Tensor, *, passes: int, repeated: int) -> None:
         self.model, self.images, self.labels, self.passes = model, images, labels, passes
+        self.repeated = min(repeated, (len(labels) + 1) // 2)
         self.correct, self.num_classes = torch.zeros_like(labels, dtype=torch.bool), 0
         self.findings: dict[str, list[Finding]] = {}
         self.min_count = min_count(len(labels))
@@ -99,16 +101,17 @@ class ModelChecker:
         low, high = self.images.min().item(), self.images.max().item()
         self.add("input-range", not (low >= -1e-6 and high <= 1 + 1e-6), f"values in [{low:.3g}, {high:.3g}]")
         with torch.no_grad(), attack_mode(self.model):
-            passes = [self.model(self.images).float() for _ in range(self.passes)]
-        logits = passes[0]
+            logits = self.model(self.images).float()
+            reversed_images = self.images[: self.repeated].flip(0)
+            passes = [self.model(reversed_images).float().flip(0) for _ in range(self.passes)]
         check_logits(logits, self.labels)
         changed = [n for n, b in self.model.named_buffers() if not torch.equal(b, self._buffers[n])]
         text = f"{len(training)} modules in training mode" + (f", first {training[0]}" if training else "")
         text += f"; a forward pass changes {changed[0]}" if changed else ""
         self.add("train-mode", bool(training or changed), text)
         self._check_softmax(logits)
-        counts = [int((p.argmax(1) == self.labels).sum()) for p in passes]
-        distance = max(_logit_distance(p, logits) for p in passes)
+        counts = [int((p.argmax(1) == self.labels[: self.repeated]).sum()) for p in passes]
+        distance = max(_logit_distance(p, passes[0]) for p in passes)
         with torch.no_grad(), attack_mode(self.model):
             small = [self.model(self.images[:SMALL_BATCH]).float() for _ in range(SMALL_PASSES)]
         distance = max(distance, *(_logit_distance(p, small[0]) for p in small))
@@ -116,11 +119,9 @@ class ModelChecker:
         self.add("random-output", min(counts) != max(counts) or distance > RANDOM_TOLERANCE, text)
         if "random-output" not in self.raised:
             with torch.no_grad(), attack_mode(self.model):
-                halves = [self.model(half).float() for half in self.images.flip(0).chunk(2)]
                 single = self.model(self.images[:1]).float()
-            parts = ((torch.cat(halves).flip(0), logits), (small[0], logits[:SMALL_BATCH]), (single, logits[:1]))
-            distance = max(_logit_distance(one, other) for one, other in parts)
-            text = f"unit logits {distance:.2g} apart in halves, last first, and in batches of {SMALL_BATCH} and 1"
+            distance = max(_logit_distance(part, logits[: len(part)]) for part in (passes[0], small[0], single))
+            text = f"unit logits {distance:.2g} apart in batches of {self.repeated} (reversed), {SMALL_BATCH} and 1"
             self.add("batch-dependent", not distance <= BATCH_TOLERANCE, text)
         self.correct, self.num_classes = logits.argmax(1) == self.labels, logits.shape[1]
         if self.num_classes > 1:
@@ -140,7 +141,8 @@ class ModelChecker:
 
     def check_gradients(self) -> bool:
         """Check the gradient of the cross-entropy at clean images; return False if none reaches the images."""
-        images, labels = self.images[self.correct], self.labels[self.correct]
+        rows = self.correct.nonzero().flatten()[: g.GRADIENT_IMAGES]
+        images, labels = self.images[rows], self.labels[rows]
         if len(labels) == 0:
             return False
 
@@ -161,9 +163,10 @@ class ModelChecker:
             self.add("zero-gradients", True, "no gradient reaches the images: forward() cuts the graph")
             return False
         infinite = int((~torch.isfinite(grad)).any(1).sum())
-        text = "under cross-entropy" + (f", {flat} under the margin loss" if zero else "")
-        self.add_count("zero-gradients", zero, text)
-        self.add("non-finite-gradients", infinite > 0, f"{infinite} of {len(self.labels)} images")
+        text = f"{zero} of {len(labels)} images under cross-entropy"
+        text += f", {flat} under the margin loss" if zero else ""
+        self.add("zero-gradients", zero >= min_count(len(labels)), text)
+        self.add("non-finite-gradients", infinite > 0, f"{infinite} of {len(labels)} images")
         return not infinite
 
     def check_gradient_meaning(self, threats: Sequence[ThreatModel]) -> None:

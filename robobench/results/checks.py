@@ -117,7 +117,7 @@ CHECKS = {
         ),
         Check(
             "loss-dependent",
-            "8 PGD steps on the cross-entropy and on the margin differ by at least 6 of 12 images",
+            "6 PGD steps on the cross-entropy and on the margin differ by at least 6 of 8 images",
             "Croce and Hein, arXiv:2003.01690, section 4 (DLR loss)",
             "return plain logits (no tanh, sigmoid or softmax); rely on scale-invariant losses (apgd-dlr, apgd-t)",
         ),

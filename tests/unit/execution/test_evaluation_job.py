@@ -180,10 +180,10 @@ def evaluate_factory(tmp_path, monkeypatch):
     ("name", "flag", "measured"),
     [
         ("softmax", "softmax-output", "outputs in ["),
-        ("rounded", "zero-gradients", "of 128 images under cross-entropy"),
+        ("rounded", "zero-gradients", "images under cross-entropy"),
         ("wrong_sign", "gradient-mismatch", "at Linf 0.05: cosine -"),
         ("random", "random-output", "unit logits"),
-        ("batch_norm", "batch-dependent", "apart in halves"),
+        ("batch_norm", "batch-dependent", "apart in batches of"),
     ],
 )
 def test_checks_flag_rows_and_report(evaluate_factory, tmp_path, name, flag, measured):
