@@ -84,16 +84,20 @@ def _extras() -> list[tuple[str, str]]:
 def _data() -> list[tuple[str, str]]:
     from robobench.core.paths import data_root
     from robobench.data.cifar import FOLDERS, find_cifar
+    from robobench.data.imagenet import find_imagenet, find_tiny_imagenet
+    from robobench.data.torchvision_sets import MARKERS, find_torchvision_set
 
     root = data_root()
     by = (
         "from $ROBOBENCH_DATA" if os.environ.get("ROBOBENCH_DATA") else "set $ROBOBENCH_DATA or --data-dir to change it"
     )
     lines = [("data root", f"{root}{'' if root.is_dir() else ' (does not exist yet)'}; {by}"), ("digits", "embedded")]
-    for name in FOLDERS:
-        place = find_cifar(name, root)
-        found = f"found in {place}" if place else "not found; --data-dir DIR, or the first run downloads it"
-        lines.append((name, found))
+    places = {name: find_cifar(name, root) for name in FOLDERS}
+    places |= {name: find_torchvision_set(name, root) for name in MARKERS}
+    places |= {"tiny-imagenet": find_tiny_imagenet(root), "imagenet": find_imagenet(root)}
+    for name, place in places.items():
+        missing = "--data-dir DIR" + (", or the first run downloads it" if name != "imagenet" else "")
+        lines.append((name, f"found in {place}" if place else f"not found; {missing}"))
     return lines
 
 

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from robobench.planning.request import ExperimentConfig
     from robobench.results.records import EvaluationRecord
 
-Dataset = Annotated[str, typer.Option(help="digits, cifar10, cifar100, imagefolder:PATH or npz:FILE.")]
+Dataset = Annotated[
+    str, typer.Option(help="A name of `list datasets`, such as cifar10, imagefolder:PATH, npz:FILE or hf:OWNER/NAME.")
+]
 Model = Annotated[
     str,
     typer.Option(

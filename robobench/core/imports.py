@@ -12,6 +12,7 @@ EXTRAS = {
     "torchattacks": "torchattacks",
     "robustbench": "robustbench",
     "ray": "ray",
+    "datasets": "datasets",
     "lightning-fabric": "distributed",
 }
 

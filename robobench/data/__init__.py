@@ -25,10 +25,11 @@ def load_dataset(
     """Load a data set by name.
 
     Args:
-        name: digits, cifar10, cifar100, imagefolder:PATH or npz:FILE.
+        name: digits, cifar10, cifar100, svhn, gtsrb, stl10, tiny-imagenet, imagenet, imagefolder:PATH, npz:FILE or
+            hf:OWNER/NAME.
         data_dir: folder to search and to download to; default: ROBOBENCH_DATA, then the platform's cache folder.
         resolution: side in pixels to which images are resized, after the central square is cropped; None keeps their
-            size, and refuses images that are not square.
+            size, and refuses images that are not square (gtsrb and imagenet get 32 and 224 px).
         need_train: False skips the training split.
         device: where images are returned.
         download: False never uses the internet.
@@ -51,16 +52,38 @@ def load_dataset(
         from robobench.data.npz import load_npz
 
         return load_npz(name, Path(path).expanduser(), **options)
+    if kind == "hf":
+        from robobench.data.hub import load_hub
+
+        return load_hub(name, published=published, download=download, **options)
     if name == "digits":
         from robobench.data.digits import load_digits
 
         return load_digits(**options)
     from robobench.core.paths import data_root
-    from robobench.data.cifar import load_cifar
-    from robobench.data.split import dataset_from_arrays
 
-    train, test = load_cifar(name, data_root(data_dir), need_train, download)
-    return dataset_from_arrays(name, train, test, num_classes=info.num_classes, **options)
+    return _load_named(name, data_root(data_dir), info.num_classes, download, options)
+
+
+def _load_named(name: str, root: Path, num_classes: int | None, download: bool, options: dict[str, Any]) -> Dataset:
+    """Load a data set that is searched for in the folder of data sets."""
+    if name in ("cifar10", "cifar100"):
+        from robobench.data.cifar import load_cifar
+        from robobench.data.split import dataset_from_arrays
+
+        train, test = load_cifar(name, root, options["need_train"], download)
+        return dataset_from_arrays(name, train, test, num_classes=num_classes, **options)
+    if name in ("imagenet", "tiny-imagenet"):
+        from robobench.data.imagenet import load_imagenet, load_tiny_imagenet
+
+        return (
+            load_imagenet(root, **options)
+            if name == "imagenet"
+            else load_tiny_imagenet(root, download=download, **options)
+        )
+    from robobench.data.torchvision_sets import load_torchvision_set
+
+    return load_torchvision_set(name, root, download=download, **options)
 
 
 def placeholder_dataset(name: str, resolution: int | None = None) -> Dataset | None:

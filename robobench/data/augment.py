@@ -15,7 +15,7 @@ from torch import Tensor
 
 from robobench.core.rng import KeyedRng
 
-BASE = ("crop-flip", "flip", "none")
+BASE = ("crop-flip", "crop", "flip", "none")
 POLICIES = ("randaugment", "trivialaugment", "autoaugment", "color-jitter", "erasing")
 
 
@@ -54,12 +54,13 @@ def crop(images: Tensor, rng: KeyedRng, padding: int = 4) -> Tensor:
 def augment(images: Tensor, rng: KeyedRng, mode: str) -> Tensor:
     """Augment images (B, C, H, W) in [0, 1].
 
-    "crop-flip" pads an eighth of the width, crops and flips; "flip" flips; "none" does neither. Policies follow after
-    "+": randaugment (2 operations, magnitude 9), trivialaugment, autoaugment (CIFAR-10's policy up to 64 px, ImageNet's
-    above), color-jitter (0.4 for brightness, contrast and saturation), erasing (a rectangle, with probability 0.25).
+    "crop-flip" pads an eighth of the width, crops and flips; "crop" and "flip" do one of the two, "none" neither.
+    Policies follow after "+": randaugment (2 operations, magnitude 9), trivialaugment, autoaugment (the policy of
+    CIFAR-10 up to 64 px, of ImageNet above), color-jitter (0.4 for brightness, contrast and saturation), erasing (a
+    rectangle, with probability 0.25).
     """
     base, *policies = mode.split("+")
-    if base == "crop-flip":
+    if base in ("crop-flip", "crop"):
         images = crop(images, rng.child("crop"), max(1, images.shape[2] // 8))
     if base in ("crop-flip", "flip"):
         images = flip(images, rng.child("flip"))

@@ -33,7 +33,7 @@ class Resize:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
-    """Facts about a data set. User data (`npz:`, `imagefolder:`) get CIFAR's radii and ImageNet's statistics."""
+    """Facts about a data set. User data (`npz:`, `hf:`, ...) get CIFAR's radii and ImageNet's statistics."""
 
     summary: str  # one line for `list datasets`
     num_classes: int | None = None  # None here and below: depends on the user's data
@@ -47,6 +47,7 @@ class DatasetInfo:
     )  # norm -> radii of attacks, [0, 1] scale
     train_eps: Mapping[str, float] = field(default_factory=lambda: CIFAR_TRAIN_EPS)  # norm -> radius of training
     preset: str = "quick"  # used if the user names none
+    flips: bool = True  # a mirrored image still shows its class
     robustbench_eps: Mapping[str, str] = field(default_factory=dict)  # norm -> radius of RobustBench's leaderboard
 
 
@@ -86,11 +87,68 @@ DATASETS = {
         preset="cifar",
         robustbench_eps={"Linf": "8/255"},
     ),
+    "svhn": DatasetInfo(
+        summary="99,289 house numbers of 32 px in 10 classes, in torchvision's files; 73,257 train, 26,032 test",
+        num_classes=10,
+        train_size=73_257,
+        test_size=26_032,
+        resolution=32,
+        mean=(0.4377, 0.4438, 0.4728),
+        std=(0.1980, 0.2010, 0.1970),
+        preset="cifar",
+        flips=False,
+    ),
+    "gtsrb": DatasetInfo(
+        summary="39,270 traffic signs in 43 classes, in torchvision's folder, cropped and resized to 32 px",
+        num_classes=43,
+        train_size=26_640,
+        test_size=12_630,
+        resolution=32,
+        mean=(0.3337, 0.3064, 0.3171),
+        std=(0.2672, 0.2564, 0.2629),
+        preset="cifar",
+        flips=False,
+    ),
+    "stl10": DatasetInfo(
+        summary="13,000 labeled color images of 96 px in 10 classes, in torchvision's folder; 5,000 train, 8,000 test",
+        num_classes=10,
+        train_size=5_000,
+        test_size=8_000,
+        resolution=96,
+        mean=(0.4467, 0.4398, 0.4066),
+        std=(0.2603, 0.2566, 0.2713),
+        preset="cifar",
+    ),
+    "tiny-imagenet": DatasetInfo(
+        summary="110,000 color images of 64 px in 200 classes, streamed from tiny-imagenet-200/ as downloaded",
+        num_classes=200,
+        train_size=100_000,
+        test_size=10_000,
+        resolution=64,
+        mean=(0.4802, 0.4481, 0.3975),
+        std=(0.2770, 0.2691, 0.2821),
+        preset="cifar",
+    ),
+    "imagenet": DatasetInfo(
+        summary="1000 classes at 224 px, streamed from train/ and val/; the test images are RobustBench's 5,000 of val",
+        num_classes=1000,
+        train_size=1_281_167,
+        test_size=5_000,
+        resolution=224,
+        # L2: Salman et al. 2020, arXiv:2007.08489; L1: Croce and Hein 2022, arXiv:2105.12508.
+        eps={"Linf": (4 / 255,), "L2": (3.0,), "L1": (255.0,)},
+        train_eps={"Linf": 4 / 255, "L2": 3.0, "L1": 255.0},
+        preset="cifar",
+        robustbench_eps={"Linf": "4/255"},
+    ),
     "imagefolder:PATH": DatasetInfo(
         summary="PATH/train/<class>/* and PATH/test/<class>/* (or val), streamed from disk",
     ),
     "npz:FILE": DatasetInfo(
         summary="arrays x_test (uint8, N x H x W x 3) and y_test; x_train and y_train for training; also .npy files"
+    ),
+    "hf:OWNER/NAME": DatasetInfo(
+        summary="a data set of the Hugging Face Hub with images and labels; also hf:OWNER/NAME:CONFIG and hf:FOLDER"
     ),
 }
 
@@ -99,7 +157,7 @@ def dataset_info(name: str) -> DatasetInfo:
     """Return the facts about a data set.
 
     Args:
-        name: digits, cifar10, cifar100, imagefolder:PATH or npz:FILE.
+        name: a key of DATASETS, with a path or a repository where that has a colon.
 
     Raises:
         RequestError: the name is unknown, or has no path after the colon.
@@ -108,7 +166,7 @@ def dataset_info(name: str) -> DatasetInfo:
     pattern = next((key for key in DATASETS if key.startswith(f"{kind}:") and colon), None)
     if pattern is not None:
         if not path:
-            raise RequestError(f"data set '{name}' has no path; write {pattern}")
+            raise RequestError(f"data set '{name}' has no {'name' if kind == 'hf' else 'path'}; write {pattern}")
         return DATASETS[pattern]
     if name not in DATASETS:
         raise unknown_name("data set", name, DATASETS)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ZOO_PREFIX = "robustbench:"
 
-NUM_CLASSES = {"imagenet": 1000} | {name: info.num_classes for name, info in DATASETS.items()}
+NUM_CLASSES = {name: info.num_classes for name, info in DATASETS.items()}
 
 
 def build_zoo_model(name: str, num_classes: int, pretrained: bool) -> nn.Module:

@@ -33,7 +33,7 @@ def check_request(request: ExperimentConfig) -> ExperimentConfig:
     check_flags(request)
     preset_layers(request.preset or dataset_info(request.dataset).preset, request.model)
     kind, colon, path = request.dataset.partition(":")
-    if colon and not Path(path).expanduser().exists():
+    if colon and kind != "hf" and not Path(path).expanduser().exists():
         raise RequestError(f"no file or folder '{path}' for data set '{request.dataset}'; write {kind}:PATH")
     _check_model(request.model)
     if request.weights is not None:

@@ -73,8 +73,8 @@ def resolve_settings(request: ExperimentConfig, *, dry: bool = False) -> Setting
     preset_layers(preset, request.model)
     sets = parse_sets(request.sets)
     values = preset_values(preset, request.model, "run")
-    if preset == "reference" and info.resolution:
-        large = info.resolution > 64
+    if info.resolution and (preset == "reference" or info.resolution > values.get("image_size", RunConfig.image_size)):
+        large = (request.image_size or info.resolution) > 64
         values.update(image_size=info.resolution, attack_resolution=info.resolution)
         values.update(stem="imagenet" if large else "cifar")
     given = parse_fields(RunConfig, sets.pop("run", {}), "run")

@@ -78,6 +78,11 @@ class ModelPlanner:
         settings, request = self.settings, self.settings.request
         cls = load_defense(name)
         config = settings.plugin_config(cls, name, {})
+        if not settings.info.flips and "flip" in config.augment:
+            settings.note(
+                f"{name}.augment={config.augment} mirrors images of '{request.dataset}', some of which then show "
+                "another class; crop and none do not"
+            )
         spec = self.spec(seed) if self.init is None else self.init.adapt(self.spec(seed))
         check_pretrained(spec)
         missing = self._missing_attributes(spec, cls.model_attributes)

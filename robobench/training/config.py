@@ -75,7 +75,7 @@ class TrainConfig(TrainServices):
     weight_decay: float = 5e-4
     schedule: str = "step"  # step | cosine | constant | one-cycle
     drops: tuple[float, ...] = (0.5, 0.75)  # times when "step" divides the rate by 10, as fractions of training
-    augment: str = "crop-flip"  # crop-flip | flip | none, then +randaugment, +trivialaugment, +erasing ...
+    augment: str = "crop-flip"  # crop-flip | crop | flip | none, then +randaugment, +trivialaugment, +erasing ...
     eps_rampup: float = 0.0  # fraction of training over which the training radius grows
 
     def __post_init__(self) -> None:
