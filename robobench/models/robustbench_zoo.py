@@ -7,6 +7,8 @@ on Google Drive. A weights file downloaded by hand can be given instead.
 from __future__ import annotations
 
 import contextlib
+import importlib
+import importlib.util
 import shutil
 import sys
 import tempfile
@@ -42,6 +44,7 @@ def build_zoo_model(name: str, num_classes: int, pretrained: bool) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # robustbench 1.1.1 imports pkg_resources
         try:
+            _provide_autoattack()
             from robustbench.model_zoo import model_dicts
             from robustbench.utils import load_model
         except ImportError as err:
@@ -61,6 +64,13 @@ def build_zoo_model(name: str, num_classes: int, pretrained: bool) -> nn.Module:
         return zoo[path]["model"]()  # type: ignore[no-any-return]
     except Exception as err:
         raise RequestError(f"robustbench cannot build '{name}': {type(err).__name__}: {err}") from err
+
+
+def _provide_autoattack() -> None:
+    """Let robustbench import `autoattack`: the package that it requires, pyautoattack, has another module name."""
+    if importlib.util.find_spec("autoattack") is None:
+        for name in ("", ".state"):
+            sys.modules[f"autoattack{name}"] = importlib.import_module(f"pyautoattack{name}")
 
 
 def _find_model(name: str, paths: list[str], num_classes: int) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 
+import huggingface_hub
 import numpy as np
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -57,6 +60,56 @@ def test_training_starts_from_stored_model(tmp_path, five_classes):
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
     keys = {model.key for init in (None, str(first), str(five_classes)) for model in plan(tmp_path, init=init).models}
     assert len(keys) == 3
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The cache of the Hugging Face Hub, offline; returns a function that stores weights as a repository's file."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+    def store(repository, state):
+        folder = tmp_path / "hub" / f"models--{repository.replace('/', '--')}"
+        for part in ("refs", "snapshots/0123abc"):
+            (folder / part).mkdir(parents=True)
+        (folder / "refs" / "main").write_text("0123abc")
+        save_file({k: v.contiguous() for k, v in state.items()}, folder / "snapshots/0123abc/model.safetensors")
+
+    return store
+
+
+def test_timm_weights_come_from_its_hub_cache(tmp_path, hub):
+    """timm.create_model loads them; the head of 1000 classes is replaced."""
+    torch.manual_seed(3)
+    state = timm.create_model("test_resnet", num_classes=1000).state_dict()
+    hub("timm/test_resnet.r160_in1k", state)
+    sets = ("run.stem=native", "run.image_size=32")
+    folder = train(tmp_path / "out", *sets, model="timm:test_resnet", init="timm", epochs=0)
+    trained = load_file(folder / "model.safetensors")
+    given = {name: value for name, value in state.items() if not name.startswith("fc.")}
+    assert all(torch.equal(trained[f"net.{name}"], value) for name, value in given.items())
+    assert [value.shape[0] for name, value in trained.items() if name.startswith("head.")] == [10, 10]
+
+
+def test_hub_weights_are_loaded_or_named(tmp_path, hub, five_classes):
+    hub("me/cnn", load_file(five_classes))
+    folder = train(tmp_path / "out", init="hf:me/cnn", epochs=0)
+    trained, given = load_file(folder / "model.safetensors"), load_file(five_classes)
+    assert all(torch.equal(trained[name], given[name]) for name in given if not name.startswith("head."))
+    with pytest.raises(RequestError, match="--init hf:me/other: no weights"):
+        plan(tmp_path / "out", init="hf:me/other")
+
+
+def test_robustbench_weights_come_from_its_cache(tmp_path, cache):
+    if importlib.util.find_spec("robustbench") is None:
+        pytest.skip("an extra")
+    name = "robustbench:Wong2020Fast"
+    state = build_model(ModelSpec(name, 10, seed=3)).net.state_dict()
+    file = cache / "robobench/robustbench/cifar10/Linf/Wong2020Fast.pt"
+    file.parent.mkdir(parents=True)
+    torch.save({"state_dict": {key: value for key, value in state.items() if key not in ("mu", "sigma")}}, file)
+    started = build_model(plan(tmp_path / "out", init=name).models[0].spec).net.state_dict()
+    assert all(torch.equal(started[key], value) for key, value in state.items())
 
 
 @pytest.mark.parametrize(
