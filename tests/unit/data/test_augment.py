@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from robobench.core.rng import KeyedRng
-from robobench.data.augment import augment, crop, flip
+from robobench.data.augment import POLICIES, augment, crop, flip, parse_augmentation
 
 
 class FixedRng:
@@ -66,3 +66,44 @@ def test_mode_chooses_augmentation():
     both = augment(images, rng, "crop-flip")
     assert both.shape == images.shape and not torch.equal(both, flipped)
     assert torch.equal(augment(images[5:6], rng[torch.tensor([5])], "crop-flip"), both[5:6])
+
+
+def test_crop_alone_does_not_flip():
+    rng = KeyedRng.of(torch.arange(64), "augment")
+    images = torch.rand(64, 3, 16, 16)
+    cropped, both = augment(images, rng, "crop"), augment(images, rng, "crop-flip")
+    same = (both == cropped).flatten(1).all(1)
+    assert (same ^ (both == cropped.flip(3)).flatten(1).all(1)).all() and 16 < same.sum() < 48
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_policy_depends_on_key_of_image_only(policy):
+    """The same image gets the same pixels in another batch and after other draws, and others in another epoch."""
+    images, index, mode = torch.rand(16, 3, 16, 16), torch.arange(16), f"none+{policy}"
+    rng = KeyedRng.of(index, "epoch", 0)
+    before = torch.get_rng_state()
+    expected = augment(images, rng, mode)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert expected.min() >= 0 and expected.max() <= 1 and expected.shape == images.shape
+    torch.rand(7)
+    some = torch.tensor([11, 2, 5])
+    assert torch.equal(augment(images[some], rng[some], mode), expected[some])
+    assert not torch.equal(augment(images, KeyedRng.of(index, "epoch", 1), mode), expected)
+
+
+def test_erasing_removes_a_rectangle_of_a_quarter_of_images():
+    erased = augment(torch.ones(400, 3, 16, 16), KeyedRng.of(torch.arange(400), "augment"), "none+erasing") == 0
+    touched = erased.flatten(1).any(1)
+    assert 100 - 4 * 75**0.5 < touched.sum() < 100 + 4 * 75**0.5  # binomial: mean 100, variance 75
+    for image in erased[touched]:
+        rows, columns = image[0].any(1), image[0].any(0)
+        assert torch.equal(image, (rows[:, None] & columns[None, :]).expand(3, 16, 16))
+
+
+def test_policies_act_in_the_order_given():
+    images, rng = torch.rand(8, 3, 16, 16), KeyedRng.of(torch.arange(8), "augment")
+    first = augment(augment(images, rng, "flip"), rng, "none+erasing")
+    assert torch.equal(augment(images, rng, "flip+erasing"), first)
+    for wrong in ("erasing", "none+cutout", "flip+none", "+erasing"):
+        with pytest.raises(ValueError, match="augment must be one of crop-flip, crop, flip, none, then any of"):
+            parse_augmentation(wrong)

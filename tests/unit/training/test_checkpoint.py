@@ -17,7 +17,7 @@ from robobench.training.base import Batch, Loss
 from robobench.training.checkpoint import Checkpoint
 from robobench.training.loop import run_train
 from robobench.training.selection import EpochSelection
-from tests.helpers.training import RUNTIME, STEPS, FragileObjective, checkpoint_in, fragile_stage, sgd, train
+from tests.helpers.training import RUNTIME, STEPS, FragileObjective, checkpoint_in, fragile_stage, sgd, stage_of, train
 
 
 def adamw(objective: nn.Module) -> torch.optim.Optimizer:
@@ -40,6 +40,21 @@ def test_resumed_training_ends_with_same_bits(tmp_path, optimizer, dies_at):
     assert log == expected_log
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[name], expected[name]) for name in expected)
+
+
+def test_resumed_policies_give_same_images(tmp_path):
+    """RandAugment, erasing and CutMix draw by key: nothing of them is in the checkpoint."""
+
+    def run(checkpoint=None, dies_at=None):
+        stage = stage_of(FragileObjective(dies_at), augment="crop-flip+randaugment+erasing", cutmix=1.0)
+        _, trained = run_train(RUNTIME, stage, Blobs(), Stopwatch(), checkpoint=checkpoint)
+        return trained.state_dict()
+
+    expected = run()
+    with pytest.raises(ZeroDivisionError):
+        run(checkpoint_in(tmp_path), dies_at=4)
+    state = run(checkpoint_in(tmp_path))
+    assert all(torch.equal(state[name], value) for name, value in expected.items())
 
 
 def test_best_epoch_is_restored(tmp_path):
