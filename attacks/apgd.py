@@ -4,9 +4,14 @@ Paper:   Croce and Hein, "Reliable evaluation of adversarial robustness with an 
          attacks", ICML 2020, arXiv:2003.01690: Algorithm 1, the DLR loss (eq. 6) and its targeted form (eq. 7).
          L1: Croce and Hein, "Mind the box: l1-APGD for sparse adversarial attacks on image classifiers", ICML 2021,
          arXiv:2103.01208: Algorithm 1, in balls of 3, 2 and 1 times the radius.
+         apgd-pm: Xie et al., "Towards Million-Scale Adversarial Robustness Evaluation With Stronger Individual
+         Attacks", 2024, arXiv:2411.15210: the probability margin loss.
+         apgd-malt: Melamed et al., "MALT Powers Up Adversarial Attacks", NeurIPS 2024, arXiv:2407.02240: the order of
+         the target classes.
 Code:    github.com/fra31/auto-attack; same constants and order of operations. A test compares outcomes per image.
 Differs: the loss after the first step is compared with the loss at the start, as in the paper; the code compares it
          with zero. Images that are misclassified when clean are attacked too, with another target than the true class.
+         The probability margin is increased through its logarithm, which does not underflow.
 """
 
 from __future__ import annotations
@@ -54,6 +59,16 @@ class TargetedConfig(APGDConfig):
         APGDConfig.__post_init__(self)
         if self.targets < 1:
             raise ValueError(f"targets must be >= 1, got {self.targets}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MALTConfig(TargetedConfig):
+    candidates: int = 100  # most likely wrong classes that are ordered; at most all
+
+    def __post_init__(self) -> None:
+        TargetedConfig.__post_init__(self)
+        if self.candidates < self.targets:
+            raise ValueError(f"candidates must be at least targets ({self.targets}), got {self.candidates}")
 
 
 class APGD(IterativeAttack):
@@ -250,6 +265,20 @@ class APGDDLR(APGD):
         return margin(logits, state.labels) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
+@ATTACKS.register("apgd-pm")
+class APGDPM(APGD):
+    """APGD on the probability margin loss."""
+
+    def loss(self, logits: Tensor, state: AttackState) -> Tensor:
+        """Return log(1 + p_j - p_y) in nats, with the most likely wrong class j.
+
+        It has the order and the gradient directions of p_j - p_y. Since 1 - p_y is the sum of the wrong classes, it is
+        the log of the sum of p_j and of all p_k with k not y, where no difference of large numbers occurs.
+        """
+        wrong = mask_true_class(logits.log_softmax(1), state.labels)
+        return torch.cat((wrong, wrong.amax(1, keepdim=True)), 1).logsumexp(1)
+
+
 @ATTACKS.register("apgd-t")
 class APGDT(APGD):
     """APGD on the targeted DLR loss, one run for each of 9 target classes; needs 4 classes."""
@@ -291,3 +320,49 @@ class APGDT(APGD):
         pair = logits.gather(1, torch.stack((state.memory["target"], state.labels), 1))
         top = logits.topk(4, dim=1).values
         return (pair[:, 0] - pair[:, 1]) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+
+
+@ATTACKS.register("apgd-malt")
+class APGDMALT(APGDT):
+    """APGD on the targeted DLR loss, targets ordered by their distance on a linear model (MALT); needs 4 classes."""
+
+    Config = MALTConfig
+
+    @property
+    def cost(self) -> float:
+        """As in APGD, and for the order one forward and, for each candidate, a forward and a gradient."""
+        candidates = min(int(self.config.candidates), (self.num_classes or 1000) - 1)
+        return self.restarts * (2.0 * self.steps + 1) + 1 + 2 * candidates
+
+    def choose_target(self, model: nn.Module, state: AttackState) -> AttackState:
+        """Set the next target class; the first restart orders them."""
+        if state.iteration > 0:
+            return state
+        if state.restart == 0:
+            self._index, self._order = state.rng.index, self._order_targets(model, state)
+        rows = (state.rng.index[:, None] == self._index).int().argmax(1)  # of the images that are left
+        state.memory["target"] = self._order[rows, state.restart // self.config.restarts]
+        return state
+
+    def _order_targets(self, model: nn.Module, state: AttackState) -> Tensor:
+        """Return the target classes of each image, the closest first: (B, targets).
+
+        The distance to class c is that on the linearized model: the difference of the logits divided by the dual norm
+        of the gradient of that difference.
+        """
+        with torch.no_grad():
+            logits = mask_true_class(model(state.images), state.labels)
+        candidates = logits.topk(min(int(self.config.candidates), logits.shape[1] - 1)).indices
+        power = {"Linf": 1.0, "L2": 2.0, "L1": math.inf}[self.threat.norm]
+        scores = []
+        for target in candidates.T:
+            pair = torch.stack((target, state.labels), 1)
+            _, gap, grad = loss_and_input_grad(
+                self.name,
+                model,
+                state.images,
+                state.labels,
+                lambda logits, _, pair=pair: logits.gather(1, pair) @ logits.new_tensor((1.0, -1.0)),
+            )
+            scores.append(gap / grad.flatten(1).norm(p=power, dim=1).clamp_min(torch.finfo(grad.dtype).tiny))
+        return candidates.gather(1, torch.stack(scores, 1).topk(self.targets).indices)

@@ -30,7 +30,7 @@ STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 
 @dataclass(frozen=True, kw_only=True)
 class AutoAttackConfig:
-    known: ClassVar[tuple[str, ...]] = (*STANDARD, "apgd-dlr")
+    known: ClassVar[tuple[str, ...]] = (*STANDARD, "apgd-dlr", "screen")
     attacks: tuple[str, ...] = STANDARD
     steps: int = 100  # of each APGD and FAB run
     targets: int = 9  # number of target classes of apgd-t and fab-t; at most all wrong classes
@@ -48,7 +48,7 @@ class AutoAttackConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PyAutoAttackConfig(AutoAttackConfig):
-    known = (*AutoAttackConfig.known, "fab")
+    known = (*STANDARD, "apgd-dlr", "fab")
 
 
 class AutoAttackBase(Attack):
@@ -69,11 +69,16 @@ class AutoAttackBase(Attack):
                 return AttackBudget("standard", standard=True)
             return AttackBudget(f"standard with {targets} targets")
         restarts, apgd_targets = apgd_runs(self.threat.norm, targets)
-        size = {"apgd-t": f"{cfg.steps}x{apgd_targets}", "fab-t": f"{cfg.steps}x{targets}", "square": cfg.queries}
+        size: dict[str, Any] = {
+            "screen": "",
+            "apgd-t": f"{cfg.steps}x{apgd_targets}",
+            "fab-t": f"{cfg.steps}x{targets}",
+            "square": cfg.queries,
+        }
         if restarts > 1:
             size |= {name: f"{cfg.steps}x{restarts}" for name in ("apgd-ce", "apgd-dlr")}
         less = cfg.steps < 100 or cfg.targets < 9 or cfg.queries < 5000 or not {*STANDARD} <= {*attacks}
-        parts = ", ".join(f"{name} {size.get(name, cfg.steps)}" for name in attacks)
+        parts = ", ".join(f"{name} {size.get(name, cfg.steps)}".strip() for name in attacks)
         return AttackBudget(f"{'reduced' if less else 'extended'}: {parts}", reduced=less)
 
     def warnings(self) -> list[str]:
@@ -89,7 +94,7 @@ class AutoAttack(AutoAttackBase, Ensemble):
 
     Config = AutoAttackConfig
     version = 4  # a robust image costs 9,730 passes, 24 under the quick preset
-    component_names = AutoAttackConfig.known
+    component_names = (*AutoAttackConfig.known, "apgd-pm", "apgd-malt")
 
     def component_configs(self) -> list[tuple[str, Mapping[str, Any]]]:
         """Return the components that can attack a model of `num_classes`."""
@@ -101,6 +106,7 @@ class AutoAttack(AutoAttackBase, Ensemble):
             "fab-t": {"steps": cfg.steps, "targets": targets},
             "square": {"queries": cfg.queries, "rescale_schedule": False},
         }
+        values["screen"] = {}
         return [(name, values.get(name, {"steps": cfg.steps, "restarts": restarts})) for name in attacks]
 
 

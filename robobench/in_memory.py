@@ -28,7 +28,7 @@ from robobench.errors import RequestError
 from robobench.evaluation.accuracy import batch_indices, clean_outcomes, transfer_examples, transfer_outcomes
 from robobench.evaluation.diagnostics import Diagnosis, diagnose
 from robobench.evaluation.distances import Distances, find_distances, widest
-from robobench.evaluation.model_checks import quick_model_checks
+from robobench.evaluation.model_checks import quick_model_checks, tell_about_masking
 from robobench.evaluation.tensors import TensorImages, as_module, attack_tensors, device_of
 from robobench.planning.attacks import gradient_free_attacks
 from robobench.planning.parsing import build_config, parse_fields, parse_sets
@@ -205,6 +205,8 @@ def _attack(
     begun, key = time.perf_counter(), (attack.name, attack.threat.eps, "transfer" if source else "white-box")
     try:
         if source is None:
+            first = batches[0][:CHECKED_IMAGES]
+            tell_about_masking(attack, module, data.images(first), data.labels[first].to(data.device))
             adv, left = attack_tensors(module, attack, data, result.clean, len(batches[0]))
         else:
             adv, left = _transfer(module, source, attack, data, result.clean.cpu(), batches)

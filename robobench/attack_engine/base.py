@@ -54,6 +54,8 @@ class Attack(ABC):
     finds_closest: ClassVar[bool] = False  # the result of a full budget is the closest adversarial example found
     min_classes: ClassVar[int] = 2  # number of logits that the attack needs
     gradient_free: bool = False  # uses the model's outputs only; __init__ may set it from the config
+    adapts_to_masking: ClassVar[bool] = False  # wants to know `masking_suspected`
+    masking_suspected: bool = False  # quick checks of the model point to gradient masking; set before the attack
     num_classes: int | None = None  # of the data or of the last model seen; budget and cost may depend on it
 
     def __init__(self, config: Any, threat: ThreatModel) -> None:

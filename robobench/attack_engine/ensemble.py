@@ -34,7 +34,10 @@ class Ensemble(Attack):
     def components(self) -> tuple[Attack, ...]:
         """The attacks of the ensemble, in order; raises RequestError for an unknown name."""
         classes = [(load_attack(name), values) for name, values in self.component_configs()]
-        return tuple(cls(cls.Config(**values), self.threat) for cls, values in classes)
+        made = tuple(cls(cls.Config(**values), self.threat) for cls, values in classes)
+        for component in made:
+            component.num_classes, component.masking_suspected = self.num_classes, self.masking_suspected
+        return made
 
     @property
     def cost(self) -> float | None:

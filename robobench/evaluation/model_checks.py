@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robobench.attack_engine.base import Attack
 from robobench.attack_engine.gradient import TORCH_ERRORS, input_gradient
 from robobench.core.losses import attack_cross_entropy, margin
 from robobench.core.module_state import attack_mode
@@ -53,6 +54,17 @@ def quick_model_checks(
     finally:
         checker.restore_buffers()
     return [f for found in checker.findings.values() for f in found]
+
+
+def tell_about_masking(attack: Attack, model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    """Set `masking_suspected` of an attack that adapts to it: whether a quick check at its radius is raised.
+
+    Args:
+        images, labels: as in `quick_model_checks`.
+    """
+    if any(part.adapts_to_masking for part in (attack, *attack.components)):
+        found = quick_model_checks(model, images, labels, [attack.threat])
+        attack.masking_suspected = any(f.raised and f.check.unreliable for f in found)
 
 
 class ModelChecker:

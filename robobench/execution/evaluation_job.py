@@ -25,7 +25,7 @@ from robobench.core.module_state import attack_mode
 from robobench.distributed import collectives, signals
 from robobench.errors import StorageError
 from robobench.evaluation import accuracy
-from robobench.evaluation.model_checks import quick_model_checks
+from robobench.evaluation.model_checks import quick_model_checks, tell_about_masking
 from robobench.evaluation.near_chance import near_chance_warning
 from robobench.execution.context import RunContext
 from robobench.execution.evaluation_record import blank_record, uses_bf16_search
@@ -240,6 +240,9 @@ class Evaluator:
         warn = self.context.on_oom_split(cell.model, attack.name)
         folders = self.transfer.folders(cell.spec) if cell.protocol == "transfer" else []
         module = self.context.load_model(cell.model)
+        if cell.protocol == "white-box":
+            first = batches[0][:CHECKED_IMAGES]
+            tell_about_masking(attack, module, data.images(first), data.labels[first].to(plan.device))
 
         def white_box(number: int) -> tuple[Tensor, Traces]:
             options = AttackOptions(

@@ -240,7 +240,22 @@ def certified(net, images, labels, threat):
     return (lead > bound).all(1)
 
 
-ATTACKS = (*("pgd", "fgsm", "cw", "mifgsm", "noise", "apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square", "autoattack"),)
+ATTACKS = (
+    *(
+        "pgd",
+        "fgsm",
+        "cw",
+        "mifgsm",
+        "noise",
+        "apgd-ce",
+        "apgd-dlr",
+        "apgd-pm",
+        "apgd-t",
+        "fab-t",
+        "square",
+        "autoattack",
+    ),
+)
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])

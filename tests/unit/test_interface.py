@@ -12,8 +12,13 @@ from robobench.errors import RequestError
 from robobench.plugins import discovery
 
 SMALL = {
-    **{name: {"steps": 2} for name in ("pgd", "jitter", "cw", "mifgsm", "apgd-ce", "apgd-dlr", "apgd-t", "fab-t")},
+    **{
+        name: {"steps": 2}
+        for name in ("pgd", "jitter", "cw", "mifgsm", "apgd-ce", "apgd-dlr", "apgd-pm", "apgd-t", "fab-t")
+    },
     **{name: {"steps": 2} for name in ("fmn", "ddn", "difgsm", "tifgsm", "sifgsm", "vmifgsm")},
+    "apgd-malt": {"steps": 2, "targets": 2},
+    "screen": {"steps": 2, "targets": 2, "queries": 3},
     "noise": {"samples": 2},
     "square": {"queries": 3},
     "autoattack": {"steps": 2, "targets": 2, "queries": 3},
@@ -60,7 +65,10 @@ def test_any_input_gives_valid_images_or_error(name, norm, eps, count, channels,
     except RequestError as err:
         assert "\n" not in str(err)
         expected = dtype == torch.float16 or norm not in NORMS.get(name, [norm])
-        assert expected or (name, classes) in {("apgd-dlr", 2), ("apgd-t", 2), ("apgd-t", 3)}
+        assert expected or (name, classes) in {
+            ("apgd-dlr", 2),
+            *((name, n) for name in ("apgd-t", "apgd-malt") for n in (2, 3)),
+        }
         return
     ThreatModel(norm, eps).check(adv, images, name)
     assert adv.dtype == dtype and torch.equal(images, kept)

@@ -1,0 +1,144 @@
+"""Screening against AutoAttack on a board: robust accuracy on the same images, and seconds side by side.
+
+    python benchmarks/screening.py RESULTS.json --board leaderboards/cifar10-jpeg-resnet20 --data-dir DIR
+    python benchmarks/screening.py RESULTS.json --board ... --data-dir DIR --time at --time trades --images 60
+    python benchmarks/screening.py RESULTS.json --print
+
+Every model of seed 0 that AutoAttack has attacked at Linf 8/255 or L2 0.5 is screened on the images of the record; the
+outcomes of AutoAttack are those of the record. With --time, a model's first --images images are attacked by both, in
+parts of 20, one after the other, with the same compiled model. RESULTS.json is written after every part, and the same
+command resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robobench.attack_engine.accelerated import compile_for_search
+from robobench.attack_engine.options import AttackOptions
+from robobench.attacks.autoattack import AutoAttack
+from robobench.attacks.screen import Screen
+from robobench.core.module_state import attack_mode
+from robobench.core.threat import ThreatModel
+from robobench.data import load_dataset
+from robobench.data.split import Split
+from robobench.evaluation.accuracy import white_box_outcomes
+from robobench.evaluation.model_checks import tell_about_masking
+from robobench.execution.load import load_trained
+from robobench.results.rows import read_records
+from robobench.results.statistics import to_bitstring
+
+PART = 20  # images that the two attacks take in turn
+THREATS = {"Linf": 8 / 255, "L2": 0.5}
+
+
+def board_records(board: Path) -> Iterator[Any]:
+    """Yield AutoAttack's record of every model of seed 0, at the radii of THREATS."""
+    for r in read_records(board):
+        standard = r["attack"].startswith("autoattack") and r["protocol"] == "white-box" and r["status"] == "ok"
+        if standard and r["seed"] == 0 and abs(r["threat_eps"] - THREATS[r["threat_norm"]]) < 1e-9:
+            yield r
+
+
+def prepare(board: Path, data_dir: Path | None, record: Any) -> tuple[nn.Module, Split, Tensor, AttackOptions]:
+    """Return the model, its test images, the clean outcomes, and options with a compiled copy of the model."""
+    data = load_dataset(record["dataset"], data_dir=data_dir, need_train=False).test
+    assert data.digest == record["data_digest"]
+    clean = torch.tensor([bit == "1" for bit in record["clean_bits"]])
+    model = load_trained(board, record["training"])[0]
+    with attack_mode(model):
+        options = AttackOptions(compiled=(model, compile_for_search(model, data.images(torch.arange(17)))))
+    return model, data, clean, options
+
+
+def screen(model: nn.Module, data: Split, clean: Tensor, options: AttackOptions, threat: ThreatModel) -> dict[str, Any]:
+    """Return the outcomes and seconds of screening."""
+    attack, index = Screen(Screen.Config(), threat), torch.arange(len(clean))
+    begun = time.perf_counter()
+    tell_about_masking(attack, model, data.images(index[:128]), data.labels[:128])
+    left = white_box_outcomes(model, attack, data, index, clean, "cpu", options)
+    return {"screen": to_bitstring(left), "seconds": time.perf_counter() - begun, "masking": attack.masking_suspected}
+
+
+def race(
+    model: nn.Module, data: Split, clean: Tensor, options: AttackOptions, threat: ThreatModel, found: dict[str, Any]
+) -> Iterator[None]:
+    """Attack the parts that are left with both attacks in turn; `found` gets seconds and outcomes of each part."""
+    attacks = {"screen": Screen(Screen.Config(), threat), "autoattack": AutoAttack(AutoAttack.Config(), threat)}
+    for begin in range(PART * len(found.setdefault("parts", [])), len(clean), PART):
+        index, part = torch.arange(begin, min(begin + PART, len(clean))), {}
+        for name in attacks if begin // PART % 2 == 0 else reversed(attacks):
+            begun = time.perf_counter()
+            left = white_box_outcomes(model, attacks[name], data, index, clean[index], "cpu", options)
+            part[name] = {"seconds": time.perf_counter() - begun, "bits": to_bitstring(left)}
+        found["parts"].append(part)
+        yield
+
+
+def show(results: dict[str, Any]) -> None:
+    """Print two Markdown tables."""
+    print("| model | images | clean | AutoAttack | screen | screen - AutoAttack | only screen | only AutoAttack |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for name, r in results.items():
+        if "screen" in r:
+            count, pairs = len(r["screen"]), list(zip(r["autoattack"], r["screen"], strict=True))
+            shares = [100 * r[key].count("1") / count for key in ("clean", "autoattack", "screen")]
+            cells = [f"{share:.1f}" for share in shares] + [f"{shares[2] - shares[1]:+.1f}"]
+            cells += [str(pairs.count(("1", "0"))), str(pairs.count(("0", "1")))]
+            print(f"| {name}{' (masking)' if r['masking'] else ''} | {count} | {' | '.join(cells)} |")
+    print("\n| model | images | seconds AutoAttack | seconds screen | ratio | by part | same outcomes |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for name, r in results.items():
+        if parts := r.get("parts"):
+            total = {key: sum(part[key]["seconds"] for part in parts) for key in ("autoattack", "screen")}
+            each = sorted(part["autoattack"]["seconds"] / part["screen"]["seconds"] for part in parts)
+            pairs = [pair for p in parts for pair in zip(p["autoattack"]["bits"], p["screen"]["bits"], strict=True)]
+            same = f"{sum(a == b for a, b in pairs)} of {len(pairs)}"
+            cells = [f"{total[key]:.0f}" for key in total] + [f"{total['autoattack'] / total['screen']:.1f}"]
+            print(f"| {name} | {len(pairs)} | {' | '.join(cells)} | {each[0]:.1f} to {each[-1]:.1f} | {same} |")
+
+
+def main() -> int:
+    """Attack what is left, then print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--board", type=Path)
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--norm", default="Linf", choices=THREATS)
+    parser.add_argument("--time", action="append", default=[], help="a defense whose seconds are compared")
+    parser.add_argument("--images", type=int, default=60, help="of --time")
+    parser.add_argument("--print", action="store_true", dest="only_print", help="attack nothing")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    results: dict[str, Any] = json.loads(options.results.read_text()) if options.results.is_file() else {}
+    threat = ThreatModel(options.norm, THREATS[options.norm])
+    records = [] if options.only_print else [r for r in board_records(options.board) if r["threat_norm"] == threat.norm]
+    for record in records:
+        name = f"{record['defense']}, {threat}"
+        found = results.setdefault(name, {"clean": record["clean_bits"], "autoattack": record["robust_bits"]})
+        timed = record["defense"] in options.time
+        if "screen" in found if not timed else PART * len(found.get("parts", [])) >= options.images:
+            continue
+        prepared = prepare(options.board, options.data_dir, record)
+        if not timed:
+            found |= screen(*prepared, threat)
+            options.results.write_text(json.dumps(results, indent=1))
+            continue
+        model, data, clean, attack_options = prepared
+        for _ in race(model, data, clean[: options.images], attack_options, threat, found):
+            options.results.write_text(json.dumps(results, indent=1))
+            print(f"{name}: part {len(found['parts'])}", flush=True)
+    show(results)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
