@@ -357,12 +357,11 @@ class APGDMALT(APGDT):
         scores = []
         for target in candidates.T:
             pair = torch.stack((target, state.labels), 1)
-            _, gap, grad = loss_and_input_grad(
-                self.name,
-                model,
-                state.images,
-                state.labels,
-                lambda logits, _, pair=pair: logits.gather(1, pair) @ logits.new_tensor((1.0, -1.0)),
-            )
+
+            def difference(logits: Tensor, _: Tensor, pair: Tensor = pair) -> Tensor:
+                both = logits.gather(1, pair)
+                return both[:, 0] - both[:, 1]
+
+            _, gap, grad = loss_and_input_grad(self.name, model, state.images, state.labels, difference)
             scores.append(gap / grad.flatten(1).norm(p=power, dim=1).clamp_min(torch.finfo(grad.dtype).tiny))
         return candidates.gather(1, torch.stack(scores, 1).topk(self.targets).indices)
