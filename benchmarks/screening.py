@@ -33,6 +33,7 @@ from robobench.data.split import Split
 from robobench.evaluation.accuracy import white_box_outcomes
 from robobench.evaluation.model_checks import tell_about_masking
 from robobench.execution.load import load_trained
+from robobench.models.wrapper import PreprocessedModel
 from robobench.results.rows import read_records
 from robobench.results.statistics import to_bitstring
 
@@ -48,7 +49,7 @@ def board_records(board: Path) -> Iterator[Any]:
             yield r
 
 
-def prepare(board: Path, data_dir: Path | None, record: Any) -> tuple[nn.Module, Split, Tensor]:
+def prepare(board: Path, data_dir: Path | None, record: Any) -> tuple[PreprocessedModel, Split, Tensor]:
     """Return the model, its test images and the clean outcomes."""
     data = load_dataset(record["dataset"], data_dir=data_dir, need_train=False).test
     assert data.digest == record["data_digest"]
@@ -65,7 +66,9 @@ def screen(model: nn.Module, data: Split, found: Tensor, threat: ThreatModel) ->
     return {"missed": to_bitstring(left), "seconds": time.perf_counter() - begun, "masking": attack.masking_suspected}
 
 
-def race(model: nn.Module, data: Split, clean: Tensor, threat: ThreatModel, found: dict[str, Any]) -> Iterator[None]:
+def race(
+    model: PreprocessedModel, data: Split, clean: Tensor, threat: ThreatModel, found: dict[str, Any]
+) -> Iterator[None]:
     """Attack the parts that are left with both attacks in turn; `found` gets seconds and outcomes of each part."""
     with attack_mode(model):
         options = AttackOptions(compiled=(model, compile_for_search(model, data.images(torch.arange(17)))))

@@ -34,12 +34,22 @@ Examples:
 
   robobench evaluate weights.pth --model resnet18 --dataset cifar10 --fail-under 0.30@Linf:8/255 --json result.json
 
+  robobench evaluate weights.pth --model resnet18 --dataset cifar10 --attacks screen --until 2
+
   robobench evaluate --model-from runs/at-cnn-digits-s0-0123456789 --set pgd.steps=100 --attacks pgd
 
   robobench evaluate --model robustbench:Wong2020Fast --dataset cifar10 --attacks autoattack --model-info fast.json
 
   robobench evaluate weights.pth --model resnet18 --dataset cifar10 --transfer-source resnet18=plain.pth
 """
+
+Until = Annotated[
+    float | None,
+    typer.Option(
+        help="Percentage points, such as 2: attack images in random order and stop once the accuracy is known "
+        "within as much on either side, by a 95 % confidence sequence; for one attack at one radius."
+    ),
+]
 
 
 @o.with_flags(o.EvaluateFlags)
@@ -58,6 +68,7 @@ def main(
     minutes: Annotated[
         float | None, typer.Option(help="Run only the strongest attacks that fit into this time; names the others.")
     ] = None,
+    until: Until = None,
     fail_under: Annotated[
         list[str] | None,
         typer.Option(help="ACCURACY@NORM:EPS, such as 0.30@Linf:8/255: exit status 1 if the worst case is lower."),
@@ -79,8 +90,14 @@ def main(
     """Evaluate one model."""
     gates = _parse_gates(fail_under or ())
     protocol = "both" if transfer_source else "white-box"
-    own = {"weights": weights, "transfer_source": transfer_source, "mean": mean, "std": std, "name": name}
-    own["weights_key"] = weights_key
+    own: dict[str, Any] = {
+        "weights": weights,
+        "transfer_source": transfer_source,
+        "mean": mean,
+        "std": std,
+        "name": name,
+    }
+    own |= {"weights_key": weights_key, "until": until}
     request = o.make_request(flags, protocol=protocol, external=True, **own)
     if model_from is not None:
         request = _use_stored_model(request, model_from)
@@ -138,6 +155,8 @@ class _Output:
                     "add --norm and --eps"
                 )
         if self.model_info is not None:
+            if plan.until is not None:
+                raise RequestError("--model-info needs all images, and --until stops before; leave one of them out")
             from robobench.report.robustbench import check_model_info
 
             check_model_info(plan)

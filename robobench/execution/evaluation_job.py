@@ -33,6 +33,7 @@ from robobench.execution.transfer_examples import TransferExamples
 from robobench.models.wrapper import PreprocessedModel
 from robobench.planning.plan import AttackSpec, Cell, ExternalModel, PlannedModel, TrainingJob
 from robobench.results.checks import CHECKS
+from robobench.results.confidence_sequence import is_narrow
 from robobench.results.records import EvaluationRecord, FindingRecord
 from robobench.results.statistics import to_bitstring
 from robobench.store.artifacts import hash_recipe
@@ -108,6 +109,7 @@ class Evaluator:
             "data": plan.dataset.test_digest,
             "examples": plan.examples,
             "eval_batch_size": plan.run.eval_batch_size,
+            **({"until": plan.until} if plan.until is not None else {}),
             **({"search": "bf16"} if uses_bf16_search(attack, cell.protocol, plan.precision) else {}),
             **({"precision": "bf16"} if bf16_model else {}),
             **plan.environment(),
@@ -199,7 +201,7 @@ class Evaluator:
         def describe() -> str:
             return f"{label}, now {self.component}" if self.component else label
 
-        left = range(len(bits), len(batches))
+        left = range(len(bits), len(bits) if self._is_known(bits) else len(batches))
         with self.context.reporter.progress_bar(describe, plan.examples) as advance:
             advance(sum(map(len, batches[: left.start])))
             for number, (outcomes, trace) in zip(left, collectives.map_across_ranks(left, attack_batch), strict=True):
@@ -209,12 +211,14 @@ class Evaluator:
                 collectives.on_rank_zero(partial(save_partial, saves, bits, traces, seconds))
                 signals.raise_if_stop_requested()
                 advance(len(batches[number]))
+                if self._is_known(bits):
+                    break
         self.computed_cost += self._cost(cell)
         budget = cell.spec.attack.budget  # may depend on the number of classes seen
         record.update(
             {
                 "status": "ok",
-                "clean_bits": to_bitstring(clean),
+                "clean_bits": to_bitstring(clean)[: len("".join(bits))],
                 "robust_bits": "".join(bits),
                 "seconds": time.perf_counter() - begun,
                 "traces": round_traces(traces),
@@ -224,6 +228,8 @@ class Evaluator:
                 "findings": self.findings(cell.model),
             }
         )
+        if plan.until is not None:
+            record.update({"examples": len("".join(bits)), "population": plan.examples})
         free = [part.name for part in cell.spec.attack.components if part.gradient_free]
         if free and cell.protocol == "white-box":
             found = [traces[name] for name in free if name in traces]
@@ -231,6 +237,13 @@ class Evaluator:
         source = self._source(cell)
         if source is not None:
             record["source_findings"] = [self._source_finding(source)]
+
+    def _is_known(self, bits: list[str]) -> bool:
+        """Return whether the accuracy is known within --until, given the outcomes of the finished batches."""
+        plan, outcomes = self.context.plan, "".join(bits)
+        if plan.until is None or not outcomes:
+            return False
+        return is_narrow(outcomes.count("1"), len(outcomes), plan.examples, plan.until)
 
     def _batch_attack(
         self, cell: Cell, compiled: PreprocessedModel | None, clean: Tensor, batches: list[Tensor]

@@ -198,6 +198,7 @@ class Plan:
     precision: str
     threads: int  # per process
     out: Path
+    until: float | None = None  # percentage points; attacked in random order until the accuracy is known within these
     devices: int = 1  # processes that share every batch and every evaluation, one device each
     checkpoint_minutes: float = 5.0
     overwrite: bool = False

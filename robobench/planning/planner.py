@@ -137,6 +137,8 @@ class Planner:
                 "--set run.pretrained=false starts from random weights instead"
             )
         examples, side = self._count_examples(), self.dataset.resolution
+        if request.until is not None:
+            self._shuffle_test_images(examples)
         for attack in self.attacks:
             attack.attack.check_images(examples, (3, side, side))
         return Plan(
@@ -153,6 +155,7 @@ class Planner:
             precision=settings.precision,
             threads=settings.threads,
             devices=settings.devices,
+            until=request.until,
             out=request.out,
             checkpoint_minutes=request.checkpoint_minutes,
             overwrite=request.overwrite,
@@ -160,6 +163,19 @@ class Planner:
             unavailable_data=self.unavailable_data,
             init=self.models.init,
         )
+
+    def _shuffle_test_images(self, examples: int) -> None:
+        """Put the first test images into a random order, as --until needs it; raises RequestError for several cells.
+
+        Their digest changes, so their outcomes are never compared image by image with those in the file's order.
+        """
+        cells = [(spec.attack.name, protocol) for spec in self.attacks for protocol in spec.protocols]
+        if len(cells) != 1 or cells[0][1] != "white-box":
+            raise RequestError(
+                f"--until stops one white-box attack at one radius, and this run has {len(cells)} of them or other "
+                "protocols; add --attacks screen or another name, one --eps, and no --transfer-source"
+            )
+        self.dataset = replace(self.dataset, test=self.dataset.test.first(examples).shuffled("until"))
 
     def _models(self) -> list[PlannedModel]:
         """Return the models the table shows, one entry per selected epoch."""

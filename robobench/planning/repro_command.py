@@ -143,7 +143,9 @@ class ReproCommands:
         first = records[0] if records else config
         flags += ["--dataset", config["dataset"], "--preset", preset, "--threads", str(first["threads"])]
         flags += ["--devices", str(config["devices"])] if config["devices"] > 1 else []
-        flags += ["--examples", str(examples)]
+        until = records[0]["recipe"].get("until") if records else None
+        flags += ["--examples", str(records[0]["population"] if until else examples)]
+        flags += ["--until", f"{until:g}"] if until else []
         sets = self._run_settings(config, records)
         flags += ["--precision", first["precision"]]
         if not external:

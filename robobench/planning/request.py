@@ -75,6 +75,7 @@ class ExperimentConfig:
     train_eps: str | None = None
     protocol: str = "both"
     examples: int | None = None
+    until: float | None = None  # percentage points: stop once the accuracy is known within as much on either side
     epochs: int | None = None
     batch_size: int | None = None
     sets: tuple[str, ...] = ()

@@ -27,6 +27,10 @@ def check_flags(request: ExperimentConfig) -> None:
     for name, value in (("examples", request.examples), ("batch-size", request.batch_size)):
         if value is not None and value < 1:
             raise RequestError(f"--{name} must be at least 1, got {value}")
+    if request.until is not None and not 0 < request.until < 50:
+        raise RequestError(
+            f"--until must be above 0 and below 50 percentage points, such as 1.0; got {request.until:g}"
+        )
     if request.epochs is not None and request.epochs < 0:
         raise RequestError(f"--epochs must be at least 0, got {request.epochs}")
     if not 0 <= request.checkpoint_minutes < math.inf:

@@ -119,6 +119,7 @@ class EvaluationRecord(TypedDict):
     clean_bits: str | None  # one '0' or '1' per image: correct when clean
     robust_bits: str | None  # correct when clean and under the attack
     seconds: float | None  # of the attack
+    population: NotRequired[int]  # with --until: number of images of which `examples` are a random sample
     compiled_search: NotRequired[bool]  # gradient steps ran compiled
     traces: NotRequired[dict[str, dict[str, Any]]]  # by attack: loss and success rate per step
     black_box_found: NotRequired[int]  # images found by the gradient-free components of an ensemble

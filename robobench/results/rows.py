@@ -17,6 +17,7 @@ from filelock import FileLock
 from robobench.core.numbers import canonical_eps
 from robobench.errors import ArtifactError, RequestError
 from robobench.results.checks import check_records, min_count, raised_by_examination
+from robobench.results.confidence_sequence import confidence_sequence
 from robobench.results.records import EvaluationRecord, TrainingTiming
 from robobench.results.statistics import (
     PerImageOutcomes,
@@ -197,13 +198,13 @@ def make_rows(group: list[EvaluationRecord]) -> list[dict[str, Any]]:
             clean, outcomes = clean_outcomes_of(record), outcomes_of(record)
             worst = worst_case(group, record, record["protocol"])
             row["clean_accuracy"], row["robust_accuracy"] = clean.accuracy, outcomes.accuracy
-            row["ci_low"], row["ci_high"] = outcomes.interval
+            row["ci_low"], row["ci_high"] = _interval(outcomes, record)
             if worst is None:
                 failed = failed_attacks(matching_records(group, record, record["protocol"]))
                 row["reason"] = "no worst case: " + "; ".join(f"{name}: {why}" for name, why in failed.items())
             else:
                 row["worst_case_accuracy"] = worst.accuracy
-                row["worst_case_ci_low"], row["worst_case_ci_high"] = worst.interval
+                row["worst_case_ci_low"], row["worst_case_ci_high"] = _interval(worst, record)
             if transfer_only(clean, *(worst_case(group, record, p) for p in ("white-box", "transfer"))):
                 flags.append("transfer-only")
             flags += [
@@ -214,6 +215,13 @@ def make_rows(group: list[EvaluationRecord]) -> list[dict[str, Any]]:
         row["flags"] = ",".join(dict.fromkeys(flags))
         rows.append(row)
     return rows
+
+
+def _interval(outcomes: PerImageOutcomes, record: EvaluationRecord) -> tuple[float, float]:
+    """Return the 95 % interval: Wilson's, or the confidence sequence if --until chose the number of images."""
+    if "population" in record:
+        return confidence_sequence(outcomes.count, len(outcomes.values), record["population"])
+    return outcomes.interval
 
 
 def format_passes(timing: dict[str, Any]) -> str:
