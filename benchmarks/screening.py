@@ -6,7 +6,7 @@
 
 Every model of seed 0 that AutoAttack has attacked at Linf 8/255 or L2 0.5 is screened on the images that AutoAttack
 found, by its record. Draws are keyed by image, so these are the outcomes of screening all images; the others can only
-lower screening's accuracy. With --time, a model's first --images images are attacked by both, in parts of 20, one after
+lower screening's accuracy. With --time, a model's first --images images are attacked by both, in parts of 10, one after
 the other, with the same compiled model. RESULTS.json is written after every part, and the same command resumes.
 """
 
@@ -37,7 +37,7 @@ from robobench.models.wrapper import PreprocessedModel
 from robobench.results.rows import read_records
 from robobench.results.statistics import to_bitstring
 
-PART = 20  # images that the two attacks take in turn
+PART = 10  # images that the two attacks take in turn
 THREATS = {"Linf": 8 / 255, "L2": 0.5}
 
 
@@ -76,9 +76,10 @@ def race(
     for begin in range(PART * len(found.setdefault("parts", [])), len(clean), PART):
         index, part = torch.arange(begin, min(begin + PART, len(clean))), {}
         for name in attacks if begin // PART % 2 == 0 else reversed(attacks):
-            begun = time.perf_counter()
+            begun, busy = time.perf_counter(), time.process_time()
             left = white_box_outcomes(model, attacks[name], data, index, clean[index], "cpu", options)
-            part[name] = {"seconds": time.perf_counter() - begun, "bits": to_bitstring(left)}
+            seconds = {"seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - busy}
+            part[name] = {**seconds, "bits": to_bitstring(left)}
         found["parts"].append(part)
         yield
 
@@ -95,15 +96,16 @@ def show(results: dict[str, Any]) -> None:
             shares = [100 * count / len(r["clean"]) for count in (*counts[:2], counts[1] + counts[2])]
             cells = [f"{share:.1f}" for share in shares] + [str(counts[0] - counts[1]), str(counts[2])]
             print(f"| {name}{' (masking)' if r['masking'] else ''} | {len(r['clean'])} | {' | '.join(cells)} |")
-    print("\n| model | images | seconds AutoAttack | seconds screen | ratio | by part | same outcomes |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    print("\n| model | images | time | AutoAttack (s) | screen (s) | ratio | by part | same outcomes |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for name, r in results.items():
-        if parts := r.get("parts"):
-            total = {key: sum(part[key]["seconds"] for part in parts) for key in ("autoattack", "screen")}
-            each = sorted(part["autoattack"]["seconds"] / part["screen"]["seconds"] for part in parts)
-            pairs = [pair for p in parts for pair in zip(p["autoattack"]["bits"], p["screen"]["bits"], strict=True)]
+        parts = r.get("parts", [])
+        pairs = [pair for p in parts for pair in zip(p["autoattack"]["bits"], p["screen"]["bits"], strict=True)]
+        for kind in ("seconds", "cpu_seconds") if parts else ():
+            times = [(p["autoattack"][kind], p["screen"][kind]) for p in parts]
+            total, each = [sum(column) for column in zip(*times, strict=True)], sorted(a / s for a, s in times)
+            cells = [kind, f"{total[0]:.0f}", f"{total[1]:.0f}", f"{total[0] / total[1]:.1f}"]
             same = f"{sum(a == b for a, b in pairs)} of {len(pairs)}"
-            cells = [f"{total[key]:.0f}" for key in total] + [f"{total['autoattack'] / total['screen']:.1f}"]
             print(f"| {name} | {len(pairs)} | {' | '.join(cells)} | {each[0]:.1f} to {each[-1]:.1f} | {same} |")
 
 
