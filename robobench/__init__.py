@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from robobench.execution.load import load
-    from robobench.interface import attack, benchmark, compare, diagnose, distances, evaluate, leaderboard, run
+    from robobench.interface import (
+        attack,
+        benchmark,
+        compare,
+        corruptions,
+        diagnose,
+        distances,
+        evaluate,
+        leaderboard,
+        run,
+    )
 
 try:
     __version__ = version("robobench")
@@ -27,6 +37,7 @@ __all__ = [
     "attack",
     "benchmark",
     "compare",
+    "corruptions",
     "diagnose",
     "distances",
     "evaluate",

@@ -16,6 +16,7 @@ from robobench.core.numbers import canonical_norm, parse_eps
 from robobench.core.rng import KeyedRng
 from robobench.core.threat import ThreatModel, check_unit_range
 from robobench.errors import RequestError, one_line
+from robobench.evaluation.tensors import as_module
 from robobench.execution.load import load as load
 from robobench.execution.load import load_trained
 from robobench.execution.run import execute_request
@@ -36,6 +37,7 @@ ArrayLike = Tensor | Any  # a tensor, a numpy array or nested lists of numbers
 if TYPE_CHECKING:
     import pandas as pd
 
+    from robobench.evaluation.corruptions import CorruptionAccuracy
     from robobench.evaluation.diagnostics import Diagnosis
 
 DIAGNOSED_IMAGES = 128  # test images of a diagnosis by default
@@ -143,26 +145,12 @@ def diagnose(checkpoint: str | Path | None = None, *, transfer_source: Any = Non
     """
     from robobench.evaluation import diagnostics
     from robobench.evaluation.near_chance import near_chance_warning
-    from robobench.models.spec import is_factory
 
     _check_weights(checkpoint, flags)
     if callable(flags.get("model")):
         return diagnose_model(transfer_source=transfer_source, **flags)
-    is_file = checkpoint is not None and (Path(checkpoint).is_file() or Path(checkpoint).suffix in WEIGHT_SUFFIXES)
-    model: PreprocessedModel | None = None
-    if checkpoint is not None and not is_file:
-        name = str(flags.get("model", ""))
-        model, config = load_trained(flags.get("out", "runs"), str(checkpoint), name if is_factory(name) else None)
-        built_by = name if is_factory(name) else config["spec"]["name"]
-        own = {"dataset": config["dataset"], "preset": config["preset"], "model": built_by}
-        resolution = f"run.attack_resolution={config['resolution']}"
-        flags = {**flags, **own, "sets": (*flags.get("sets", ()), resolution)}
-    request = _request(external=True, protocol="white-box", **flags)
-    planner = Planner(request)
-    torch.set_num_threads(planner.settings.threads)
-    if model is None:
-        model = _load_external(planner, request.model, Path(checkpoint) if checkpoint is not None else None)
-    source = None
+    planner, model, trained = _open_model(checkpoint, flags)
+    request, source = planner.request, None
     if transfer_source is not None:
         name, _, file = transfer_source.partition("=")
         source = _load_external(planner, name, Path(file) if file else None, role="source")
@@ -177,11 +165,83 @@ def diagnose(checkpoint: str | Path | None = None, *, transfer_source: Any = Non
     try_model(model.to(device), str(checkpoint or request.model), images)  # a model that fails is one line
     found = diagnostics.diagnose(model, images, labels, attacks, source=source)
     name, classes = str(checkpoint or request.model), planner.models.dataset.num_classes
-    trained = checkpoint is not None and not is_file
     warning = near_chance_warning(name, found.clean_accuracy, labels.cpu(), classes, trained)
     if warning is not None:
         reporter.warning(warning)
     return found
+
+
+def corruptions(
+    checkpoint: str | Path | None = None,
+    *,
+    folder: str | Path | None = None,
+    kinds: Sequence[str] | None = None,
+    **flags: Any,
+) -> CorruptionAccuracy:
+    """Classify images under common corruptions: the published ones of a folder, or those generated from a data set.
+
+    A model in memory is given as `corruptions(model=module, folder=...)`. Nothing is stored.
+
+    Args:
+        checkpoint: as for `diagnose`.
+        folder: CIFAR-10-C, CIFAR-100-C or ImageNet-C, unpacked; default: the test images of `dataset` are corrupted.
+        kinds: names of corruptions; default: the 15 of the paper.
+        flags: as for `diagnose`, such as examples=1000.
+
+    Raises:
+        RequestError: a corruption is missing in the folder, or another wrong value.
+    """
+    from robobench.data.corruptions import (
+        KINDS,
+        find_corruptions,
+        first_dataset,
+        generate_corruptions,
+        open_corruptions,
+    )
+    from robobench.evaluation.corruptions import evaluate_corruptions
+
+    chosen = tuple(kinds) if kinds is not None else KINDS
+    places = find_corruptions(Path(folder).expanduser(), chosen) if folder is not None else {}
+    own = {"dataset": first_dataset(places)} if places else {}
+    module = flags.get("model")
+    if callable(module):
+        _check_weights(checkpoint, flags)
+        flags = {**flags, "model": "cnn"}
+    planner, model, _ = _open_model(checkpoint, {**flags, **own}, as_module(module) if callable(module) else None)
+    examples, data = planner.request.examples, planner.models.dataset
+    device = planner.settings.device
+    if places:
+        parts = open_corruptions(places, resolution=data.resolution, device=device)
+    else:
+        parts = generate_corruptions(data.test, kinds=chosen)
+    batch_size = planner.settings.run.eval_batch_size
+    return evaluate_corruptions(model.to(device), parts, examples=examples, batch_size=batch_size, device=device)
+
+
+def _open_model(checkpoint: str | Path | None, flags: dict[str, Any], model: Any = None) -> tuple[Planner, Any, bool]:
+    """Plan a request for one model and load it, unless it is given; return whether it is one of the store, too.
+
+    Args:
+        checkpoint: as in `diagnose`. A model of the store brings its data set, unless `flags` name a path.
+    """
+    from robobench.models.spec import is_factory
+
+    is_file = checkpoint is not None and (Path(checkpoint).is_file() or Path(checkpoint).suffix in WEIGHT_SUFFIXES)
+    if checkpoint is not None and not is_file:
+        name = str(flags.get("model", ""))
+        model, config = load_trained(flags.get("out", "runs"), str(checkpoint), name if is_factory(name) else None)
+        built_by = name if is_factory(name) else config["spec"]["name"]
+        own = {"preset": config["preset"], "model": built_by}
+        if ":" not in str(flags.get("dataset", "")):
+            own["dataset"] = config["dataset"]
+        resolution = f"run.attack_resolution={config['resolution']}"
+        flags = {**flags, **own, "sets": (*flags.get("sets", ()), resolution)}
+    request = _request(external=True, protocol="white-box", **flags)
+    planner = Planner(request)
+    torch.set_num_threads(planner.settings.threads)
+    if model is None:
+        model = _load_external(planner, request.model, Path(checkpoint) if checkpoint is not None else None)
+    return planner, model, checkpoint is not None and not is_file
 
 
 def _load_external(planner: Planner, name: str, weights: Path | None, role: str = "evaluated") -> PreprocessedModel:

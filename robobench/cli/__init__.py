@@ -14,6 +14,7 @@ from robobench import __version__
 from robobench.cli import (
     check,
     compare,
+    corruptions,
     diagnose,
     env,
     evaluate,
@@ -72,6 +73,7 @@ app.command("leaderboard", help=leaderboard.HELP, epilog=leaderboard.EPILOG)(lea
 app.command("report", help=report.HELP, epilog=report.EPILOG)(report.main)
 app.command("evaluate", help=evaluate.HELP, epilog=evaluate.EPILOG)(evaluate.main)
 app.command("diagnose", help=diagnose.HELP, epilog=diagnose.EPILOG)(diagnose.main)
+app.command("corruptions", help=corruptions.HELP, epilog=corruptions.EPILOG)(corruptions.main)
 app.command("reproduce", help=reproduce.HELP, epilog=reproduce.EPILOG)(reproduce.main)
 app.command("list", help=list_.HELP, epilog=list_.EPILOG)(list_.main)
 app.command("env", help=env.HELP, epilog=env.EPILOG)(env.main)

@@ -14,6 +14,7 @@ EXTRAS = {
     "ray": "ray",
     "datasets": "datasets",
     "lightning-fabric": "distributed",
+    "imagecorruptions-imaug": "corruptions",
 }
 
 
