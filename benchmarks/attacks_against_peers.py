@@ -3,8 +3,8 @@
     python benchmarks/attacks_against_peers.py --data DIR --store PLACE [--only pgd] [--threads 2]
 
 PLACE is a store or a board with the trained models `standard` of seeds 0 and 1 and `at` of seed 0. DIR holds their
-CIFAR-10 as parquet files or torchvision's archive (Linf 8/255, L2 0.5). Without both, models are trained on the
-embedded digits (Linf 0.1, L2 1.0). Peers get a copy of the model in PyTorch's usual memory layout (NCHW), in
+CIFAR-10 as parquet files or torchvision's archive (Linf 8/255, L2 0.5, L1 12). Without both, models are trained on the
+embedded digits (Linf 0.1, L2 1.0, L1 20). Peers get a copy of the model in PyTorch's usual memory layout (NCHW), in
 float32, and contiguous images, as their users have them. `--precision bf16` (auto: if the hardware has it) is for our
 gradient steps; success is always confirmed in float32. `--compile auto` compiles the model for our AutoAttack on a CPU
 with a C++ compiler, as robobench does for long attacks. The time to compile is printed above the table and is in no
@@ -247,6 +247,7 @@ def main() -> None:
         ("pgd-at", linf, TRAINED, 2.5),
         ("autoattack-linf", linf, TRAINED, 3.0 if on_gpu else 2.0),
         ("autoattack-l2", l2, TRAINED, 3.0 if on_gpu else 2.0),
+        ("autoattack-l1", ThreatModel("L1", 12.0 if options.data else 20.0), TRAINED, 3.0 if on_gpu else 2.0),
     ):
         kind = name.partition("-")[0]
         wanted, least = (options.pgd_images, 512) if kind == "pgd" else (options.images, 128)

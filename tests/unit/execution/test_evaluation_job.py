@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 from robobench.cli import main
 from robobench.core.console import Reporter
+from robobench.errors import RequestError
 from robobench.evaluation.model_checks import quick_model_checks
 from robobench.execution import evaluation_job
 from robobench.execution.runner import Runner
 from robobench.planning.planner import prepare
 from robobench.planning.request import ExperimentConfig
+from robobench.results.confidence_sequence import confidence_sequence
 from robobench.results.rows import read_records, read_rows
 
 
@@ -77,6 +79,24 @@ def test_failed_compilation_falls_back(tmp_path, monkeypatch, has_compiler, caps
     records = evaluate(tmp_path, protocol="white-box")
     assert {r["status"] for r in records} == {"ok"}
     assert "standard is attacked without torch.compile: odd" in capsys.readouterr().err
+
+
+def test_until_stops_and_shows_sequence(tmp_path):
+    """After a batch of 32, in a random order; the row's interval is the confidence sequence of all 96 images."""
+    once = {"protocol": "white-box", "attacks": ("fgsm",), "examples": 96}
+    stopped = [r for r in evaluate(tmp_path, until=20.0, **once) if not r["is_control"]]
+    (whole,) = (r for r in evaluate(tmp_path, **once) if not r["is_control"])
+    assert [(r["examples"], r["population"], r["data_digest"] != whole["data_digest"]) for r in stopped] == [
+        (32, 96, True)
+    ]
+    bits = stopped[0]["robust_bits"]
+    assert len(bits) == len(stopped[0]["clean_bits"]) == 32
+    rows = read_rows(tmp_path)
+    row = rows[rows["examples"] == 32].iloc[0]
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx(confidence_sequence(bits.count("1"), 32, 96))
+    assert row["ci_low"] <= whole["robust_bits"].count("1") / 96 <= row["ci_high"]
+    with pytest.raises(RequestError, match="--until stops one white-box attack"):
+        evaluate(tmp_path, until=1.0)
 
 
 # --- quick model checks -------------------------------------------------------------------------
