@@ -6,7 +6,7 @@
 
 Every model of seed 0 that AutoAttack has attacked at Linf 8/255 or L2 0.5 is screened on the images that AutoAttack
 found, by its record. Draws are keyed by image, so these are the outcomes of screening all images; the others can only
-lower screening's accuracy. With --time, a model's first --images images are attacked by both, in parts of 10, one after
+lower screening's accuracy. With --time, a model's first --images images are attacked by both, in parts of 5, one after
 the other, with the same compiled model. RESULTS.json is written after every part, and the same command resumes.
 """
 
@@ -37,7 +37,7 @@ from robobench.models.wrapper import PreprocessedModel
 from robobench.results.rows import read_records
 from robobench.results.statistics import to_bitstring
 
-PART = 10  # images that the two attacks take in turn
+PART = 5  # images that the two attacks take in turn
 THREATS = {"Linf": 8 / 255, "L2": 0.5}
 
 
