@@ -63,8 +63,12 @@ def tell_about_masking(attack: Attack, model: nn.Module, images: Tensor, labels:
         images, labels: as in `quick_model_checks`.
     """
     if any(part.adapts_to_masking for part in (attack, *attack.components)):
-        found = quick_model_checks(model, images, labels, [attack.threat])
-        attack.masking_suspected = any(f.raised and f.check.unreliable for f in found)
+        try:
+            found = quick_model_checks(model, images, labels, [attack.threat])
+        except Exception:  # out of memory, for instance; a run's own check has the flag "not-checked" then
+            attack.masking_suspected = True
+        else:
+            attack.masking_suspected = any(f.raised and f.check.unreliable for f in found)
 
 
 class ModelChecker:
