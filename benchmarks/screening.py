@@ -116,6 +116,7 @@ def main() -> int:
     parser.add_argument("--board", type=Path)
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--norm", default="Linf", choices=THREATS)
+    parser.add_argument("--only", action="append", help="a defense to screen; default: all")
     parser.add_argument("--time", action="append", default=[], help="a defense whose seconds are compared")
     parser.add_argument("--images", type=int, default=60, help="of --time")
     parser.add_argument("--print", action="store_true", dest="only_print", help="attack nothing")
@@ -125,6 +126,8 @@ def main() -> int:
     threat = ThreatModel(options.norm, THREATS[options.norm])
     records = [] if options.only_print else [r for r in board_records(options.board) if r["threat_norm"] == threat.norm]
     for record in records:
+        if options.only and record["defense"] not in options.only:
+            continue
         name = f"{record['defense']}, {threat}"
         found = results.setdefault(name, {"clean": record["clean_bits"], "autoattack": record["robust_bits"]})
         timed = record["defense"] in options.time
