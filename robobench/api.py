@@ -15,8 +15,20 @@ from robobench.core.registry import ATTACKS, DEFENSES
 from robobench.core.rng import KeyedRng, seed_from
 from robobench.core.threat import ThreatModel, check_unit_range, per_image
 from robobench.data.augment import flip
+from robobench.data.views import contrastive_view
 from robobench.distributed.collectives import gather_batch, mean_over_batch
 from robobench.errors import RequestError
+from robobench.models.masked_autoencoder import (
+    MAEDecoder,
+    MAEEncoder,
+    count_kept,
+    grid_of,
+    keep_tokens,
+    patchify,
+    removed_mse,
+    take_tokens,
+    unpatchify,
+)
 from robobench.training.base import (
     Batch,
     Defense,
@@ -31,7 +43,9 @@ from robobench.training.base import (
     train_stage,
 )
 from robobench.training.config import TrainConfig
-from robobench.training.inner_maximization import AdvTrainConfig, SingleStepConfig, pgd_ascent
+from robobench.training.image_state import ImageState
+from robobench.training.inner_maximization import AdvTrainConfig, SingleStepConfig, pgd_ascent, recorded_attack
+from robobench.training.lars import lars
 from robobench.training.linear_head import linear_head_stages
 from robobench.training.optimizer import lr_schedule, sgd
 
@@ -50,9 +64,12 @@ __all__ = [
     "DefenseSetup",
     "Ensemble",
     "FrozenModel",
+    "ImageState",
     "IterativeAttack",
     "KeyedRng",
     "Loss",
+    "MAEDecoder",
+    "MAEEncoder",
     "NoConfig",
     "PassCounts",
     "Precompute",
@@ -66,24 +83,34 @@ __all__ = [
     "attack_cross_entropy",
     "attack_mode",
     "check_unit_range",
+    "contrastive_view",
+    "count_kept",
     "eval_mode",
     "flip",
     "fork_stream",
     "gather_batch",
+    "grid_of",
     "input_gradient",
     "is_misclassified",
     "join_stream",
+    "keep_tokens",
     "kl",
+    "lars",
     "linear_head_stages",
     "loss_and_input_grad",
     "lr_schedule",
     "margin",
     "mask_true_class",
     "mean_over_batch",
+    "patchify",
     "per_image",
     "pgd_ascent",
+    "recorded_attack",
+    "removed_mse",
     "seed_from",
     "sgd",
     "soft_label_kl",
+    "take_tokens",
     "train_stage",
+    "unpatchify",
 ]

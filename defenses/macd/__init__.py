@@ -20,11 +20,11 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from robobench.api import DEFENSES, Defense, DefenseSetup, Stage
+from robobench.api import DEFENSES, Defense, DefenseSetup, Stage, count_kept, grid_of
 
 from . import distill, head, pretrain, static
 from .config import PRESETS, MACDConfig
-from .mae import MAE, count_kept, grid_of
+from .mae import MAE
 
 
 @DEFENSES.register("macd")

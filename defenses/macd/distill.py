@@ -20,19 +20,22 @@ from robobench.api import (
     FrozenModel,
     KeyedRng,
     Loss,
+    MAEEncoder,
     PassCounts,
     PrecomputedArray,
     Stage,
     flip,
     fork_stream,
+    grid_of,
     join_stream,
+    keep_tokens,
     kl,
     seed_from,
     train_stage,
 )
 
 from .config import MACDConfig
-from .mae import MAE, Encoder, grid_of, keep_tokens
+from .mae import MAE
 from .pretrain import Teacher
 
 HEAD_FIELDS = ("bn_recalibrate", "head_epochs", "head_lr")  # that the distillation does not depend on
@@ -145,7 +148,7 @@ class DistillObjective(nn.Module):
         config = self.config
         if self.teacher is None:
             return self.model.features(self._masked(attacked, rng))  # type: ignore[operator,no-any-return]
-        encoder: Encoder = self.teacher.module.encoder  # type: ignore[assignment]
+        encoder: MAEEncoder = self.teacher.module.encoder  # type: ignore[assignment]
         kept = keep_tokens(rng, encoder.count, config.teacher_mask_ratio) if config.mask else None
         with torch.no_grad():
             return self.teacher(attacked, kept)  # type: ignore[no-any-return]

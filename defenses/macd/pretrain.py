@@ -15,10 +15,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robobench.api import Batch, DefenseSetup, FrozenModel, KeyedRng, Loss, PassCounts, Stage, train_stage
+from robobench.api import (
+    Batch,
+    DefenseSetup,
+    FrozenModel,
+    KeyedRng,
+    Loss,
+    MAEEncoder,
+    PassCounts,
+    Stage,
+    keep_tokens,
+    patchify,
+    removed_mse,
+    train_stage,
+    unpatchify,
+)
 
 from .config import MACDConfig
-from .mae import MAE, Encoder, FeatureLearning, keep_tokens, patchify, pool_tokens, removed_mse, unpatchify
+from .mae import MAE, FeatureLearning, pool_tokens
 
 CONFIG_FIELDS = (  # that the two stages depend on; trainings that differ in other fields share the autoencoder
     *("teacher_patch", "mae_mask_ratio", "teacher_mask_ratio", "fusion", "feature_target"),
@@ -151,7 +165,7 @@ class Teacher(nn.Module):
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: MAEEncoder,
         fusion: FeatureLearning,
         gate: str,
         feature_map: Tensor | None = None,

@@ -53,6 +53,10 @@ class PartialResults:
             if other != number:
                 shutil.rmtree(self.store.folder(self.kind, f"{other:08d}"), ignore_errors=True)
 
+    def side_folder(self, name: str) -> Path:
+        """Return a folder beside the saves, for files that they need; `clear` removes it."""
+        return self.store.root / "artifacts" / self.kind / name
+
     def clear(self) -> None:
         """Remove every save, once the work is finished."""
         self.store.discard(self.kind)

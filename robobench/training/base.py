@@ -17,6 +17,7 @@ from robobench.core.memory import ON_DEVICE_BYTES
 from robobench.core.rng import KeyedRng
 from robobench.core.threat import ThreatModel
 from robobench.training.config import NO_SERVICES, TrainConfig, TrainServices, services_in_use, unused_services
+from robobench.training.image_state import ImageState
 from robobench.training.optimizer import lr_schedule, make_optimizer
 
 OPTIMIZER_SERVICES = {"optimizer", "nesterov", "adam_beta2", "decay_norms", "layer_decay", "head_lr_factor"}
@@ -130,6 +131,7 @@ class Train:
         replays: consecutive steps on every batch, each a step of the schedule.
         whole_batch: the loss of an image depends on the other images of its batch, so that a batch is never split when
             memory runs out.
+        image_state: values per training image that the objective reads and writes, one file per epoch.
         config_fields: config fields that the stage's result depends on, earlier stages included; None means all.
             Trainings that differ in other fields only share the result.
         services: what the training loop does beside the steps: weight perturbation, label smoothing and the like.
@@ -147,6 +149,7 @@ class Train:
     on_epoch_end: Callable[[Batch], tuple[dict[str, float], bool]] | None = None
     replays: int = 1
     whole_batch: bool = False
+    image_state: ImageState | None = None
     config_fields: tuple[str, ...] | None = None
     services: TrainServices = NO_SERVICES
 

@@ -19,7 +19,7 @@ from robobench.training.config import TrainConfig
 
 
 class RecordedAttacks:
-    """The results of `pgd_ascent` in a pass of an objective, for a second pass on the same batch."""
+    """The results of `recorded_attack` in a pass of an objective, for a second pass on the same batch."""
 
     def __init__(self) -> None:
         self._results: list[Tensor] = []
@@ -27,7 +27,7 @@ class RecordedAttacks:
 
     @contextmanager
     def record(self) -> Iterator[None]:
-        """Keep the result of every `pgd_ascent` in the block."""
+        """Keep the result of every attack in the block."""
         yield from self._use(replaying=False)
 
     @contextmanager
@@ -55,6 +55,12 @@ class RecordedAttacks:
 _recorded: ContextVar[RecordedAttacks | None] = ContextVar("recorded", default=None)
 
 
+def recorded_attack(attack: Callable[[], Tensor]) -> Tensor:
+    """Return the result of an attack on the batch. The second pass of weight perturbation gets that of the first."""
+    recorded = _recorded.get()
+    return attack() if recorded is None else recorded.run(attack)
+
+
 def pgd_ascent(
     objective: Callable[[Tensor], Tensor],
     start: Tensor,
@@ -78,8 +84,7 @@ def pgd_ascent(
             adv = threat.step(adv, input_gradient(objective, adv), step_size, images)
         return adv
 
-    recorded = _recorded.get()
-    return attack() if recorded is None else recorded.run(attack)
+    return recorded_attack(attack)
 
 
 @dataclass(frozen=True, kw_only=True)

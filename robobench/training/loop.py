@@ -16,7 +16,7 @@ from robobench.core.module_state import eval_mode
 from robobench.core.rng import seed_from
 from robobench.core.timing import Account, Stopwatch
 from robobench.distributed import collectives, signals
-from robobench.errors import NonFiniteLossError
+from robobench.errors import NonFiniteLossError, StorageError
 from robobench.training.accumulation import increase_accumulation, one_step
 from robobench.training.averaging import WeightAverage
 from robobench.training.base import Batch, Train
@@ -29,6 +29,7 @@ from robobench.training.context import (
     make_stage_record,
     reduce_account,
 )
+from robobench.training.image_state import ImageState
 from robobench.training.sampling import batch_sizes, epoch_batches, images_per_epoch
 
 FINAL_METRIC_IMAGES = 256  # training images given to a stage's `final_metrics`
@@ -128,17 +129,30 @@ class _TrainRun:
         collectives.broadcast_module(self.objective)
         if self.average:
             collectives.broadcast_module(self.average.module)
+        if self.stage.image_state:
+            self.stage.image_state.close()
         return self._record(), self.objective
 
     def _restore(self) -> bool:
         """Continue from a checkpoint if there is one; return whether there was."""
         restored = self.checkpoint.restore(self.objective, self.optimizer) if self.checkpoint else None
         collectives.broadcast_module(self.objective)
+        if self.stage.image_state:
+            epoch = restored[0].epoch if restored else 0
+            self._open_image_state(self.stage.image_state, epoch)
         self.progress, self.stopwatch.accounts[self.stage.name] = restored or (StageProgress(), Account())
         if restored:
             where = f"epoch {self.progress.epoch + 1}, step {self.progress.step + 1}"
             self.runtime.reporter.info(f"  {self.stage.name}: resuming at {where}")
         return restored is not None
+
+    def _open_image_state(self, state: ImageState, epoch: int) -> None:
+        """Open the values per image from which an epoch begins."""
+        folder = self.checkpoint.states.side_folder(".images") if self.checkpoint else None
+        state.open(folder)
+        state.keep(epoch)
+        if not state.is_complete(epoch):
+            raise StorageError(f"'{folder}' lacks the values of epoch {epoch + 1}; rerun with --overwrite")
 
     def _warm_up(self, restored: bool) -> None:
         """Warm up the hardware before the clock starts, with smaller micro-batches if memory runs out."""
@@ -169,7 +183,12 @@ class _TrainRun:
 
     def _save(self) -> None:
         assert self.checkpoint is not None
+        state, epoch = self.stage.image_state, self.progress.epoch
+        if state:
+            state.flush(epoch)
         self.checkpoint.save(self.objective, self.optimizer, self.progress, self.account)
+        if state:
+            state.keep(epoch)
 
     def _take_steps(self, epoch: int, order: tuple[Tensor, ...], advance: Callable[[int], None]) -> bool:
         """Take steps until the epoch ends or a checkpoint is due; return whether one is due."""

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from robobench.core.rng import KeyedRng
 from robobench.defenses.macd import distill
-from robobench.defenses.macd.mae import MAE, keep_tokens, patchify, unpatchify
+from robobench.defenses.macd.mae import MAE
 from robobench.defenses.macd.pretrain import Teacher
+from robobench.models.masked_autoencoder import keep_tokens, patchify, unpatchify
 from robobench.training.base import PrecomputedArray
 from tests.helpers.macd import IMAGES, SHAPE, TINY, batch_of, objective_of, setup_of, teacher_of
 

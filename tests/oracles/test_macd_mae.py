@@ -14,15 +14,13 @@ from torch import Tensor, nn
 from robobench.core.rng import KeyedRng
 from robobench.defenses.macd import pretrain
 from robobench.defenses.macd.config import MACDConfig
-from robobench.defenses.macd.mae import (
-    MAE,
+from robobench.defenses.macd.mae import MAE, FeatureLearning, pool_tokens
+from robobench.models.masked_autoencoder import (
     Block,
-    FeatureLearning,
     attend,
     count_kept,
     keep_tokens,
     patchify,
-    pool_tokens,
     positions,
     removed_mse,
     unpatchify,

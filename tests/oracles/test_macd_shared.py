@@ -9,8 +9,9 @@ import torch
 from robobench.core.threat import ThreatModel
 from robobench.defenses.macd import MACD
 from robobench.defenses.macd.config import MACDConfig
-from robobench.defenses.macd.mae import MAE, count_kept, patchify
+from robobench.defenses.macd.mae import MAE
 from robobench.defenses.macd.pretrain import reconstruct
+from robobench.models.masked_autoencoder import count_kept, patchify
 from robobench.training.base import Precompute, Stage
 from robobench.training.context import build_objective
 from tests.helpers import defenses

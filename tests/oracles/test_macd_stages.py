@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from robobench.defenses.macd import MACD, PRESETS, MACDConfig, distill, head
-from robobench.defenses.macd.mae import MAE, Encoder
+from robobench.defenses.macd.mae import MAE
 from robobench.models.build import build_model
+from robobench.models.masked_autoencoder import MAEEncoder
 from robobench.models.spec import ModelSpec
 from robobench.training.base import FrozenModel, PrecomputedArray, Train
 from tests.helpers.macd import IMAGES, SHAPE, TINY, batch_of, objective_of, run, same, setup_of, state
@@ -110,7 +111,7 @@ class Counter:
         self.forward = self.weight_grad = 0.0
 
         def count(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            some = isinstance(module, Encoder) and len(args) > 1 and args[1] is not None
+            some = isinstance(module, MAEEncoder) and len(args) > 1 and args[1] is not None
             self.forward += args[1].shape[1] / module.count if some else 1  # type: ignore[operator]
 
         module.register_forward_pre_hook(count)

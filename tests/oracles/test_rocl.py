@@ -12,9 +12,11 @@ from torchvision.transforms.v2 import functional as reference
 
 from robobench.core.module_state import eval_mode
 from robobench.core.rng import KeyedRng
+from robobench.data import views
 from robobench.defenses import rocl
-from robobench.defenses.rocl import LARS, RoCL, RoCLConfig, RoCLHeadObjective, RoCLObjective, draw_view, nt_xent
+from robobench.defenses.rocl import RoCL, RoCLConfig, RoCLHeadObjective, RoCLObjective, draw_view, nt_xent
 from robobench.training.base import PrecomputedArray
+from robobench.training.lars import LARS
 from tests.helpers.defenses import THREAT, batch_of, setup_of, skip_attack
 from tests.helpers.toys import TinyBatchNormNet, color_blobs
 
@@ -172,7 +174,7 @@ def photos():
 @pytest.mark.parametrize("turn", [-0.1, 0.03, 0.1])
 def test_hue_shift_matches_torchvision(photos, turn):
     photos[0] = 0.5  # gray has no hue
-    ours = rocl.shift_hue(photos, torch.full((16, 1, 1, 1), turn))
+    ours = views.shift_hue(photos, torch.full((16, 1, 1, 1), turn))
     torch.testing.assert_close(ours, reference.adjust_hue(photos, turn), rtol=0, atol=1e-5)
 
 
@@ -192,7 +194,7 @@ class Fixed:
 
 def test_jitter_applies_changes_in_drawn_order(photos):
     orders, changes = [[0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2]], [0.9, 0.2, 0.75, 0.1]
-    ours = rocl.jitter(photos[:3], Fixed(orders, [changes] * 3), 0.4)
+    ours = views.jitter(photos[:3], Fixed(orders, [changes] * 3), 0.4)
     factors = [0.4 * (2 * u - 1) for u in changes]
     steps = [
         lambda x: reference.adjust_brightness(x, 1 + factors[0]),
@@ -223,7 +225,7 @@ def boxes(monkeypatch):
 
 
 def test_crop_matches_torchvision(photos, boxes):
-    ours = rocl.resized_crop(photos, KeyedRng.of(torch.arange(16), "boxes"), 0.08)
+    ours = views.resized_crop(photos, KeyedRng.of(torch.arange(16), "boxes"), 0.08)
     assert len({tuple(box) for box in boxes}) > 10
     for image, result, box in zip(photos, ours, boxes, strict=True):
         torch.testing.assert_close(result, reference.resized_crop(image, *box, [12, 12]), rtol=0, atol=1e-5)
@@ -231,7 +233,7 @@ def test_crop_matches_torchvision(photos, boxes):
 
 def test_crop_boxes_are_distributed_as_in_torchvision(boxes):
     images = torch.zeros(4000, 1, 32, 32)
-    rocl.resized_crop(images, KeyedRng.of(torch.arange(4000), "boxes"), 0.08)
+    views.resized_crop(images, KeyedRng.of(torch.arange(4000), "boxes"), 0.08)
     theirs = [RandomResizedCrop.get_params(images[0], [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)]
     ours, theirs = torch.tensor(boxes).float(), torch.tensor(theirs).float()
     assert (ours[:, :2] + ours[:, 2:]).max() <= 32 and ours.min() >= 0

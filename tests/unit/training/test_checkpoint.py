@@ -8,13 +8,13 @@ from torch import nn
 
 from robobench.core.threat import ThreatModel
 from robobench.core.timing import Stopwatch
-from robobench.defenses.rocl import LARS
 from robobench.errors import NonFiniteLossError
 from robobench.store.artifacts import Store
 from robobench.store.partial import PartialResults
 from robobench.testing import Blobs
 from robobench.training.base import Batch, Loss
 from robobench.training.checkpoint import Checkpoint
+from robobench.training.lars import LARS
 from robobench.training.loop import run_train
 from robobench.training.selection import EpochSelection
 from tests.helpers.training import RUNTIME, STEPS, FragileObjective, checkpoint_in, fragile_stage, sgd, stage_of, train
