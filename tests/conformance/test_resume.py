@@ -13,7 +13,7 @@ from tests.helpers.defenses import frozen_models, setup_of
 from tests.helpers.toys import color_blobs
 from tests.helpers.training import RUNTIME, checkpoint_in
 
-SEVERAL_STAGES = ("macd", "rocl")
+SEVERAL_STAGES = ("macd", "rocl", "mimir", "acl")
 
 
 class Data:

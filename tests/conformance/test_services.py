@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from robobench.plugins.discovery import discover
 from robobench.testing import Blobs, SmallNet
 from robobench.training.sampling import MixedImages
 from tests.distributed.services import DEFENSES, train_with_services
+from tests.distributed.services import SERVICES as ALL_SERVICES
 
 SERVICES = {
     "ema": {"average": "ema", "average_start": 0.0},
@@ -42,6 +44,15 @@ def test_services_change_what_they_should(name):
         assert changed(plain, result) != same, service
     ema = results["ema"]
     assert any(not torch.equal(value, ema[f"average.{key}"]) for key, value in plain.items())
+
+
+@pytest.mark.parametrize("name", sorted(set(discover("defense")) - set(DEFENSES)))
+def test_newer_defenses_work_with_all_services(name):
+    """All at once: averaging, weight perturbation, label smoothing and clipping, on real and extra images in bf16."""
+    plain, result = train(name), train(name, MixedImages(Blobs(24), Blobs(30), 0.7), "bf16", **ALL_SERVICES)
+    assert all(value.isfinite().all() for value in result.values())
+    assert changed(plain, result)
+    assert any(not torch.equal(result[key], result[f"average.{key}"]) for key in plain)
 
 
 def test_two_processes_match_one_with_services():

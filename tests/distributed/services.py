@@ -34,8 +34,12 @@ from robobench.training.sampling import MixedImages
 
 TOLERANCE = 1e-6
 DEFENSES = ("standard", "at", "fast-at", "trades", "iad", "mtard", "adaad", "rocl", "macd")
+SHARDED = ("fat", "fgsm-pgi", "liet", "mimir")  # newer ones with draws, states or losses of a whole batch
 SMALL: dict[str, dict[str, Any]] = {
     "rocl": {"inner_steps": 2, "projection": 16},
+    "acl": {"tune_inner_steps": 2},
+    "mimir": {"decoder_width": 8, "decoder_heads": 2},
+    "liet": {"update_steps": 2},
     "macd": {
         **dict.fromkeys(("teacher_patch", "student_patch"), 4),
         **dict.fromkeys(("encoder_width", "decoder_width"), 8),
@@ -43,6 +47,8 @@ SMALL: dict[str, dict[str, Any]] = {
         "static_steps": 2,
     },
 }
+
+REFUSED = {"free-at": "awp_gamma", "liet": "label_smoothing"}  # services that a method does not work with
 
 
 def small_config(name: str, batch: int, services: dict[str, Any]) -> Any:
@@ -52,7 +58,8 @@ def small_config(name: str, batch: int, services: dict[str, Any]) -> Any:
     values |= {f.name: 1 for f in fields(cls.Config) if f.name.endswith("epochs")}
     values |= {f.name: batch for f in fields(cls.Config) if f.name.endswith("batch_size")}
     values |= {"inner_steps": 2} if "inner_steps" in values else {}
-    return cls.Config(**{**values, **SMALL.get(name, {}), **services})
+    refused = REFUSED.get(name)
+    return cls.Config(**{**values, **SMALL.get(name, {}), **{k: v for k, v in services.items() if k != refused}})
 
 
 def train_with_services(
@@ -116,7 +123,7 @@ def train_in_process(names: tuple[str, ...], file: Path, device: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default=",".join(DEFENSES))
+    parser.add_argument("--only", default=",".join((*DEFENSES, *SHARDED)))
     names, problems = tuple(parser.parse_args().only.split(",")), []
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "results.pt"

@@ -23,9 +23,38 @@ TIMES = [
     *("peak_memory_bytes", "stage_memory"),
 ]
 ITERATIVE = (
-    *("at", "trades", "iad", "mtard", "adaad", "mart", "hat", "lbgat", "ikl", "ard", "rslad", "absld", "saad", "igdm"),
+    *(
+        "at",
+        "trades",
+        "iad",
+        "mtard",
+        "adaad",
+        "mart",
+        "hat",
+        "lbgat",
+        "ikl",
+        "ard",
+        "rslad",
+        "absld",
+        "saad",
+        "igdm",
+        "fat",
+    ),
 )
-DEFENSES = ("standard", *ITERATIVE, "gaussian", "n-fgsm", "free-at", "gradalign", "rocl", "macd")
+DEFENSES = (
+    "standard",
+    *ITERATIVE,
+    "gaussian",
+    "n-fgsm",
+    "free-at",
+    "gradalign",
+    "fgsm-pgi",
+    "liet",
+    "rocl",
+    "acl",
+    "mimir",
+    "macd",
+)
 TINY = (
     *("--threads", "1", "--device", "cpu", "--seed", "0", "--checkpoint-minutes", "0"),
     *("--epochs", "2", "--batch-size", "16", "--set", "run.train_images=64", "--set", "run.eval_batch_size=8"),
@@ -34,6 +63,8 @@ TINY = (
 MORE = {
     **{name: ("--set", f"{name}.inner_steps=2") for name in ITERATIVE},
     "rocl": ("--set", "rocl.head_epochs=2", "--set", "rocl.head_batch_size=16"),
+    "acl": ("--set", "acl.tune_epochs=2", "--set", "acl.tune_batch_size=16", "--set", "acl.tune_inner_steps=2"),
+    "mimir": ("--set", "mimir.pretrain_epochs=2", "--set", "mimir.pretrain_batch_size=16"),
     "macd": (
         *("--set", "macd.mae_epochs=2", "--set", "macd.feature_epochs=2", "--set", "macd.static_steps=4"),
         *("--set", "macd.encoder_depth=2", "--set", "macd.decoder_depth=1"),
