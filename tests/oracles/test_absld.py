@@ -5,8 +5,11 @@ import torch
 
 from robobench.defenses.absld import ABSLDConfig, ABSLDObjective
 from robobench.defenses.rslad import RSLADConfig, RSLADObjective
+from robobench.training.accumulation import one_step
 from robobench.training.base import FrozenModel
 from tests.helpers.defenses import ADV, CLEAN, LABELS, THREAT, Echo, batch_of, images_of
+from tests.helpers.toys import TinyBatchNormNet, color_blobs
+from tests.helpers.training import RUNTIME
 
 TEACHER = FrozenModel(Echo(0.0, 2.0, 0.5))
 BATCH = batch_of(images_of(CLEAN), LABELS)
@@ -63,3 +66,17 @@ def test_class_losses_add_up():
     objective(BATCH)
     expected = -2 * torch.tensor([[0.3, 1, 0.1], [0.7, 1, 0.5]]).log()
     torch.testing.assert_close(objective.class_losses, expected)
+
+
+def test_weight_perturbation_counts_each_image_once():
+    """The sums of a step equal those of a step whose perturbation is tiny, not twice as much."""
+    sums = []
+    for gamma in (0.0, 1e-6):
+        torch.manual_seed(0)
+        model = TinyBatchNormNet()
+        config = ABSLDConfig(inner_steps=1, awp_gamma=gamma)
+        objective = ABSLDObjective(model, THREAT, config, FrozenModel(TinyBatchNormNet()), 3).train()
+        batch = batch_of(*color_blobs(6))
+        one_step(RUNTIME, objective, torch.optim.SGD(model.parameters(), 0.1), batch, services=config)
+        sums.append(objective.class_losses.clone())
+    torch.testing.assert_close(*sums, rtol=1e-3, atol=1e-3)

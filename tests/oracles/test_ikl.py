@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from robobench.defenses.ikl import IKLConfig, IKLObjective, weighted_variance
+from robobench.training.accumulation import one_step
 from tests.helpers.defenses import ADV, CLEAN, LABELS, THREAT, Echo, batch_of, images_of, softmax
 from tests.helpers.toys import TinyBatchNormNet, color_blobs
+from tests.helpers.training import RUNTIME
 
 
 def test_variance_equals_sum_over_pairs():
@@ -50,3 +52,12 @@ def test_radius_grows_over_whole_training():
     batches = [batch_of(images, labels, epoch) for epoch in range(4)]
     reach = [THREAT.distance(objective.inner_maximization(batch), images).max().item() for batch in batches]
     assert reach == pytest.approx([0.025, 0.05, 0.075, 0.1], abs=1e-6)
+
+
+def test_weight_perturbation_counts_each_image_once():
+    """The pass at the perturbed weights must not add the predictions of the batch again."""
+    model = TinyBatchNormNet()
+    config = IKLConfig(inner_steps=1, awp_gamma=0.01)
+    objective = IKLObjective(model, THREAT, config, 3).train()
+    one_step(RUNTIME, objective, torch.optim.SGD(model.parameters(), 0.1), batch_of(*color_blobs(6)), services=config)
+    assert objective.prob_sums.sum().item() == pytest.approx(6)
