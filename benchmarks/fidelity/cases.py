@@ -6,14 +6,18 @@ the values of our config.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import torch
-from published import namespace, run_definitions, run_loop
+import torch.nn.functional as F
+from published import Quiet, namespace, run_definitions, run_loop
 from torch import Tensor, nn
 
 CLASSES = 10
@@ -42,6 +46,8 @@ class World:
     config: Any
     epoch: int
     objective: Any = None  # ours, for values that are drawn at its construction
+    replay: Any = None  # our draws
+    rngs: Any = ()  # random numbers of the batches
 
     def loader(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches, and go to their draws."""
@@ -343,6 +349,77 @@ def gaussian(w: World) -> None:
     run_loop(w.folder / "locuslab+smoothing/code/train.py", "enumerate(loader)", space)
 
 
+def fgsm_pgi(w: World) -> None:
+    """Run the loop of an epoch. Its momentum is divided by the batch's sum of gradients, ours by their mean."""
+    images, labels = (torch.cat(parts) for parts in zip(*w.batches, strict=True))
+    index, size, state = torch.arange(len(images)), len(w.batches[0][0]), w.objective.state
+    delta, momentum = state.read(index, w.epoch - 1).double().unbind(1)
+    space = namespace(
+        model=w.student, opt=w.optimizer, epsilon=per_channel(w.eps), alpha=per_channel(w.step), clamp=clamp,
+        lower_limit=torch.zeros(1), upper_limit=torch.ones(1), cifar_x=images, cifar_y=labels, batch_size=size,
+        all_delta=delta.clone(), all_momentum=momentum / size, cur_order=index.numpy(), iter_num=len(w.batches),
+        batch_idx=-size, num_of_example=len(images), atta_aug=lambda x, _: (x, {}), scheduler=Quiet(),
+        train_loss=0, train_acc=0, train_n=0,
+        args=SimpleNamespace(factor=0.6, momentum_decay=w.config.decay, lamda=w.config.consistency),
+    )  # fmt: skip
+    file = w.folder / "jiaxiaojunQAQ+FGSM-PGI/FGSM_MEP.py"
+    run_loop(file, "range(iter_num)", run_definitions(file, ["_label_smoothing", "LabelSmoothLoss"], space))
+    written = state.read(index, w.epoch)
+    torch.testing.assert_close(written[:, 0], space["all_delta"].to(torch.float32))
+    torch.testing.assert_close(written[:, 1], (size * space["all_momentum"]).to(torch.float32))
+
+
+def liet(w: World) -> None:
+    c, folder = w.config, w.folder / "fzjcdt+LIET"
+    space = run_definitions(folder / "utils/custom_loss.py", ["CustomCrossEntropyLoss"], namespace())
+    space |= {
+        "model": w.student, "opt": w.optimizer, "eps": w.eps, "train_loader": w.loader(), "train_correct": 0,
+        "configs": {
+            "eps": 8, "li_update": c.update_steps, "class_num": CLASSES, "image_size": w.batches[0][0].shape[2],
+            "min_mask_ratio": c.min_mask, "max_mask_ratio": c.max_mask, "tau": 1.0,
+        },
+        "criterion": space["CustomCrossEntropyLoss"](c.smoothing), "cur_lambda": c.consistency * w.epoch / c.epochs,
+        "exp_avg": dict(w.student.state_dict()),
+        **dict.fromkeys(("total_forward_num", "total_backward_num", "train_num"), 0),
+    }  # fmt: skip
+
+    def draw(like: Any) -> Tensor:
+        """Stand for torch.rand(1) and torch.rand_like."""
+        found: Tensor = w.replay.queue.pop(0)
+        return found.flatten()[:1] if isinstance(like, int) else found.clone()
+
+    with mock.patch.object(torch, "rand", draw), mock.patch.object(torch, "rand_like", draw):
+        run_loop(folder / "main.py", "enumerate(train_loader)", space)
+
+
+def fat(w: World) -> None:
+    space = run_definitions(
+        w.folder / "zjfheart+Friendly-Adversarial-Training/earlystop.py", ["earlystop"], namespace()
+    )
+    images = torch.cat([batch for batch, _ in w.batches])
+
+    def noise(*_: Any) -> Tensor:
+        """Give the draws of the images that still move."""
+        moving = sys._getframe(1).f_locals["iter_clean_data"]
+        rows = [int((images == image).flatten(1).all(1).nonzero()) % len(w.batches[0][0]) for image in moving]
+        found: Tensor = w.replay.queue.pop(0)[rows]
+        return found
+
+    def uniform(low: float, high: float, _: Any) -> Any:
+        return (low + (high - low) * w.replay.queue.pop(0)).numpy()
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        adv, target, *_ = space["earlystop"](
+            w.student, x, y, w.step, w.eps, w.inner_steps, w.config.tau(w.epoch - 1), "uniform_randominit", "cent",
+            omega=w.config.noise,
+        )  # fmt: skip
+        w.student.train()
+        return F.cross_entropy(w.student(adv), target)
+
+    with mock.patch.object(torch, "randn", noise), mock.patch.object(np.random, "uniform", uniform):
+        w.minimize(loss)
+
+
 @dataclass(frozen=True)
 class Case:
     """A row of the table.
@@ -351,6 +428,8 @@ class Case:
         repository: OWNER/NAME@COMMIT of the code that was compared.
         changes: config fields that differ from the defaults.
         difference: why weights differ with BatchNorm; they must agree with GroupNorm all the same.
+    side: of the images, in pixels.
+    grads: number of input gradients that are compared; 0: one for every attack step.
     """
 
     defense: str
@@ -359,6 +438,8 @@ class Case:
     changes: Mapping[str, Any] = field(default_factory=dict)
     epoch: int = 0  # counted from 0
     difference: str = ""
+    side: int = 8
+    grads: int = 0
 
 
 MORE_PASSES = "the code makes more forward passes in train mode (see Differs)"
@@ -377,6 +458,9 @@ CASES = (
     Case("n-fgsm", "pdejorge/N-FGSM@0a9e4f0", n_fgsm),
     Case("free-at", "locuslab/fast_adversarial@54f7287", free_at, {"batch_size": 8}),
     Case("gradalign", "tml-epfl/understanding-fast-adv-training@ceed494", gradalign),
+    Case("fgsm-pgi", "jiaxiaojunQAQ/FGSM-PGI@fc15cfe", fgsm_pgi, {}, 1),
+    Case("liet", "fzjcdt/LIET@8b2d3b8", liet, {}, 49, grads=2),
+    Case("fat", "zjfheart/Friendly-Adversarial-Training@80a0640", fat, {}, 60, side=32, grads=1),
     Case("hat", "imrahulr/hat@3177a4f", hat),
     Case("lbgat", "dvlab-research/LBGAT@f7f33f0", lbgat, {}, 0, MORE_PASSES),
     Case("lbgat", "dvlab-research/LBGAT@f7f33f0", lbgat, {"beta": 6.0}),

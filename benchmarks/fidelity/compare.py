@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,17 +22,24 @@ from unittest import mock
 
 import torch
 from cases import CASES, CLASSES, Case, World
-from published import Replay, Steps, on_cpu_in_float64
+from pretraining import ViT, acl, keep_gradient, mimir
+from published import Replay, Steps, as_float64, on_cpu_in_float64, record_draws
 from torch import Tensor, nn
 
 from robobench.core.rng import KeyedRng
+from robobench.core.soft_labels import SoftLabels
 from robobench.core.threat import ThreatModel
 from robobench.plugins.discovery import load_defense
 from robobench.training.base import Batch, Defense, DefenseSetup, FrozenModel, Train
+from robobench.training.context import build_objective
 
-STEPS, BATCH, SIDE = 5, 8, 8
+STEPS, BATCH = 5, 8
 THREAT = ThreatModel("Linf", 8 / 255)
 TOLERANCE = 1e-6
+PRETRAINING = (
+    Case("acl", "VITA-Group/Adversarial-Contrastive-Learning@399eabd", acl),
+    Case("mimir", "xiaoyunxxy/MIMIR@b5bc401", mimir, {"decoder_width": 16, "decoder_heads": 2}, grads=1),
+)
 HEADER = """# Fidelity to published code
 
 Each defense beside the code of its authors: the same small network (two convolutions, 8 px images, 10 classes), batches
@@ -48,6 +55,12 @@ loop, on the CPU, with our random numbers. The columns are relative differences 
 All must be below 1e-6, except those of BN with a reason in the last column. A method whose weights agree with GroupNorm
 but not with BatchNorm differs only in how BatchNorm's running statistics are updated. `rocl` and `macd` are not in the
 table: RoCL's code runs on several GPUs only, and MACD has none.
+
+`acl` and `mimir` are compared in their pre-training, with SGD in place of LARS and AdamW. `mimir` trains a small ViT,
+so that both columns are equal; the published masks are drawn in an order that keeps our tokens in place. `fat` has
+images of 32 px, and its attack is compared in its first step, after which the code drops images. `fgsm-pgi` is in its
+second epoch, and the perturbations that it stores are compared too.
+stores are compared too.
 
     python benchmarks/fidelity/compare.py FOLDER --write docs/fidelity.md
 
@@ -70,16 +83,15 @@ class SmallNet(nn.Module):
         self.head.weight.data.mul_(4)  # predictions that differ
         self.input_grads: list[Tensor] = []
 
+    def features(self, images: Tensor) -> Tensor:
+        """Map images (B, 3, H, W) to features (B, 8)."""
+        features: Tensor = self.body(keep_gradient(images, self.input_grads)).mean((2, 3))
+        return features
+
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, 3, H, W) to logits (B, K)."""
-        if images.requires_grad:
-            images = images.view_as(images)
-            images.register_hook(self._keep)  # type: ignore[no-untyped-call]
-        logits: Tensor = self.head(self.body(images).mean((2, 3)))
+        logits: Tensor = self.head(self.features(images))
         return logits
-
-    def _keep(self, grad: Tensor) -> None:
-        self.input_grads.append(grad.detach().clone())
 
 
 class RecordingSGD(torch.optim.SGD):
@@ -121,30 +133,16 @@ def flat(module: nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in module.parameters()])
 
 
-@contextmanager
-def record_draws(draws: list[Tensor]) -> Iterator[None]:
-    """Make our random numbers float64, and keep them."""
-    patches = []
-    for name in ("normal", "uniform"):
-        real = getattr(KeyedRng, name)
-
-        def draw(rng: KeyedRng, *shape: int, real: Callable[..., Tensor] = real) -> Tensor:
-            draws.append(real(rng, *shape).double())
-            return draws[-1]
-
-        patches.append(mock.patch.object(KeyedRng, name, draw))
-    with patches[0], patches[1]:
-        yield
-
-
-def batches(epoch: int) -> list[Batch]:
+def batches(case: Case) -> list[Batch]:
     """Return the batches of all steps: random images and labels."""
     generator, out = torch.Generator().manual_seed(0), []
+    smoothing = getattr(make_defense(case).config, "label_smoothing", 0.0)
     for step in range(STEPS):
         index = torch.arange(step * BATCH, (step + 1) * BATCH)
-        images = torch.rand(BATCH, 3, SIDE, SIDE, generator=generator, dtype=torch.float64)
+        images = torch.rand(BATCH, 3, case.side, case.side, generator=generator, dtype=torch.float64)
         labels = torch.randint(CLASSES, (BATCH,), generator=generator)
-        out.append(Batch(images, labels, index, epoch, KeyedRng.of(index, "fidelity", epoch)))
+        labels = SoftLabels.of(labels, smoothing) if smoothing else labels
+        out.append(Batch(images, labels, index, case.epoch, KeyedRng.of(index, "fidelity", case.epoch)))
     return out
 
 
@@ -153,6 +151,11 @@ def make_defense(case: Case) -> Defense:
     cls = load_defense(case.defense)
     made: Defense = cls(cls.Config(**case.changes))
     return made
+
+
+def make_student(case: Case, norm: str) -> Any:
+    """Return the network that is trained, with its initial weights."""
+    return (ViT(0, CLASSES) if case.run is mimir else SmallNet(norm, 0)).double()
 
 
 def make_teachers(defense: Defense, norm: str) -> dict[str, nn.Module]:
@@ -164,7 +167,8 @@ def make_teachers(defense: Defense, norm: str) -> dict[str, nn.Module]:
 def sgd_settings(stage: Train, objective: nn.Module) -> dict[str, float]:
     """Return the optimizer settings of our stage."""
     group = stage.optimizer(objective).param_groups[0]
-    return {name: group[name] for name in ("lr", "momentum", "weight_decay")}
+    settings = {name: group.get(name, 0.0) for name in ("lr", "momentum", "weight_decay")}
+    return {**settings, "lr": min(settings["lr"], 0.2)}  # LARS has other rates
 
 
 def run_ours(case: Case, norm: str) -> tuple[Run, nn.Module, Steps, Any]:
@@ -173,23 +177,29 @@ def run_ours(case: Case, norm: str) -> tuple[Run, nn.Module, Steps, Any]:
     Returns:
         The run, a copy of the objective before it, and the draws of every step.
     """
-    defense, student = make_defense(case), SmallNet(norm, 0).double()
+    defense, student = make_defense(case), make_student(case, norm)
     teachers = {role: FrozenModel(net) for role, net in make_teachers(defense, norm).items()}
     setup = DefenseSetup(
-        model=student, threat=THREAT, num_classes=CLASSES, image_shape=(3, SIDE, SIDE), train_size=STEPS * BATCH,
-        required_models=teachers,
+        model=student, threat=THREAT, num_classes=CLASSES, image_shape=(3, case.side, case.side),
+        train_size=STEPS * BATCH, required_models=teachers,
     )  # fmt: skip
-    stage = defense.stages(setup)[-1]
-    assert isinstance(stage, Train) and isinstance(stage.objective, nn.Module)
-    objective: Any = stage.objective.double().train()
+    stage = defense.stages(setup)[0]
+    assert isinstance(stage, Train)
+    objective: Any = build_objective(stage, "cpu").double().train()
     if case.defense == "absld":  # as after some epochs
         objective.temperatures.copy_(torch.linspace(0.5, 2.0, 2 * CLASSES).view(2, CLASSES))
     before, settings = copy.deepcopy(objective), sgd_settings(stage, objective)
+    if stage.image_state:  # as after an epoch
+        before.state = stage.image_state
+        stage.image_state.open(None)
+        index, values = torch.arange(STEPS * BATCH), torch.rand(STEPS * BATCH, *stage.image_state.shape)
+        values[:, 0] = THREAT.eps * (2 * values[:, 0] - 1)
+        stage.image_state.write(index, case.epoch - 1, values - 0.5 * torch.tensor([0.0, 1.0]).view(1, 2, 1, 1, 1))
     optimizer = RecordingSGD(list(objective.parameters()), settings)
     draws: Steps = []
     first_grads: list[Tensor] = []
-    with optimizer.watch():
-        for batch in (batch for batch in batches(case.epoch) for _ in range(stage.replays)):
+    with optimizer.watch(), mock.patch.object(Tensor, "float", as_float64):
+        for batch in (batch for batch in batches(case) for _ in range(stage.replays)):
             draws.append([])
             with record_draws(draws[-1]):
                 loss = objective(batch)
@@ -197,13 +207,13 @@ def run_ours(case: Case, norm: str) -> tuple[Run, nn.Module, Steps, Any]:
             loss.total.backward()
             optimizer.step()
             optimizer.zero_grad()
-    steps = getattr(defense.config, "inner_steps", 1)
+    steps = case.grads or getattr(defense.config, "inner_steps", 1)
     return Run(optimizer.losses[0], first_grads[:steps], flat(student)), before, draws, stage
 
 
 def run_published(case: Case, norm: str, folder: Path, draws: Steps, before: Any, stage: Train) -> Run:
     """Take five steps of the published code, from the same weights and with the same draws."""
-    defense, student, config = make_defense(case), SmallNet(norm, 0).double(), make_defense(case).config
+    defense, student, config = make_defense(case), make_student(case, norm), make_defense(case).config
     teachers, replay = make_teachers(defense, norm), Replay(draws)
     if hasattr(before, "guide"):
         teachers["guide"] = copy.deepcopy(before.guide)
@@ -213,7 +223,7 @@ def run_published(case: Case, norm: str, folder: Path, draws: Steps, before: Any
         student=student.train(),
         teachers=teachers,
         optimizer=optimizer,
-        batches=[(batch.images.clone(), batch.labels) for batch in batches(case.epoch)],
+        batches=[(batch.images.clone(), batch.labels.as_subclass(Tensor)) for batch in batches(case)],
         begin=replay.begin,
         eps=THREAT.eps,
         step=getattr(config, "relative_step", 0.0) * THREAT.eps,
@@ -221,10 +231,12 @@ def run_published(case: Case, norm: str, folder: Path, draws: Steps, before: Any
         config=config,
         epoch=case.epoch + 1,
         objective=before,
+        replay=replay,
+        rngs=[batch.rng for batch in batches(case)],
     )
     with on_cpu_in_float64(replay), optimizer.watch():
         case.run(world)
-    return Run(optimizer.losses[0], student.input_grads[: world.inner_steps], flat(student))
+    return Run(optimizer.losses[0], student.input_grads[: case.grads or world.inner_steps], flat(student))
 
 
 def compare(case: Case, norm: str, folder: Path) -> tuple[float, float, float]:
@@ -233,14 +245,14 @@ def compare(case: Case, norm: str, folder: Path) -> tuple[float, float, float]:
     theirs = run_published(case, norm, folder, draws, before, stage)
     pairs = zip(ours.input_grads, theirs.input_grads, strict=True)
     grads = [float((a / a.norm() - b / b.norm()).norm()) for a, b in pairs]
-    change = (theirs.weights - flat(SmallNet(norm, 0).double())).norm()
+    change = (theirs.weights - flat(make_student(case, norm))).norm()
     loss = abs(ours.loss - theirs.loss) / abs(theirs.loss)
     return loss, max(grads, default=0.0), float((ours.weights - theirs.weights).norm() / change)
 
 
 def rows(folder: Path, only: list[str]) -> Iterator[tuple[list[str], bool]]:
     """Yield a table row for each case, and whether it agrees as far as it must."""
-    for case in CASES:
+    for case in (*CASES, *PRETRAINING):
         if only and case.defense not in only:
             continue
         name = " ".join([case.defense, *(f"{field}={value}" for field, value in case.changes.items())])

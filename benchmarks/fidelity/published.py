@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +19,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from robobench.core.rng import KeyedRng
 
 Steps = list[list[Tensor]]  # draws of every step, in order
 
@@ -109,4 +111,22 @@ def on_cpu_in_float64(replay: Replay) -> Iterator[None]:
             stack.enter_context(mock.patch.object(owner, name, value))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def record_draws(draws: list[Tensor]) -> Iterator[None]:
+    """Make our random numbers float64, and keep them."""
+    patches = []
+    for name in ("normal", "uniform"):
+        real = getattr(KeyedRng, name)
+
+        def draw(rng: KeyedRng, *shape: int, real: Callable[..., Tensor] = real) -> Tensor:
+            draws.append(real(rng, *shape).double())
+            if shape == (1, 1, 1):  # published code draws them once per batch
+                draws[-1] = draws[-1][:1].expand(len(draws[-1]), 1, 1, 1)
+            return draws[-1]
+
+        patches.append(mock.patch.object(KeyedRng, name, draw))
+    with patches[0], patches[1]:
         yield
