@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         evaluate,
         leaderboard,
         run,
+        score,
     )
 
 try:
@@ -44,6 +45,7 @@ __all__ = [
     "leaderboard",
     "load",
     "run",
+    "score",
 ]
 
 

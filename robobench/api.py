@@ -15,6 +15,7 @@ from robobench.core.registry import ATTACKS, DEFENSES
 from robobench.core.rng import KeyedRng, seed_from
 from robobench.core.threat import ThreatModel, check_unit_range, per_image
 from robobench.data.augment import flip
+from robobench.data.image_file import check_image_file, read_image_file
 from robobench.data.views import contrastive_view
 from robobench.distributed.collectives import gather_batch, mean_over_batch
 from robobench.errors import RequestError
@@ -82,6 +83,7 @@ __all__ = [
     "TrainConfig",
     "attack_cross_entropy",
     "attack_mode",
+    "check_image_file",
     "check_unit_range",
     "contrastive_view",
     "count_kept",
@@ -105,6 +107,7 @@ __all__ = [
     "patchify",
     "per_image",
     "pgd_ascent",
+    "read_image_file",
     "recorded_attack",
     "removed_mse",
     "seed_from",

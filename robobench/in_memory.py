@@ -7,6 +7,7 @@ different functions.
 
 from __future__ import annotations
 
+import itertools
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,20 +18,23 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from robobench.attack_engine.base import Attack
+from robobench.attack_engine.base import Attack, AttackBudget
+from robobench.attack_engine.randomized import adapt_model
 from robobench.core import provenance
 from robobench.core.numbers import canonical_norm, parse_eps
+from robobench.core.randomness import Randomness
 from robobench.core.registry import unknown_name
 from robobench.core.threat import ThreatModel
 from robobench.data import load_dataset
+from robobench.data.image_file import write_image_file
 from robobench.data.info import dataset_info
 from robobench.errors import RequestError
 from robobench.evaluation.accuracy import batch_indices, clean_outcomes, transfer_examples, transfer_outcomes
 from robobench.evaluation.diagnostics import Diagnosis, diagnose
 from robobench.evaluation.distances import Distances, find_distances, widest
 from robobench.evaluation.model_checks import quick_model_checks, tell_about_masking
-from robobench.evaluation.tensors import TensorImages, as_module, attack_tensors, device_of
-from robobench.planning.attacks import gradient_free_attacks
+from robobench.evaluation.tensors import TensorImages, as_module, attack_tensors, combine_examples, device_of
+from robobench.planning.attacks import check_one_ball, choose_eot, gradient_free_attacks
 from robobench.planning.parsing import build_config, parse_fields, parse_sets
 from robobench.planning.request import EVAL_BATCH_SIZE, RunConfig
 from robobench.plugins.discovery import parse_attack_spec
@@ -144,49 +148,64 @@ def evaluate_model(
     batch_size: int = EVAL_BATCH_SIZE,
     device: str | torch.device | None = None,
     keep_adversarial: bool = False,
+    save_adversarial: str | Path | None = None,
+    eot: int | None = None,
+    verdict: str | None = None,
+    bpda: Model | None = None,
 ) -> Evaluation:
     """Attack a model in memory. Its weights, buffers and modes are restored.
 
     Args:
         model: images (B, C, H, W) in [0, 1] -> logits (B, K); a module, or a function.
-        images: (N, C, H, W) float in [0, 1].
-        labels: (N,) int64.
-        dataset: name of a data set whose test images are used if no images are given.
-        examples: number of images, from the first on; default: all.
+        images, labels: (N, C, H, W) float in [0, 1], (N,) int64; default: the test images of `dataset`.
+        examples: number of images; default: all.
         attacks, norm, eps, sets: as for `make_attacks`.
         transfer_source: another model, to evaluate examples made on it too.
         device: where to compute; default: where the model is.
         keep_adversarial: return the adversarial images too.
+        save_adversarial: file for one adversarial image per image: .safetensors, or .pt as AutoAttack's script writes.
+        eot, verdict: for random outputs: passes to average over; K/N, misclassified if K of N fresh passes are wrong.
+        bpda: differentiable replacement that gives the gradients; verdicts are the model's own.
 
     Raises:
         RequestError: wrong images, labels, attacks or radii, or the model returns no logits.
     """
     images, labels = read_images(images, labels, dataset, data_dir, examples)
-    module = as_module(model)
+    module, made = as_module(model), make_attacks(attacks, eps, norm, sets, dataset)
     device = torch.device(device) if device is not None else device_of(module, images)
-    made = make_attacks(attacks, eps, norm, sets, dataset)
+    file = None if save_adversarial is None else check_one_ball(Path(save_adversarial), made)
+    randomness = Randomness.parse(eot or choose_eot(made), verdict)
+    attacked = adapt_model(module, as_module(bpda) if bpda is not None else None, randomness)
     data = TensorImages(images, labels, device)
     batches = batch_indices(len(data), batch_size)
-    clean = torch.cat([clean_outcomes(module, data, index, str(device)) for index in batches])
-    first = batches[0][:CHECKED_IMAGES]
-    threats = [attack.threat for attack in made]
-    found = quick_model_checks(module, data.images(first), labels[first].to(device), threats)
-    shared = {
-        "dataset": dataset or "tensors",
+    clean = torch.cat([clean_outcomes(attacked, data, index, str(device)) for index in batches])
+    shared = {"dataset": dataset or "tensors", "clean_bits": to_bitstring(clean)} | _describe(
+        model, data, batches[0], [attack.threat for attack in made]
+    )
+    shared |= {"eot": randomness.eot, "verdict": randomness.verdict} if randomness else {}
+    sources = [None] if transfer_source is None else [None, as_module(transfer_source)]
+    records, result = [], Evaluation(make_frame([]), clean.to(labels.device))
+    for attack, source in itertools.product(made, sources):
+        values = _attack(attacked, source, attack, data, batches, result, keep_adversarial or file is not None)
+        budget = attack.budget.adapted(randomness, type(bpda).__name__ if bpda and source is None else None)
+        records.append(_record(attack, budget, {**shared, **values}))
+    if file is not None:
+        found = [(result.adversarial[key], left) for key, left in result.outcomes.items() if key[2] == "white-box"]
+        write_image_file(file, combine_examples(images, result.clean, found), labels, str(made[0].threat))
+    return Evaluation(make_frame(records), result.clean, result.outcomes, result.adversarial)
+
+
+def _describe(model: Model, data: TensorImages, first: Tensor, threats: list[ThreatModel]) -> dict[str, Any]:
+    """Return what a record says about a model and the images: quick checks on the `first` images, hardware."""
+    first = first[:CHECKED_IMAGES]
+    labels = data.labels[first].to(data.device)
+    found = quick_model_checks(as_module(model), data.images(first), labels, threats)
+    return {
         "examples": len(data),
         "model": type(model).__name__,
         "findings": [FindingRecord(flag=f.check.name, raised=f.raised, measured=f.measured) for f in found],
-        "clean_bits": to_bitstring(clean),
-        "hardware": provenance.hardware(str(device)),
+        "hardware": provenance.hardware(str(data.device)),
     }
-    source = as_module(transfer_source) if transfer_source is not None else None
-    records, result = [], Evaluation(make_frame([]), clean.to(labels.device))
-    for attack in made:
-        for protocol in ("white-box", "transfer") if source is not None else ("white-box",):
-            other = source if protocol == "transfer" else None
-            values = _attack(module, other, attack, data, batches, result, keep_adversarial)
-            records.append(_record(attack, {**shared, "protocol": protocol, **values}))
-    return Evaluation(make_frame(records), result.clean, result.outcomes, result.adversarial)
 
 
 def _attack(
@@ -202,7 +221,10 @@ def _attack(
 
     A failed attack has its reason there and no outcomes; other attacks continue.
     """
-    begun, key = time.perf_counter(), (attack.name, attack.threat.eps, "transfer" if source else "white-box")
+    begun, key = (
+        time.perf_counter(),
+        (attack.name, attack.threat.eps, "transfer" if source is not None else "white-box"),
+    )
     try:
         if source is None:
             first = batches[0][:CHECKED_IMAGES]
@@ -213,11 +235,12 @@ def _attack(
     except Exception as err:
         reason = " ".join(str(err).split())
         warnings.warn(f"attack '{attack.name}' failed: {reason}", stacklevel=3)
-        return {"status": "failed", "reason": reason, "seconds": None}
+        return {"protocol": key[2], "status": "failed", "reason": reason, "seconds": None}
     result.outcomes[key] = left
     if keep:
         result.adversarial[key] = adv
-    return {"status": "ok", "seconds": time.perf_counter() - begun, "robust_bits": to_bitstring(left)}
+    seconds = time.perf_counter() - begun
+    return {"protocol": key[2], "status": "ok", "seconds": seconds, "robust_bits": to_bitstring(left)}
 
 
 def _transfer(
@@ -232,9 +255,8 @@ def _transfer(
     return torch.cat(parts), torch.cat(left).to(data.labels.device)
 
 
-def _record(attack: Attack, values: dict[str, Any]) -> EvaluationRecord:
+def _record(attack: Attack, budget: AttackBudget, values: dict[str, Any]) -> EvaluationRecord:
     """Return a record as a run writes it; what belongs to a training or to a store is empty."""
-    budget = attack.budget
     record = {
         **{"training": "in memory", "preset": "", "defense": values["model"], "seed": 0, "selection": "last"},
         **{"is_control": False, "source_digest": None, "weights_digest": None, "precision": "fp32", "reason": ""},

@@ -10,25 +10,28 @@ import torch
 from torch import Tensor, nn
 
 from robobench.attack_engine.base import Attack
+from robobench.attack_engine.randomized import RandomizedModel
 from robobench.core.console import Reporter
 from robobench.core.module_state import attack_mode
 from robobench.core.numbers import canonical_norm, parse_eps
+from robobench.core.randomness import Randomness
 from robobench.core.rng import KeyedRng
 from robobench.core.threat import ThreatModel, check_unit_range
+from robobench.data.image_file import check_image_file, read_image_file
 from robobench.errors import RequestError, one_line
-from robobench.evaluation.tensors import as_module
+from robobench.evaluation.tensors import TensorImages, as_module, device_of
 from robobench.execution.load import load as load
 from robobench.execution.load import load_trained
 from robobench.execution.run import execute_request
-from robobench.in_memory import Evaluation, diagnose_model, evaluate_model
+from robobench.in_memory import Evaluation, diagnose_model, evaluate_model, read_images
 from robobench.in_memory import benchmark as benchmark
 from robobench.in_memory import distances as distances
 from robobench.models.checks import try_model
 from robobench.models.wrapper import PreprocessedModel, UserModel
-from robobench.planning.attacks import gradient_free_attacks
+from robobench.planning.attacks import gradient_free_attacks, one_threat
 from robobench.planning.parsing import build_config
 from robobench.planning.planner import Planner
-from robobench.planning.request import ExperimentConfig
+from robobench.planning.request import EVAL_BATCH_SIZE, ExperimentConfig
 from robobench.plugins.discovery import discover, parse_attack_spec
 from robobench.results.rows import make_frame, read_rows
 
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 
     from robobench.evaluation.corruptions import CorruptionAccuracy
     from robobench.evaluation.diagnostics import Diagnosis
+    from robobench.evaluation.score import Score
 
 DIAGNOSED_IMAGES = 128  # test images of a diagnosis by default
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar")  # such a name is a file, even if missing
@@ -114,7 +118,7 @@ def _request(**flags: Any) -> ExperimentConfig:
             value = (value,)
         if value is not None:
             flags[name] = tuple(v if name == "seeds" else str(v) for v in value)
-    for name in ("data_dir", "out"):
+    for name in ("data_dir", "out", "save_adversarial"):
         if flags.get(name) is not None:
             flags[name] = Path(flags[name])
     if flags.get("train_eps") is not None:
@@ -169,6 +173,57 @@ def diagnose(checkpoint: str | Path | None = None, *, transfer_source: Any = Non
     if warning is not None:
         reporter.warning(warning)
     return found
+
+
+def score(
+    submitted: str | Path | Tensor,
+    checkpoint: str | Path | None = None,
+    *,
+    images: Tensor | None = None,
+    labels: Tensor | None = None,
+    verdict: str | None = None,
+    **flags: Any,
+) -> Score:
+    """Score adversarial images that someone submitted: ball, [0, 1] and success of each image. Nothing is stored.
+
+    An image outside the ball or [0, 1] counts as a failed attack, with the reason; none is projected or clipped.
+
+    Args:
+        submitted: a file, or images (N, C, H, W); one for each test image, from the first on.
+        checkpoint: as for `diagnose`; None for a model in memory, `model=module`.
+        images, labels: for a model in memory; default: the test images of `dataset`.
+        verdict: K/N for a model with random outputs: misclassified if K of N passes are wrong.
+        flags: norm, one eps, and the other flags of `evaluate`.
+
+    Raises:
+        RequestError: the file holds no images, or more than there are test images, or a wrong value.
+    """
+    from robobench.evaluation.accuracy import seeded_torch
+    from robobench.evaluation.score import score_images
+
+    _check_weights(checkpoint, flags)
+    adv = submitted if isinstance(submitted, Tensor) else read_image_file(check_image_file(submitted))[0]
+    norm, eps = flags.pop("norm", "Linf"), flags.pop("eps", None)
+    if callable(flags.get("model")):
+        given = {name: flags.pop(name, None) for name in ("dataset", "data_dir", "examples", "device")}
+        images, labels = read_images(images, labels, given["dataset"], given["data_dir"], given["examples"])
+        dataset, examples = given["dataset"], given["examples"]
+        model = as_module(flags.pop("model"))
+        device = torch.device(given["device"]) if given["device"] is not None else device_of(model, images)
+        batch_size = flags.pop("batch_size", EVAL_BATCH_SIZE)
+        if flags:
+            raise RequestError(f"score: a model in memory takes no {', '.join(flags)}; leave it out")
+    else:
+        planner, model, _ = _open_model(checkpoint, flags)
+        test, device = planner.models.dataset.test, torch.device(planner.settings.device)
+        dataset, examples = planner.request.dataset, planner.request.examples
+        count = min(examples or len(adv), len(test))
+        images, labels = test.images(torch.arange(count)), test.labels[:count]
+        batch_size = planner.settings.run.eval_batch_size
+    data, randomness = TensorImages(images, labels, device), Randomness.parse(None, verdict)
+    judged = model if randomness is None else RandomizedModel(model, randomness)
+    with seeded_torch(KeyedRng.of(torch.arange(len(data)), "score"), device):
+        return score_images(judged.to(device), adv[:examples], data, one_threat(norm, eps, dataset), batch_size)
 
 
 def corruptions(

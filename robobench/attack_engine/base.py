@@ -15,6 +15,7 @@ from robobench.attack_engine.options import DEFAULT_OPTIONS, AttackOptions
 from robobench.attack_engine.state import AttackResult, AttackState
 from robobench.core.losses import is_misclassified
 from robobench.core.memory import split_on_oom
+from robobench.core.randomness import Randomness
 from robobench.core.rng import KeyedRng
 from robobench.core.threat import ThreatModel
 
@@ -26,6 +27,12 @@ class AttackBudget:
     text: str
     reduced: bool = False  # other than the reference settings, and not known to be stronger
     standard: bool = False  # exactly the version that the literature reports, as for AutoAttack
+
+    def adapted(self, randomness: Randomness | None, bpda: str | None) -> AttackBudget:
+        """Return the budget of an adaptive attack, which names its votes and its replacement model."""
+        how = [str(randomness)] if randomness else []
+        how += [f"bpda {bpda}"] if bpda else []
+        return AttackBudget("; ".join([self.text, *how]), self.reduced, self.standard and not how)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +59,7 @@ class Attack(ABC):
     supports_bf16_search: ClassVar[bool] = False  # steps may run in bfloat16: they compare no losses
     supports_compile: ClassVar[bool] = False  # steps may use a compiled model: at most one gradient per forward pass
     finds_closest: ClassVar[bool] = False  # the result of a full budget is the closest adversarial example found
+    eot: ClassVar[int] = 1  # passes of a random model over which the reference settings average
     min_classes: ClassVar[int] = 2  # number of logits that the attack needs
     gradient_free: bool = False  # uses the model's outputs only; __init__ may set it from the config
     adapts_to_masking: ClassVar[bool] = False  # wants to know `masking_suspected`

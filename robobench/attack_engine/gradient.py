@@ -8,13 +8,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from robobench.attack_engine.randomized import RandomizedModel
 from robobench.core.losses import is_misclassified
 from robobench.core.soft_labels import attack_loss
 from robobench.errors import GradientError
 
 NO_GRADIENT = (
     "no gradient of the logits reaches the images (one-hot or integer outputs, detach() or no_grad in forward()); "
-    "replace that operation by a differentiable one (BPDA), or use query attacks: --attacks square,noise"
+    "give a differentiable replacement of the model (--bpda), or use query attacks: --attacks square,noise"
 )
 TORCH_ERRORS = ("does not require grad", "not have been used in the graph")  # of a graph that misses the images
 
@@ -44,6 +45,7 @@ def loss_and_input_grad(
 
     Args:
         attack: named in errors.
+        model: the results of a `RandomizedModel` are means over its passes.
         loss: maps logits (B, K) and the images to (B,).
 
     Returns:
@@ -54,6 +56,10 @@ def loss_and_input_grad(
         GradientError: the gradient is NaN at a correctly classified image, or no gradient of the logits reaches the
             images. The attack could not move there, which would overestimate robustness.
     """
+    if isinstance(model, RandomizedModel):
+        passes = [loss_and_input_grad(attack, model.model, adv, labels, loss) for _ in range(model.randomness.eot)]
+        logits, losses, grad = (torch.stack(values).mean(0) for values in zip(*passes, strict=True))
+        return logits, losses, grad
     with torch.enable_grad(), explain_missing_gradient(attack):
         leaf, direct = adv.detach().requires_grad_(True), adv.detach().requires_grad_(True)
         logits = model(leaf)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from robobench.attack_engine.accelerated import select_search_model
 from robobench.attack_engine.options import DEFAULT_OPTIONS, AttackOptions
+from robobench.attack_engine.randomized import RandomizedModel, predicts_wrong
 from robobench.attack_engine.state import AttackResult, AttackState, SteppedAttack
 from robobench.attack_engine.trace import TraceRecorder
 from robobench.core.losses import is_misclassified
@@ -65,6 +66,7 @@ class _BatchRun:
         self.adv = images.clone()
         self.success = torch.zeros(len(labels), dtype=torch.bool, device=images.device)
         self.recorder = TraceRecorder(len(labels), images.device) if options.traces is not None else None
+        self.is_randomized = isinstance(model, RandomizedModel)
         self.search_model = select_search_model(attack, model, images, labels, options) if early_stop else model
 
     def run(self) -> AttackResult:
@@ -89,8 +91,8 @@ class _BatchRun:
             visited = state.adv
             state, logits = self.attack.step(self.search_model, state)
             success = is_adversarial(self.attack, logits, visited, state)
-            if self.search_model is not self.model:
-                success = recheck_in_fp32(self.model, visited, state.labels, success)
+            if self.search_model is not self.model or self.is_randomized:
+                success = recheck(self.model, visited, state.labels, success)
             self._record(logits, state, rows, success)
             if self.early_stop and bool(success.any()):
                 self.adv[rows[success]], self.success[rows[success]] = visited[success], True
@@ -114,6 +116,8 @@ class _BatchRun:
                 # The result may be misclassified in float32 although the accelerated model did not show it.
                 also = is_adversarial(self.attack, self.model(result), result, state)
                 last, success = torch.where(per_image(also, last), result, last), success | also
+            if self.is_randomized:
+                success = recheck(self.model, last, state.labels, is_inside(self.attack, last, state))
         self._record(logits, state, rows, success)
         self.adv[rows], self.success[rows] = result, success
         self.adv[rows[success]] = last[success]
@@ -125,16 +129,22 @@ class _BatchRun:
 
 def is_adversarial(attack: SteppedAttack, logits: Tensor, adv: Tensor, state: AttackState) -> Tensor:
     """Return which images adv (B, C, H, W) with logits (B, K) are adversarial: misclassified and inside the ball."""
-    success = is_misclassified(logits, state.labels)
+    return is_misclassified(logits, state.labels) & is_inside(attack, adv, state)
+
+
+def is_inside(attack: SteppedAttack, adv: Tensor, state: AttackState) -> Tensor:
+    """Return which images adv (B, C, H, W) are inside the ball: (B,) bool."""
     if attack.iterates_leave_ball:
-        success &= attack.threat.distance(adv, state.images) <= attack.threat.eps
-    return success
+        return attack.threat.distance(adv, state.images) <= attack.threat.eps
+    return torch.ones_like(state.labels, dtype=torch.bool)
 
 
-def recheck_in_fp32(model: nn.Module, adv: Tensor, labels: Tensor, success: Tensor) -> Tensor:
-    """Return which of the images marked in `success` (B,) bool the float32 model misclassifies."""
+def recheck(model: nn.Module, adv: Tensor, labels: Tensor, success: Tensor) -> Tensor:
+    """Return which of the images marked in `success` (B,) bool the original model misclassifies.
+
+    It runs in float32, and a model with random outputs votes.
+    """
     rows = success.nonzero().flatten()
     if len(rows):
-        with torch.no_grad():
-            success = success.index_copy(0, rows, is_misclassified(model(adv[rows]), labels[rows]))
+        success = success.index_copy(0, rows, predicts_wrong(model, adv[rows], labels[rows]))
     return success

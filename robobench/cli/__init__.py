@@ -25,6 +25,7 @@ from robobench.cli import (
     report,
     reproduce,
     run,
+    score,
     store,
 )
 
@@ -72,6 +73,7 @@ app.command("compare", help=compare.HELP, epilog=compare.EPILOG)(compare.main)
 app.command("leaderboard", help=leaderboard.HELP, epilog=leaderboard.EPILOG)(leaderboard.main)
 app.command("report", help=report.HELP, epilog=report.EPILOG)(report.main)
 app.command("evaluate", help=evaluate.HELP, epilog=evaluate.EPILOG)(evaluate.main)
+app.command("score", help=score.HELP, epilog=score.EPILOG)(score.main)
 app.command("diagnose", help=diagnose.HELP, epilog=diagnose.EPILOG)(diagnose.main)
 app.command("corruptions", help=corruptions.HELP, epilog=corruptions.EPILOG)(corruptions.main)
 app.command("reproduce", help=reproduce.HELP, epilog=reproduce.EPILOG)(reproduce.main)
@@ -86,9 +88,9 @@ app.add_typer(paper.app, name="paper")
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
-    0: done. 1: a cell failed (its row has the reason), a check failed (`reproduce`, `check`, `store check`), a gate
-    (`--fail-under`) was missed, the store could not be written, or a process or cluster was lost. 2: the request is
-    wrong, or a file is damaged or missing; one line on stderr says why. 130 or 143: stopped by a signal.
+    0: done. 1: a cell failed (its row has the reason), a check failed (`reproduce`, `check`, `score`, `store check`), a
+    gate (`--fail-under`) was missed, the store could not be written, or a process or cluster was lost. 2: the request
+    is wrong, or a file is damaged or missing; one line on stderr says why. 130 or 143: stopped by a signal.
     """
     from robobench.distributed.launch import is_nonzero_rank
     from robobench.errors import ArtifactError, ExecutorError, Interrupted, ProcessError, RequestError, StorageError

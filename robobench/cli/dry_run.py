@@ -107,7 +107,7 @@ def _estimate(plan: Plan, progress: Callable[[str], None]) -> _Estimate:
     for spec in plan.attacks:
         white_box = sum(cell.spec is spec and cell.protocol == "white-box" for cell in cells)
         count = white_box + ("transfer" in spec.protocols)
-        out.attacks.append((spec, (spec.attack.cost or 0.0) * slowest * plan.examples * count))
+        out.attacks.append((spec, plan.eot * (spec.attack.cost or 0.0) * slowest * plan.examples * count))
     return out
 
 

@@ -41,6 +41,10 @@ Examples:
   robobench evaluate --model robustbench:Wong2020Fast --dataset cifar10 --attacks autoattack --model-info fast.json
 
   robobench evaluate weights.pth --model resnet18 --dataset cifar10 --transfer-source resnet18=plain.pth
+
+  robobench evaluate weights.pth --model noisy.py:net --dataset cifar10 --attacks pgd,square --eot 20
+
+  robobench evaluate weights.pth --model resnet18 --dataset cifar10 --attacks autoattack --save-adversarial adv.pt
 """
 
 Until = Annotated[
@@ -52,9 +56,31 @@ Until = Annotated[
 ]
 
 
-@o.with_flags(o.EvaluateFlags)
+@dataclass(kw_only=True)
+class ModelFlags(o.EvaluateFlags):
+    """Flags of adaptive attacks and of their images."""
+
+    eot: Annotated[
+        int | None,
+        typer.Option(help="Average gradients and outputs over N passes (EoT), for models with random outputs."),
+    ] = None
+    verdict: Annotated[
+        str | None,
+        typer.Option(help="K/N: misclassified if K of N fresh passes are wrong; default: the majority of --eot."),
+    ] = None
+    bpda: Annotated[
+        str | None,
+        typer.Option(help="MODEL or MODEL=WEIGHTS that gives the gradients (BPDA); verdicts are the model's own."),
+    ] = None
+    save_adversarial: Annotated[
+        Path | None,
+        typer.Option(help="Write the adversarial images: .safetensors, or .pt as AutoAttack's script does."),
+    ] = None
+
+
+@o.with_flags(ModelFlags)
 def main(
-    flags: o.EvaluateFlags,
+    flags: ModelFlags,
     weights: Annotated[
         Path | None, typer.Argument(help="safetensors or a state dict; none if the factory loads its own.")
     ] = None,
@@ -233,7 +259,7 @@ def _fit_attacks(request: ExperimentConfig, minutes: float) -> ExperimentConfig:
     seconds: dict[str, float] = {}
     for spec in plan.attacks:
         cost = spec.attack.cost
-        each = float("inf") if cost is None else cost * forward * plan.examples * len(spec.protocols)
+        each = float("inf") if cost is None else plan.eot * cost * forward * plan.examples * len(spec.protocols)
         seconds[spec.attack.name] = seconds.get(spec.attack.name, 0.0) + each
     left, chosen, out = 60 * minutes, [], []
     for name in sorted(seconds, key=lambda name: -seconds[name]):

@@ -116,11 +116,16 @@ class ThreatModel:
         signs = torch.where(rng.child("signs").uniform_like(images) < 0.5, -1.0, 1.0)
         return signs * lengths / per_image(lengths.flatten(1).sum(1).clamp_min(1e-12), lengths)
 
+    def tolerance(self, images: Tensor) -> float:
+        """Return how far beyond eps an image may lie for its rounding.
+
+        It is 1e-6 + 1e-5 eps, the rounding of a float32 norm over some 1e5 values. In L1, the rounding of each value is
+        added.
+        """
+        return 1e-6 + 1e-5 * self.eps + (L1_ROUNDING * images[0].numel() if self.norm == "L1" else 0.0)
+
     def check(self, adv: Tensor, images: Tensor, who: str) -> None:
         """Raise ThreatModelError unless every image is finite, in [0, 1] and in the ball.
-
-        The tolerance, 1e-6 + 1e-5 eps, is the rounding of a float32 norm over some 1e5 values. In L1, the rounding of
-        each value is added.
 
         Args:
             who: name of the attack for the error message.
@@ -136,8 +141,7 @@ class ThreatModel:
         if low < -1e-6 or high > 1 + 1e-6:
             raise ThreatModelError(f"{who} left [0, 1]: values in [{low:.3g}, {high:.3g}]")
         distance = self.distance(adv, images)
-        tolerance = 1e-6 + 1e-5 * self.eps + (L1_ROUNDING * images[0].numel() if self.norm == "L1" else 0.0)
-        outside = distance > self.eps + tolerance
+        outside = distance > self.eps + self.tolerance(images)
         if bool(outside.any()):
             raise ThreatModelError(
                 f"{who} left the threat model on {int(outside.sum())} of {len(adv)} images: "

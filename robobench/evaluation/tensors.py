@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
 from robobench.attack_engine.base import Attack
-from robobench.core.module_state import attack_mode
 from robobench.core.threat import check_unit_range
 from robobench.errors import RequestError
-from robobench.evaluation.accuracy import attack_rng
+from robobench.evaluation.accuracy import attack_rng, attack_white_box
 
 
 class TensorImages:
@@ -78,6 +77,20 @@ def check_images(images: Tensor, labels: Tensor) -> None:
     check_unit_range(images)
 
 
+def combine_examples(images: Tensor, clean: Tensor, attacks: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return the example of the first attack that succeeded on each image, else the clean image: (N, C, H, W).
+
+    Args:
+        clean: (N,) bool, correct when clean.
+        attacks: of each attack, images (N, C, H, W) and which stay correct, (N,) bool.
+    """
+    adv, left = images.clone(), clean
+    for examples, outcomes in attacks:
+        new = left & ~outcomes
+        adv[new], left = examples[new].to(adv), left & outcomes
+    return adv
+
+
 def attack_tensors(
     model: nn.Module,
     attack: Attack,
@@ -107,11 +120,9 @@ def attack_tensors(
     for number, rows in enumerate(batches, 1):
         images, labels = data.images(rows), data.labels[rows].to(data.device)
         rng = attack_rng(attack, rows, str(data.device))
-        with attack_mode(model):
-            result = attack.attack_early_stop(model, images, labels, rng if seed is None else rng.child("seed", seed))
-        attack.threat.check(result.adv, images, f"attack '{attack.name}'")
+        result = attack_white_box(model, attack, images, labels, rng if seed is None else rng.child("seed", seed))
         success = result.success.to(left.device)
-        adv[rows[success]] = result.adv.detach().to(adv)[success]
+        adv[rows[success]] = result.adv.to(adv)[success]
         left[rows] = ~success
         on_batch(number, len(batches), int(success.sum()), len(rows))
     return adv, left

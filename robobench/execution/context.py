@@ -10,7 +10,9 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
+from robobench.attack_engine.randomized import adapt_model
 from robobench.core.console import Reporter
 from robobench.core.memory import keep_freed_memory
 from robobench.data.split import Dataset
@@ -51,6 +53,7 @@ class RunContext:
         self.store = RankZeroStore(plan.out, overwrite=plan.overwrite, log=reporter.warning)
         self.failures: dict[str, str] = {}  # key of a training or a cell -> reason
         self._loaded: tuple[str, PreprocessedModel] | None = None  # the last model stays in memory
+        self._bpda: nn.Module | None = None  # stays in memory once it is needed
         self._split_tasks: set[tuple[str, str]] = set()  # (model, task) that ran out of memory
         torch.set_num_threads(plan.threads)
         keep_freed_memory()
@@ -81,6 +84,12 @@ class RunContext:
             module.load_state_dict(load_file(folder / WEIGHT_FILES[model.selection], device=self.plan.device))
             self._loaded = (wanted, module.eval())
         return self._loaded[1]
+
+    def load_attacked(self, model: PlannedModel) -> nn.Module:
+        """Load a model as attacks see it: with the gradient of --bpda, and averaged and judged as --eot says."""
+        if self.plan.bpda is not None and self._bpda is None:
+            self._bpda = self.load_model(self.plan.bpda)
+        return adapt_model(self.load_model(model), self._bpda, self.plan.randomness)
 
     def on_oom_split(self, model: PlannedModel, task: str) -> Callable[[str], None]:
         """Return a callback that warns when a task runs out of memory with this model, the first time only."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 import traceback
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -27,8 +28,10 @@ from robobench.errors import StorageError
 from robobench.evaluation import accuracy
 from robobench.evaluation.model_checks import quick_model_checks, tell_about_masking
 from robobench.evaluation.near_chance import near_chance_warning
+from robobench.execution.adversarial_images import AdversarialImages
 from robobench.execution.context import RunContext
-from robobench.execution.evaluation_record import blank_record, uses_bf16_search
+from robobench.execution.evaluation_record import blank_record, budget_fields, uses_bf16_search
+from robobench.execution.partial_outcomes import load_partial, save_partial
 from robobench.execution.transfer_examples import TransferExamples
 from robobench.models.wrapper import PreprocessedModel
 from robobench.planning.plan import AttackSpec, Cell, ExternalModel, PlannedModel, TrainingJob
@@ -49,7 +52,7 @@ class Evaluator:
 
     def __init__(self, context: RunContext) -> None:
         self.context = context
-        self.transfer = TransferExamples(context)
+        self.transfer, self.adversarial = TransferExamples(context), AdversarialImages(context)
         self._clean: dict[str, Tensor] = {}  # `_identity` of a model -> clean outcomes
         self._findings: dict[str, list[FindingRecord]] = {}  # `_identity` of a model -> quick model checks
         self.place, self.component = "", ""  # for messages: number of the cell, running part of an ensemble
@@ -112,6 +115,8 @@ class Evaluator:
             **({"until": plan.until} if plan.until is not None else {}),
             **({"search": "bf16"} if uses_bf16_search(attack, cell.protocol, plan.precision) else {}),
             **({"precision": "bf16"} if bf16_model else {}),
+            **({"randomness": asdict(plan.randomness)} if plan.randomness else {}),
+            **({"bpda": plan.bpda.key} if plan.bpda and cell.protocol == "white-box" else {}),
             **plan.environment(),
         }
 
@@ -132,6 +137,8 @@ class Evaluator:
             stored = model is not None and context.store.folder("model", model.folder).is_dir()
             if model is not None and stored and context.weights_digest(model) != digest:
                 return None
+        if self.adversarial.keeps(cell) and not self.adversarial.is_complete(key, record["weights_digest"]):
+            return None
         return record
 
     def _update(self, cell: Cell, key: str, record: EvaluationRecord) -> EvaluationRecord:
@@ -182,6 +189,13 @@ class Evaluator:
         models = (cell.model, self._source(cell))
         return "-".join([f"partial/{key}", *(self.context.weights_digest(m)[:8] for m in models if m)])
 
+    def write_adversarial(self) -> None:
+        """Write the file of --save-adversarial; a failed attack has no part in it."""
+        if self.context.plan.save_adversarial is not None:
+            cells = [cell for cell in self.context.plan.cells() if self.adversarial.keeps(cell)]
+            records = [self._finished(cell, self.key(cell)) for cell in cells]
+            self.adversarial.write([record for record in records if record is not None])
+
     # --- the attack -----------------------------------------------------------------------------
 
     def _attack(self, cell: Cell, key: str, record: EvaluationRecord) -> None:
@@ -191,6 +205,9 @@ class Evaluator:
         record["compiled_search"] = compiled is not None
         saves = PartialResults(self.context.store, self._partial_kind(cell, key))
         bits, traces, seconds_before = collectives.on_rank_zero(lambda: load_partial(saves))
+        keeps, weights = self.adversarial.keeps(cell), record["weights_digest"]
+        if keeps and not self.adversarial.is_complete(key, weights, len(bits)):
+            bits, traces, seconds_before = [], {}, 0.0
         begun = time.perf_counter() - seconds_before
         clean = self.clean_outcomes(cell.model)
         batches = accuracy.batch_indices(plan.examples, plan.run.eval_batch_size)
@@ -204,7 +221,10 @@ class Evaluator:
         left = range(len(bits), len(bits) if self._is_known(bits) else len(batches))
         with self.context.reporter.progress_bar(describe, plan.examples) as advance:
             advance(sum(map(len, batches[: left.start])))
-            for number, (outcomes, trace) in zip(left, collectives.map_across_ranks(left, attack_batch), strict=True):
+            for number, result in zip(left, collectives.map_across_ranks(left, attack_batch), strict=True):
+                outcomes, trace, adv = result
+                if keeps:
+                    self.adversarial.keep(key, weights, number, adv)
                 bits.append(to_bitstring(outcomes))
                 traces = average_traces([traces, trace])
                 seconds = time.perf_counter() - begun
@@ -214,7 +234,7 @@ class Evaluator:
                 if self._is_known(bits):
                     break
         self.computed_cost += self._cost(cell)
-        budget = cell.spec.attack.budget  # may depend on the number of classes seen
+        record.update(budget_fields(plan, cell.spec.attack, cell.protocol))  # type: ignore[typeddict-item]
         record.update(
             {
                 "status": "ok",
@@ -222,9 +242,6 @@ class Evaluator:
                 "robust_bits": "".join(bits),
                 "seconds": time.perf_counter() - begun,
                 "traces": round_traces(traces),
-                "attack_budget": budget.text,
-                "budget_reduced": budget.reduced,
-                "budget_standard": budget.standard,
                 "findings": self.findings(cell.model),
             }
         )
@@ -248,16 +265,16 @@ class Evaluator:
     def _batch_attack(
         self, cell: Cell, compiled: PreprocessedModel | None, clean: Tensor, batches: list[Tensor]
     ) -> Any:
-        """Return a function that maps a batch number to its outcomes (B,) bool and traces."""
+        """Return a function that maps a batch number to outcomes (B,) bool, traces and kept images (S, C, H, W)."""
         plan, data, attack = self.context.plan, self.context.dataset.test, cell.spec.attack
         warn = self.context.on_oom_split(cell.model, attack.name)
         folders = self.transfer.folders(cell.spec) if cell.protocol == "transfer" else []
-        module = self.context.load_model(cell.model)
+        module, keeps = self.context.load_attacked(cell.model), self.adversarial.keeps(cell)
         if cell.protocol == "white-box":
             first = batches[0][:CHECKED_IMAGES]
             tell_about_masking(attack, module, data.images(first), data.labels[first].to(plan.device))
 
-        def white_box(number: int) -> tuple[Tensor, Traces]:
+        def white_box(number: int) -> tuple[Tensor, Traces, Tensor]:
             options = AttackOptions(
                 bf16_search=uses_bf16_search(attack, cell.protocol, plan.precision),
                 compiled=(module, compiled) if compiled is not None else None,
@@ -266,12 +283,13 @@ class Evaluator:
                 on_component=partial(setattr, self, "component"),
             )
             index = batches[number]
-            outcomes = accuracy.white_box_outcomes(module, attack, data, index, clean[index], plan.device, options)
-            return outcomes, collect_traces(options.traces or {})
+            found = accuracy.white_box_examples(module, attack, data, index, clean[index], plan.device, options)
+            outcomes, adv = found
+            return outcomes, collect_traces(options.traces or {}), adv.cpu() if keeps else adv[:0].cpu()
 
-        def transfer(number: int) -> tuple[Tensor, Traces]:
+        def transfer(number: int) -> tuple[Tensor, Traces, Tensor]:
             index, adv = batches[number], self.transfer.load(folders[number])
-            return accuracy.transfer_outcomes(module, adv, data.labels[index], clean[index], warn), {}
+            return accuracy.transfer_outcomes(module, adv, data.labels[index], clean[index], warn), {}, adv[:0].cpu()
 
         return white_box if cell.protocol == "white-box" else transfer
 
@@ -303,7 +321,7 @@ class Evaluator:
         """Return whether each clean test image is classified correctly: (N,) bool. Computed once per model."""
         identity = self._identity(model)
         if identity not in self._clean:
-            module, plan = self.context.load_model(model), self.context.plan
+            module, plan = self.context.load_attacked(model), self.context.plan
             data, warn = self.context.dataset.test, self.context.on_oom_split(model, "clean images")
 
             def outcomes(index: Tensor) -> Tensor:
@@ -354,6 +372,8 @@ class Evaluator:
         module = self.context.load_model(cell.model)
         if (
             cell.protocol != "white-box"
+            or plan.randomness is not None
+            or plan.bpda is not None
             or plan.device != "cpu"  # measured to be faster on a CPU only
             or not any(part.supports_compile for part in (attack, *attack.components))
             or uses_bf16_search(attack, cell.protocol, plan.precision)  # needs other graphs
@@ -379,18 +399,3 @@ class Evaluator:
                 reporter.warning(f"{name} is attacked without torch.compile: {' '.join(str(err).split())[:300]}")
             self._compiled = (module, compiled)
         return self._compiled[1]
-
-
-def load_partial(saves: PartialResults) -> tuple[list[str], Traces, float]:
-    """Return the finished batches of an evaluation as bit strings, their traces and their seconds."""
-    folder = saves.newest()
-    if folder is None:
-        return [], {}, 0.0
-    saved = json.loads((folder / "outcomes.json").read_text())
-    return saved["bits"], saved["traces"], saved["seconds"]
-
-
-def save_partial(saves: PartialResults, bits: list[str], traces: Traces, seconds: float) -> None:
-    """Save the finished batches of an evaluation."""
-    with saves.saving(len(bits)) as work:
-        (work / "outcomes.json").write_text(json.dumps({"bits": bits, "traces": traces, "seconds": seconds}))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 
 from robobench.attack_engine.base import Attack
 from robobench.core import provenance
 from robobench.execution.context import RunContext
-from robobench.planning.plan import Cell, PlannedModel
+from robobench.planning.plan import Cell, Plan, PlannedModel
 from robobench.results.records import EvaluationRecord, Protocol
 
 
@@ -25,15 +27,25 @@ def _computes_the_same(model: PlannedModel, source: PlannedModel, digests: dict[
     return same_logits and digests.get(model.key, "") == digests.get(source.key)
 
 
+def budget_fields(plan: Plan, attack: Attack, protocol: Protocol) -> dict[str, Any]:
+    """Return the fields of an attack's budget."""
+    bpda = plan.bpda.name.removeprefix("external:") if plan.bpda and protocol == "white-box" else None
+    budget = attack.budget.adapted(plan.randomness, bpda)
+    return {
+        "attack_budget": budget.text,
+        "budget_reduced": budget.reduced,
+        "budget_standard": budget.standard,
+    }
+
+
 def blank_record(context: RunContext, cell: Cell, key: str) -> EvaluationRecord:
     """Return a cell's record with status "failed" and no outcomes."""
     plan, model, attack, protocol = context.plan, cell.model, cell.spec.attack, cell.protocol
     source = plan.transfer_source if protocol == "transfer" else None
     available = [m for m in (model, source) if m is not None and m.key not in context.failures]
     digests = {m.key: context.weights_digest(m) for m in available}
-    budget = attack.budget
     bf16_search = uses_bf16_search(attack, protocol, plan.precision)
-    return {
+    record: dict[str, Any] = {
         "key": key,
         "training": model.folder,
         "dataset": model.dataset,
@@ -57,9 +69,7 @@ def blank_record(context: RunContext, cell: Cell, key: str) -> EvaluationRecord:
         "steps": attack.steps,
         "gradient_free": attack.gradient_free,
         "early_stop": protocol == "white-box" and attack.early_stop,
-        "attack_budget": budget.text,
-        "budget_reduced": budget.reduced,
-        "budget_standard": budget.standard,
+        **budget_fields(plan, attack, protocol),
         "search_precision": "bf16" if bf16_search else "fp32",
         "protocol": protocol,
         "source_digest": digests.get(source.key) if source else None,
@@ -81,3 +91,8 @@ def blank_record(context: RunContext, cell: Cell, key: str) -> EvaluationRecord:
         "robust_bits": None,
         "seconds": None,
     }
+    if plan.randomness is not None:
+        record["eot"], record["verdict"] = plan.randomness.eot, plan.randomness.verdict
+    if plan.bpda is not None and protocol == "white-box":
+        record["bpda"] = plan.bpda.name
+    return cast(EvaluationRecord, record)

@@ -23,7 +23,9 @@ class Runner:
     def run(self) -> set[str]:
         """Train missing models, evaluate every cell, and return the keys of the records."""
         self.trainer.train_all()
-        return self.evaluator.evaluate_all()
+        keys = self.evaluator.evaluate_all()
+        self.evaluator.write_adversarial()
+        return keys
 
     def announce(self) -> None:
         """Log the settings of the run, and how many images are not used."""

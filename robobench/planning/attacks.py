@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from robobench.attack_engine.base import Attack
 from robobench.core.numbers import canonical_norm, parse_eps, parse_radii
+from robobench.core.paths import check_writable
 from robobench.core.registry import unknown_name
 from robobench.core.threat import ThreatModel
+from robobench.data.image_file import check_output_file
+from robobench.data.info import dataset_info
 from robobench.errors import PluginError, RequestError
 from robobench.planning.plan import AttackSpec
 from robobench.planning.settings import Settings
@@ -47,6 +51,36 @@ def plan_attacks(settings: Settings) -> list[AttackSpec]:
         if norm not in norms_used and norms_used:
             raise RequestError(f"--eps gives radii for {norm}, and no attack of this run is on {norm}")
     return specs
+
+
+def choose_eot(attacks: Iterable[Attack]) -> int | None:
+    """Return the most passes that the reference settings of an attack average over; None if no attack averages."""
+    most = max((attack.eot for attack in attacks), default=1)
+    return most if most > 1 else None
+
+
+def one_threat(norm: str, eps: Any, dataset: str | None) -> ThreatModel:
+    """Return the ball of a norm and one radius; default: the data set's first. Raises RequestError."""
+    norm = canonical_norm(norm)
+    radii = (eps,) if isinstance(eps, (str, float, int)) else tuple(eps or ())
+    if not radii and dataset is not None:
+        radii = dataset_info(dataset).eps.get(norm, ())[:1]
+    if len(radii) != 1:
+        raise RequestError(f"give one radius of the {norm} ball, such as eps='8/255', got {len(radii)}")
+    return ThreatModel(norm, parse_eps(radii[0], norm))
+
+
+def check_one_ball(file: Path, attacks: Iterable[Attack]) -> Path:
+    """Return the file; raise RequestError unless it can hold images, and all attacks have the same ball."""
+    check_output_file(file)
+    check_writable(file.parent, "--save-adversarial")
+    threats = list(dict.fromkeys(str(attack.threat) for attack in attacks))
+    if len(threats) != 1:
+        raise RequestError(
+            f"--save-adversarial holds the images of one ball, got {', '.join(threats) or 'no attack'}; give one "
+            "radius with --eps, and attacks of one norm"
+        )
+    return file
 
 
 def gradient_free_attacks(make_config: Callable[[Any, str], Any], attacks: list[Attack]) -> list[Attack]:

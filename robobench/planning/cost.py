@@ -318,7 +318,7 @@ def cost_of_plans(plans: Sequence[tuple[Plan, tuple[str, ...]]]) -> list[str]:
                 name = attacked.spec.name
                 if name not in forward:
                     forward[name] = forward_seconds_per_image(plan, attacked)
-                total += spec.attack.cost * forward[name] * plan.examples
+                total += plan.eot * spec.attack.cost * forward[name] * plan.examples
     out.append(f"estimated on this machine: {format_duration(total)} in all; attacks end sooner where they succeed")
     out += dict.fromkeys(f"missing: {line}" for plan, _ in plans for line in plan.unavailable_data)
     return out

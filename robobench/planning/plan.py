@@ -12,6 +12,7 @@ import torch
 
 from robobench.attack_engine.base import Attack
 from robobench.core.device import tf32_setting
+from robobench.core.randomness import Randomness
 from robobench.core.threat import ThreatModel
 from robobench.data.split import Dataset
 from robobench.models.spec import ModelSpec
@@ -205,11 +206,20 @@ class Plan:
     notes: list[str] = field(default_factory=list)
     unavailable_data: list[str] = field(default_factory=list)  # what a dry run lacks to become a run
     init: InitialWeights | None = None  # weights that trainings start from
+    randomness: Randomness | None = None  # of models with random outputs; None: one pass is enough
+    bpda: PlannedModel | None = None  # gives the gradients of white-box attacks; verdicts are the model's own
+    save_adversarial: Path | None = None  # file for one adversarial image per test image
+
+    @property
+    def eot(self) -> int:
+        """Passes that an attack takes in place of each one."""
+        return self.randomness.eot if self.randomness else 1
 
     def training_order(self) -> list[PlannedModel]:
         """Return every model that is needed, each once and after those it requires."""
         jobs: dict[str, PlannedModel] = {}
-        for model in [*([self.transfer_source] if self.transfer_source else []), *self.models, *self.controls]:
+        helpers = [model for model in (self.transfer_source, self.bpda) if model is not None]
+        for model in [*helpers, *self.models, *self.controls]:
             jobs.update(model.with_dependencies())
         return list(jobs.values())
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from robobench.core.paths import check_writable
+from robobench.core.randomness import Randomness
 from robobench.data import load_dataset, placeholder_dataset
 from robobench.data.extra import load_extra
 from robobench.data.info import Resize
@@ -13,7 +14,7 @@ from robobench.data.split import Dataset, require_classes
 from robobench.errors import RequestError
 from robobench.models.pretrained import pretrained_is_cached, published_preprocessing
 from robobench.models.spec import TIMM, brings_own_normalization
-from robobench.planning.attacks import plan_attacks
+from robobench.planning.attacks import check_one_ball, choose_eot, plan_attacks
 from robobench.planning.initial_weights import use_published_weights
 from robobench.planning.plan import AttackSpec, DatasetIdentity, Plan, PlannedModel, TrainingJob
 from robobench.planning.precheck import check_request
@@ -141,6 +142,12 @@ class Planner:
             self._shuffle_test_images(examples)
         for attack in self.attacks:
             attack.attack.check_images(examples, (3, side, side))
+        randomness, bpda = self._randomness(), self._bpda()
+        adaptive = randomness is not None or bpda is not None
+        if request.save_adversarial is not None:
+            if request.until is not None:
+                raise RequestError("--save-adversarial needs every image, in order; leave --until out")
+            check_one_ball(request.save_adversarial, [spec.attack for spec in self.attacks])
         return Plan(
             preset=settings.preset,
             run=run,
@@ -152,7 +159,7 @@ class Planner:
             train_images=self.train_images,
             examples=examples,
             device=settings.device,
-            precision=settings.precision,
+            precision="fp32" if adaptive else settings.precision,
             threads=settings.threads,
             devices=settings.devices,
             until=request.until,
@@ -162,6 +169,9 @@ class Planner:
             notes=settings.notes,
             unavailable_data=self.unavailable_data,
             init=self.models.init,
+            randomness=randomness,
+            bpda=bpda,
+            save_adversarial=request.save_adversarial,
         )
 
     def _shuffle_test_images(self, examples: int) -> None:
@@ -206,6 +216,22 @@ class Planner:
         held_out, averages = self.settings.run.held_out and job.config.epochs, job.config.average != "none"
         kept = {"last": True, "best": held_out, "average": averages, "best-average": held_out and averages}
         return [name for name, keep in kept.items() if keep]
+
+    def _randomness(self) -> Randomness | None:
+        """Return what --eot and --verdict ask for, else what an attack's reference settings use."""
+        default = choose_eot(spec.attack for spec in self.attacks)
+        if self.request.eot is None and default is not None:
+            self.settings.note(
+                f"every attack averages over {default} passes, as one of them does; change it with --eot"
+            )
+        return Randomness.parse(self.request.eot or default, self.request.verdict)
+
+    def _bpda(self) -> PlannedModel | None:
+        """Return the model that gives the gradients."""
+        if self.request.bpda is None:
+            return None
+        name, _, file = self.request.bpda.partition("=")
+        return self.models.external(name, Path(file) if file else None, role="bpda")
 
     def _transfer_source(self) -> PlannedModel:
         """Return the model that transfer examples are made on."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from robobench.core.numbers import canonical_norm, parse_channels, parse_eps, parse_radii
+from robobench.core.randomness import Randomness
 from robobench.core.registry import match_name, unknown_name
 from robobench.data.info import dataset_info
 from robobench.errors import RequestError
@@ -38,11 +39,12 @@ def check_request(request: ExperimentConfig) -> ExperimentConfig:
     _check_model(request.model)
     if request.weights is not None:
         check_file(request.weights)
-    if request.transfer_source is not None:
-        name, equals, file = request.transfer_source.partition("=")
+    for helper in filter(None, (request.transfer_source, request.bpda)):
+        name, equals, file = helper.partition("=")
         _check_model(name)
         if equals:
             check_file(Path(file))
+    Randomness.parse(request.eot, request.verdict)
     for flag, text in (("mean", request.mean), ("std", request.std)):
         if text is not None:
             parse_channels(flag, text)

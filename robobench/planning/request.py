@@ -99,6 +99,10 @@ class ExperimentConfig:
     mean: str | None = None
     std: str | None = None
     name: str | None = None  # in tables; default: the stem of the weights file
+    eot: int | None = None  # passes over which an attack on a random model averages
+    verdict: str | None = None  # K/N: misclassified if K of N fresh passes are wrong
+    bpda: str | None = None  # MODEL or MODEL=WEIGHTS: differentiable replacement for gradients
+    save_adversarial: Path | None = None  # file for one adversarial image per test image
 
     def __post_init__(self) -> None:
         for field in fields(self):

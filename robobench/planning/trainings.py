@@ -146,7 +146,7 @@ class ModelPlanner:
         Args:
             spec: default: that of the run's model.
             role: "evaluated" renumbers the classes of `dataset` if the model has more; "source" and "teacher" ignore
-                --mean, --std and --weights-key, a teacher must have the data's classes.
+                --mean, --std and --weights-key, a teacher must have the data's classes; "bpda" uses --mean and --std.
         """
         request, settings = self.settings.request, self.settings
         own = role == "evaluated"
@@ -154,8 +154,8 @@ class ModelPlanner:
             spec=replace(spec or self.spec(0, name), name=name),
             weights=weights,
             weights_key=request.weights_key if own else None,
-            mean=request.mean if own else None,
-            std=request.std if own else None,
+            mean=request.mean if own or role == "bpda" else None,
+            std=request.std if own or role == "bpda" else None,
             keep_size="image_size" in settings.given,
             outputs=self.dataset.num_classes if role == "teacher" else None,
             name=request.name if own else None,

@@ -120,6 +120,9 @@ class EvaluationRecord(TypedDict):
     robust_bits: str | None  # correct when clean and under the attack
     seconds: float | None  # of the attack
     population: NotRequired[int]  # with --until: number of images of which `examples` are a random sample
+    eot: NotRequired[int]  # passes over which the attack averaged, of a model with random outputs
+    verdict: NotRequired[str]  # K/N: misclassified if K of N fresh passes are wrong; missing: one pass
+    bpda: NotRequired[str]  # model that gave the gradients
     compiled_search: NotRequired[bool]  # gradient steps ran compiled
     traces: NotRequired[dict[str, dict[str, Any]]]  # by attack: loss and success rate per step
     black_box_found: NotRequired[int]  # images found by the gradient-free components of an ensemble

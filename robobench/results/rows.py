@@ -55,7 +55,7 @@ COST_COLUMNS = [
 ]
 DIGESTS = ["data_digest", "config_digest", "source_digest", "weights_digest", "commit"]  # text, even "1234"
 TRANSFER_ONLY_IMAGES = 200
-MODEL_KEYS = ("training", "selection", "weights_digest", "precision", "data_digest", "examples")
+MODEL_KEYS = ("training", "selection", "weights_digest", "precision", "data_digest", "examples", "verdict")
 FORWARDS_OF = {"weight_grad": 2.0}  # forward passes that a pass costs, 1 for any other
 PASS_SIGNS = {
     "forward": "F",
@@ -244,7 +244,7 @@ def format_stage_memory(timing: dict[str, Any]) -> str:
 
 
 def group_by_model(records: list[EvaluationRecord]) -> dict[tuple[Any, ...], list[EvaluationRecord]]:
-    """Group records by trained model, selected epoch and test images, in their order.
+    """Group records by trained model, selected epoch, test images and verdict, in their order.
 
     A model that was retrained under the same name, as by `--overwrite`, is another model if its weights differ.
     """

@@ -50,7 +50,7 @@ def interrupted_stores(place: Path, log: Path, command: list[str]) -> list[Path]
             if list((store / "artifacts").glob(pattern)):
                 stores.append(store)
                 break
-    from robobench.execution.evaluation_job import save_partial
+    from robobench.execution.partial_outcomes import save_partial
     from robobench.store.artifacts import Store
     from robobench.store.partial import PartialResults
 
