@@ -31,6 +31,7 @@ from robobench.api import (
     AttackState,
     IterativeAttack,
     KeyedRng,
+    OwnLossConfig,
     RequestError,
     ThreatModel,
     attack_cross_entropy,
@@ -49,6 +50,13 @@ class APGDConfig:
     def __post_init__(self) -> None:
         if min(self.steps, self.restarts) < 1:
             raise ValueError(f"steps and restarts must be >= 1, got {self.steps}, {self.restarts}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class APGDCEConfig(OwnLossConfig, APGDConfig):
+    def __post_init__(self) -> None:
+        OwnLossConfig.__post_init__(self)
+        APGDConfig.__post_init__(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,11 +254,13 @@ class APGD(IterativeAttack):
 class APGDCE(APGD):
     """APGD on the cross-entropy."""
 
+    Config = APGDCEConfig
     version = 2
 
     def loss(self, logits: Tensor, state: AttackState) -> Tensor:
-        """Return the cross-entropy in nats."""
-        return attack_cross_entropy(logits, state.labels)
+        """Return the cross-entropy in nats, or the user's loss."""
+        loss: Tensor = self.config.own_loss(attack_cross_entropy)(logits, state.labels)
+        return loss
 
 
 @ATTACKS.register("apgd-dlr")

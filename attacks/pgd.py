@@ -19,6 +19,7 @@ from robobench.api import (
     AttackState,
     IterativeAttack,
     KeyedRng,
+    OwnLossConfig,
     attack_cross_entropy,
     loss_and_input_grad,
     margin,
@@ -26,12 +27,13 @@ from robobench.api import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class PGDConfig:
+class PGDConfig(OwnLossConfig):
     steps: int = 20
     relative_step: float = 0.25  # step size / eps; 2/255 at eps 8/255
     restarts: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.steps < 1 or self.restarts < 1 or not self.relative_step > 0:
             raise ValueError(
                 f"steps and restarts must be >= 1 and relative_step > 0, got {self.steps}, "
@@ -55,8 +57,9 @@ class PGD(IterativeAttack):
 
     def step(self, model: nn.Module, state: AttackState) -> tuple[AttackState, Tensor]:
         """Take a step that increases the loss."""
+        loss = self.config.own_loss(self.loss)
         logits, _, grad = loss_and_input_grad(
-            self.name, model, state.adv, state.labels, lambda logits, _: self.loss(logits, state.labels)
+            self.name, model, state.adv, state.labels, lambda logits, _: loss(logits, state.labels)
         )
         step_size = self.config.relative_step * self.threat.eps
         return state.advance(self.threat.step(state.adv, grad, step_size, state.images)), logits

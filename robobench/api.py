@@ -7,6 +7,7 @@ from robobench.attack_engine.base import Attack, AttackBudget, IterativeAttack, 
 from robobench.attack_engine.ensemble import Ensemble
 from robobench.attack_engine.gradient import input_gradient, loss_and_input_grad
 from robobench.attack_engine.options import DEFAULT_OPTIONS, AttackOptions
+from robobench.attack_engine.own_loss import OwnLossConfig
 from robobench.attack_engine.state import AttackResult, AttackState
 from robobench.core.device import fork_stream, join_stream
 from robobench.core.losses import attack_cross_entropy, is_misclassified, kl, margin, mask_true_class, soft_label_kl
@@ -72,6 +73,7 @@ __all__ = [
     "MAEDecoder",
     "MAEEncoder",
     "NoConfig",
+    "OwnLossConfig",
     "PassCounts",
     "Precompute",
     "PrecomputedArray",

@@ -82,9 +82,9 @@ class Attack(ABC):
 
         By default the Config's values; the Config's defaults are the reference settings. A whole number below its
         default, such as steps or restarts, is named "reduced", any other difference except a larger whole number
-        "changed". Both count as reduced.
+        "changed". Both count as reduced. Empty texts are left out.
         """
-        values = [(f, getattr(self.config, f.name)) for f in fields(self.config)]
+        values = [(f, v) for f in fields(self.config) if (v := getattr(self.config, f.name)) != ""]
         counts = [(f.default, v) for f, v in values if type(v) is int and type(f.default) is int]
         fewer = any(value < default for default, value in counts)
         other = any(v != f.default for f, v in values if type(v) is not int and f.default is not MISSING)

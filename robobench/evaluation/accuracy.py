@@ -42,11 +42,10 @@ def clean_outcomes(
     def outcomes(index: Tensor) -> Tensor:
         labels = data.labels[index].to(device)
         images = data.images(index)
+        wrong = model.misclassifies(images, labels) if isinstance(model, RandomizedModel) else None
         logits = model(images)
         check_logits(logits, labels)
-        correct: Tensor = logits.argmax(1) == labels
-        if isinstance(model, RandomizedModel):
-            correct = ~model.misclassifies(images, labels)
+        correct: Tensor = logits.argmax(1) == labels if wrong is None else ~wrong
         return correct.cpu()
 
     with attack_mode(model), torch.no_grad(), seeded_torch(KeyedRng.of(index, "clean"), device):

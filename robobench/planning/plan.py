@@ -168,7 +168,7 @@ class AttackSpec:
             "version": self.attack.version,
             **({"library": f"{library} {metadata.version(library)}"} if library else {}),
             "code": code_digest(type(self.attack)),
-            "config": asdict(self.attack.config),
+            "config": {name: value for name, value in asdict(self.attack.config).items() if value != ""},
             "norm": self.threat.norm,
             "eps": self.threat.eps,
         }

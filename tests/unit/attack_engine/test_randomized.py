@@ -1,5 +1,7 @@
 """Models with random outputs: averages, votes and replaced gradients, against closed forms."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -81,7 +83,7 @@ def test_default_verdict_is_the_majority():
 
 def test_deterministic_model_keeps_its_outcomes(digits_net, digits):
     """EoT, votes and BPDA change nothing where passes are equal and the replacement is the model."""
-    flags = {"model": digits_net, "images": digits[0][1000:1020], "labels": digits[1][1000:1020], "eps": 0.15}
+    flags: Any = {"model": digits_net, "images": digits[0][1000:1020], "labels": digits[1][1000:1020], "eps": 0.15}
     flags |= {"attacks": "pgd,square,apgd-ce", "sets": ("pgd.steps=4", "square.queries=30", "apgd-ce.steps=4")}
     plain = robobench.evaluate(**flags).outcomes
     adaptive = robobench.evaluate(eot=2, verdict="2/2", bpda=digits_net, **flags)
@@ -91,7 +93,12 @@ def test_deterministic_model_keeps_its_outcomes(digits_net, digits):
 
 def test_eot_finds_what_one_pass_misses(digits_net, digits):
     """Noise at inference: under the same vote, FGSM with the mean gradient succeeds on more images. Runs repeat."""
-    flags = {"model": Noisy(digits_net), "images": digits[0][1000:1100], "labels": digits[1][1000:1100], "eps": 0.12}
+    flags: Any = {
+        "model": Noisy(digits_net),
+        "images": digits[0][1000:1100],
+        "labels": digits[1][1000:1100],
+        "eps": 0.12,
+    }
     flags |= {"attacks": "fgsm", "verdict": "11/20"}
     one, many, again = (robobench.evaluate(eot=eot, **flags) for eot in (1, 20, 20))
     left = [int(result.outcomes["fgsm", 0.12, "white-box"].sum()) for result in (one, many, again)]
@@ -101,9 +108,10 @@ def test_eot_finds_what_one_pass_misses(digits_net, digits):
 
 def test_bpda_breaks_rounded_inputs(digits_net, digits):
     images, labels = digits[0][1000:1020], digits[1][1000:1020]
-    flags = {"images": images, "labels": labels, "eps": 0.25, "attacks": "pgd", "sets": ("pgd.steps=5",)}
+    flags: Any = {"images": images, "labels": labels, "eps": 0.25, "attacks": "pgd", "sets": ("pgd.steps=5",)}
     model, smooth = Rounded(digits_net, False), Rounded(digits_net, True)
-    masked, broken = (robobench.evaluate(model=model, **flags, **more) for more in ({}, {"bpda": smooth}))
+    masked = robobench.evaluate(model=model, **flags)
+    broken = robobench.evaluate(model=model, bpda=smooth, **flags)
     key = ("pgd", 0.25, "white-box")
     assert torch.equal(masked.outcomes[key], masked.clean)
     assert broken.outcomes[key].sum() < 0.3 * broken.clean.sum()

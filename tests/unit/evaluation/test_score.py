@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def test_no_image_is_projected():
 @pytest.mark.parametrize("name", ["adv.safetensors", "adv.pt"])
 def test_saved_images_score_as_evaluated(tmp_path, digits_net, digits, name):
     images, labels = digits[0][1000:1030], digits[1][1000:1030]
-    flags = {"model": digits_net, "images": images, "labels": labels, "eps": 0.2}
+    flags: Any = {"model": digits_net, "images": images, "labels": labels, "eps": 0.2}
     sets = ("pgd.steps=5",)
     result = robobench.evaluate(attacks="fgsm,pgd", save_adversarial=tmp_path / name, sets=sets, **flags)
     found = robobench.score(tmp_path / name, **flags)
@@ -79,7 +80,7 @@ def test_command_line_saves_resumes_and_scores(tmp_path, factory, capsys):
 
 
 def test_wrong_submissions_are_refused(tmp_path):
-    flags = {"model": Threshold(), "images": IMAGES, "labels": LABELS}
+    flags: Any = {"model": Threshold(), "images": IMAGES, "labels": LABELS}
     for adv, eps, message in (
         (pixels(*[0.1] * 7), 0.1, "one image for each test image"),
         (torch.zeros(6, 1, 2, 2), 0.1, "have shape"),
