@@ -46,7 +46,7 @@ class ResizePad(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         out = []
-        for image in images.split(1):
+        for image in torch.split(images, 1):
             side = int(torch.randint(28, 37, ()))
             left, top = (int(torch.randint(0, 41 - side, ())) for _ in range(2))
             image = F.interpolate(image, (side, side), mode="bilinear", align_corners=False)

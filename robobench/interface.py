@@ -33,7 +33,8 @@ from robobench.planning.parsing import build_config
 from robobench.planning.planner import Planner
 from robobench.planning.request import EVAL_BATCH_SIZE, ExperimentConfig
 from robobench.plugins.discovery import discover, parse_attack_spec
-from robobench.results.rows import make_frame, read_rows
+from robobench.results.rows import make_frame, read_records, read_rows
+from robobench.results.union import parse_threats, union_rows
 
 ArrayLike = Tensor | Any  # a tensor, a numpy array or nested lists of numbers
 
@@ -126,8 +127,14 @@ def _request(**flags: Any) -> ExperimentConfig:
     return build_config(ExperimentConfig, flags, "request")  # type: ignore[no-any-return]
 
 
-def leaderboard(place: str | Path = "runs") -> pd.DataFrame:
-    """Return the ranked models of a store or of a folder of `leaderboards/`; accuracies are fractions."""
+def leaderboard(place: str | Path = "runs", union: str | None = None) -> pd.DataFrame:
+    """Return the ranked models of a store or of a folder of `leaderboards/`; accuracies are fractions.
+
+    Args:
+        union: NORM:EPS,NORM:EPS: rank by accuracy under all of these threats at once; see `results.union.union_rows`.
+    """
+    if union is not None:
+        return union_rows(read_records(Path(place)), parse_threats(union))
     from robobench.report.leaderboard import rank_models
 
     return rank_models(read_rows(Path(place)))

@@ -11,6 +11,7 @@ from robobench.cli import options as o
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.console import Console
 
 STORE = Path("runs")
 
@@ -27,6 +28,8 @@ Examples:
   robobench leaderboard --format md > results.md
 
   robobench leaderboard leaderboards/cifar10-jpeg-resnet20
+
+  robobench leaderboard --union Linf:8/255,L2:0.5,L1:12
 
   robobench leaderboard --published cifar10-Linf
 """
@@ -70,6 +73,10 @@ def main(
         ),
     ] = None,
     wide: Annotated[bool, typer.Option("--wide", help="Every column.")] = False,
+    union: Annotated[
+        str | None,
+        typer.Option(help="NORM:EPS,NORM:EPS: rank by accuracy under all of them at once, image by image."),
+    ] = None,
     by: Annotated[
         str, typer.Option(help="model, or defense: one line for all seeds, mean ± standard deviation.")
     ] = "model",
@@ -77,6 +84,8 @@ def main(
     """Print the leaderboards to stdout."""
     if published:
         return _print_published(str(place) if place else None)
+    if union is not None:
+        return _print_union(place or out, union, form)
     from robobench.report.leaderboard_formats import leaderboard
 
     rows, note = _read_rows(place, out)
@@ -107,13 +116,37 @@ def _read_rows(place: Path | None, out: Path) -> tuple[pd.DataFrame, str]:
     return read_rows(place or out), note if damaged else ""
 
 
-def _print_published(name: str | None) -> int:
+def _print_union(place: Path, text: str, form: str) -> int:
+    """Print the models ranked by accuracy under the union of some threats."""
+    from robobench.core.registry import unknown_name
+    from robobench.results.rows import read_records
+    from robobench.results.union import parse_threats, union_rows
+
+    if form not in ("table", "csv", "json"):
+        raise unknown_name("format of --union", form, ("table", "csv", "json"))
+    rows = union_rows(read_records(place), parse_threats(text))
+    if form == "csv":
+        print(rows.to_csv(index=False), end="")
+    elif form == "json":
+        print(rows.to_json(orient="records", indent=1))
+    else:
+        from robobench.report.union import render_union
+
+        _wide_console().print(render_union(rows))
+    return 0
+
+
+def _wide_console() -> Console:
     from rich.console import Console
 
+    console = Console()
+    return console if console.is_terminal else Console(width=200)
+
+
+def _print_published(name: str | None) -> int:
     from robobench.report.robustbench import published_leaderboards, render_published
 
-    console = Console()
-    console = console if console.is_terminal else Console(width=200)
+    console = _wide_console()
     for leaderboard, entries in published_leaderboards(name).items():
         console.print(render_published(leaderboard, entries))
     return 0

@@ -163,6 +163,9 @@ def check_model_info(plan: Plan) -> None:
 def write_model_info(rows: list[dict[str, Any]], file: Path) -> None:
     """Write RobustBench's JSON file, and the whole row beside it as `.robobench.json`.
 
+    `external` is the worst case over all attacks of the row's threat, adaptive ones and `transfer:FILE` included, where
+    it is below AutoAttack's accuracy; a lower value that the file has already is kept.
+
     Args:
         rows: of one model, as in rows.csv.
         file: a description (link, name, authors, venue, ...) that it already contains is kept.
@@ -182,6 +185,11 @@ def write_model_info(rows: list[dict[str, Any]], file: Path) -> None:
             info |= {k: v for k, v in json.loads(file.read_text()).items() if k in (*DESCRIPTION, *OPTIONAL)}
         except (ValueError, AttributeError) as err:
             raise RequestError(f"--model-info '{file}' is not a JSON object ({err}); choose another file") from None
+    worst = row["worst_case_accuracy"]
+    known = [float(info["external"])] if info.get("external") not in (None, "") else []
+    if worst is not None and worst < row["robust_accuracy"]:
+        known.append(100 * worst)
+    info |= {"external": f"{min(known):.2f}"} if known else {}
     info |= {
         "dataset": row["dataset"],
         "eps": format_eps(row["threat_eps"]),

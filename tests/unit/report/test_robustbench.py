@@ -88,6 +88,16 @@ def test_model_info_has_robustbench_fields_and_keeps_descriptions(tmp_path):
     assert json.loads(file.with_suffix(".robobench.json").read_text())["examples"] == 4
 
 
+@pytest.mark.parametrize(("before", "after"), [(None, "41.00"), ("40.50", "40.50"), ("42.00", "41.00"), ("", "41.00")])
+def test_model_info_keeps_lowest_external_result(tmp_path, before, after):
+    """The worst case over all attacks, adaptive ones included, is below AutoAttack's 43.20."""
+    file = tmp_path / "info.json"
+    file.write_text(json.dumps({} if before is None else {"external": before}))
+    write_model_info([row(worst_case_accuracy=0.41)], file)
+    info = json.loads(file.read_text())
+    assert (info["autoattack_acc"], info["external"]) == ("43.20", after)
+
+
 def test_model_info_needs_standard_attack(tmp_path):
     weak = [row(**WEAK), row(threat_eps=16 / 255), row(status="failed"), row(dataset="digits")]
     with pytest.raises(RequestError, match="no row for --model-info"):
