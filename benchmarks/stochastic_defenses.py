@@ -8,7 +8,7 @@ Each defense is put around the stored undefended network, without training:
 * sap: stochastic activation pruning after every residual block (Dhillon et al., ICLR 2018, arXiv:1803.01442; published
   as broken in the same paper). Activations are drawn independently with the paper's probabilities.
 
-    python benchmarks/stochastic_defenses.py --data-dir FOLDER [--board FOLDER] [--images 50] [--eps 2/255]
+    python benchmarks/stochastic_defenses.py --data-dir FOLDER [--board FOLDER] [--images 50] [--steps 20] [--eps 2/255]
 """
 
 from __future__ import annotations
@@ -85,12 +85,16 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--board", type=Path, default=Path("leaderboards/cifar10-jpeg-resnet20"))
     parser.add_argument("--images", type=int, default=50)
+    parser.add_argument("--defense", choices=("Noise", "ResizePad", "Sap"), help="default: all")
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--eps", default="2/255")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     name = next(given.board.glob("standard-resnet20-cifar10-s0-*")).name
     for make in (Noise, ResizePad, Sap):
+        if given.defense not in (None, make.__name__):
+            continue
         for eot, verdict in SETTINGS:
             result = robobench.evaluate(
                 model=make(robobench.load(given.board, name)),
@@ -99,7 +103,7 @@ def main() -> None:
                 examples=given.images,
                 attacks="apgd-ce",
                 eps=given.eps,
-                sets=("apgd-ce.steps=20",),
+                sets=(f"apgd-ce.steps={given.steps}",),
                 eot=eot,
                 verdict=verdict,
             )

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from robobench.attack_engine.base import Attack
+from robobench.attack_engine.randomized import adapt_model
 from robobench.core.module_state import attack_mode
 from robobench.core.numbers import canonical_norm, parse_eps
+from robobench.core.randomness import Randomness
 from robobench.core.registry import unknown_name
 from robobench.core.threat import ThreatModel
 from robobench.errors import RequestError
@@ -28,15 +30,16 @@ from robobench.plugins.discovery import load_attack
 
 STANDARD = ["apgd-ce", "apgd-t", "fab-t", "square"]
 KNOWN = (*STANDARD, "apgd-dlr")
-VERSIONS = ("standard", "custom")
+VERSIONS = ("standard", "rand", "custom")
 
 
 @dataclass(slots=True)
 class APGDSettings:
-    """Settings of `apgd`: steps and restarts."""
+    """Settings of `apgd`: steps, restarts, and passes over which gradients are averaged (EoT)."""
 
     n_iter: int = 100
     n_restarts: int = 1
+    eot_iter: int = 1
 
 
 @dataclass(slots=True)
@@ -64,7 +67,7 @@ class AutoAttack:
     Args:
         model: images (B, C, H, W) -> logits (B, K); a module or a function.
         eps: radius on the [0, 1] scale, as a number or '8/255'.
-        version: "standard", or "custom" for the attacks named in `attacks_to_run`.
+        version: "standard", "rand" for models with random outputs, or "custom" for the attacks in `attacks_to_run`.
         device: where to compute; default: where the model is.
         log_path: file to which printed lines are appended too.
 
@@ -102,8 +105,8 @@ class AutoAttack:
 
     def set_version(self, version: str = "standard") -> None:
         """Choose the attacks of a version and reset their settings."""
-        if version in ("plus", "rand"):
-            raise RequestError(f"version '{version}' is not supported; pyautoattack.AutoAttack has it")
+        if version == "plus":
+            raise RequestError("version 'plus' is not supported; pyautoattack.AutoAttack has it")
         if version not in VERSIONS:
             raise unknown_name("version", version, VERSIONS)
         self.version = version
@@ -112,6 +115,9 @@ class AutoAttack:
             self.attacks_to_run = list(STANDARD)
             self.apgd, self.apgd_targeted, self.fab = APGDSettings(), TargetedSettings(), TargetedSettings()
             self.square = SquareSettings()
+        if version == "rand":
+            self._print("setting parameters for rand version")
+            self.attacks_to_run, self.apgd = ["apgd-ce", "apgd-dlr"], APGDSettings(eot_iter=20)
 
     def get_logits(self, x: Tensor) -> Tensor:
         """Return the model's logits."""
@@ -190,7 +196,9 @@ class AutoAttack:
                 log(f"{name} - {number}/{batches} - {succeeded} out of {attacked} successfully perturbed")
 
             attack = self._attack(name, classes)
-            adv, left = attack_tensors(self.model, attack, data, robust, bs, self.seed, on_batch)
+            eot = self.apgd.eot_iter if name in ("apgd-ce", "apgd-dlr") else 1
+            model = adapt_model(self.model, None, Randomness(eot) if eot > 1 else None)  # one pass decides, as there
+            adv, left = attack_tensors(model, attack, data, robust, bs, self.seed, on_batch)
             found = (robust & ~left).to(out.device)
             out[found], robust = adv.to(out.device)[found], left
             accuracy = robust.double().mean()

@@ -6,6 +6,7 @@ import pyautoattack
 import pytest
 import torch
 import torchattacks
+from pyautoattack.autopgd_base import APGDAttack
 from torch import nn
 
 import robobench.compat.torchattacks as compat
@@ -82,6 +83,35 @@ def test_autoattack_agrees_with_reference(digits_net, batch, norm, eps):
     assert 0 < (preds == labels).sum() <= (reference == labels).sum() + 1
     assert ((preds == labels) != (reference == labels)).sum() <= 1
     assert torch.equal(adv[preds == labels], images[preds == labels])
+
+
+class Noisy(nn.Module):
+    """Noise of standard deviation 0.3 on every image."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, images):
+        return self.net(images + 0.3 * torch.randn_like(images))
+
+
+def test_rand_version_agrees_with_reference(digits_net, batch):
+    """Other noise, so only the counts are compared; fewer steps than the version's 100, and 5 of its 20 passes."""
+    images, labels = batch
+    ours = AutoAttack(Noisy(digits_net), eps=0.05, version="rand", verbose=False)
+    assert ours.attacks_to_run == ["apgd-ce", "apgd-dlr"] and ours.apgd.eot_iter == 20
+    ours.apgd.n_iter, ours.apgd.eot_iter = 10, 5
+    with torch.random.fork_rng(), restore_reference_globals():
+        theirs = pyautoattack.AutoAttack(Noisy(digits_net), eps=0.05, seed=0, version="rand")
+        assert (theirs.attacks_to_run, theirs.apgd.eot_iter) == (["apgd-ce", "apgd-dlr"], 20)
+        same = {"n_iter": 10, "eot_iter": 5, "eps": 0.05, "device": "cpu", "logger": theirs.logger}
+        theirs.apgd = APGDAttack(Noisy(digits_net), **same)
+        moved = theirs.run_standard_evaluation(images, labels)[0]
+    left = [
+        int((adv == images).flatten(1).all(1).sum()) for adv in (ours.run_standard_evaluation(images, labels), moved)
+    ]
+    assert 0 < left[0] < COUNT and abs(left[0] - left[1]) <= 5
 
 
 def test_autoattack_prints_reference_lines(digits_net, batch, capsys, tmp_path):
