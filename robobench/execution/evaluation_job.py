@@ -193,8 +193,7 @@ class Evaluator:
         """Write the file of --save-adversarial; a failed attack has no part in it."""
         if self.context.plan.save_adversarial is not None:
             cells = [cell for cell in self.context.plan.cells() if self.adversarial.keeps(cell)]
-            records = [self._finished(cell, self.key(cell)) for cell in cells]
-            self.adversarial.write([record for record in records if record is not None])
+            self.adversarial.write([r for cell in cells if (r := self._finished(cell, self.key(cell))) is not None])
 
     # --- the attack -----------------------------------------------------------------------------
 
