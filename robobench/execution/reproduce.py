@@ -22,8 +22,10 @@ from torch import nn
 
 from robobench.attack_engine.base import Attack
 from robobench.attack_engine.options import AttackOptions
+from robobench.attack_engine.randomized import adapt_model
 from robobench.core.device import has_bf16, resolve_device
 from robobench.core.memory import keep_freed_memory
+from robobench.core.randomness import Randomness
 from robobench.core.threat import ThreatModel
 from robobench.data import load_dataset
 from robobench.data.split import Dataset
@@ -155,7 +157,9 @@ class Reproducer:
         return None if key is None else next((f for f, c in self.commands.configs.items() if c["key"] == key), "")
 
     def _has_weights(self, record: EvaluationRecord) -> bool:
-        """Return whether the weights a cell needs are stored."""
+        """Return whether the weights a cell needs are stored. The replacement model of BPDA may need a user's code."""
+        if "bpda" in record:
+            return False
         needed = [(record["training"], record["selection"])]
         source = self._source(record)
         needed += [(source, "last")] if source is not None else []
@@ -167,6 +171,7 @@ class Reproducer:
         torch.set_num_threads(record["threads"])
         attack = _attack_of(recipe["attack"])
         model = self._load(record["training"], record["selection"], record["weights_digest"])
+        model = adapt_model(model, None, Randomness.parse(record.get("eot"), record.get("verdict")))
         source_folder = self._source(record)
         source = self._load(source_folder, "last", record["source_digest"]) if source_folder else None
         count = min(record["examples"], max(1, int(share / self.seconds[record["key"]] * record["examples"])))

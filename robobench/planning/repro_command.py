@@ -78,6 +78,8 @@ def _fit_together(one: RecordWithRecipe, other: RecordWithRecipe) -> bool:
     first, second = one["recipe"], other["recipe"]
     if any(one[key] != other[key] for key in ("precision", "threads")):
         return False
+    if any(one.get(key) != other.get(key) for key in ("eot", "verdict", "bpda")):
+        return False
     if first["eval_batch_size"] != second["eval_batch_size"]:
         return False
     sources = first["transfer_source"], second["transfer_source"]
@@ -148,6 +150,8 @@ class ReproCommands:
         flags += ["--until", f"{until:g}"] if until else []
         sets = self._run_settings(config, records)
         flags += ["--precision", first["precision"]]
+        flags += [word for key in ("eot", "verdict") if key in first for word in (f"--{key}", str(first[key]))]
+        flags += ["--bpda", "MODEL=WEIGHTS"] if "bpda" in first else []
         if not external:
             flags += ["--seed", str(config["seed"])]
             flags += ["--compile", "on" if config["compiled"] else "off"]
