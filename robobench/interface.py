@@ -160,7 +160,7 @@ def diagnose(checkpoint: str | Path | None = None, *, transfer_source: Any = Non
     _check_weights(checkpoint, flags)
     if callable(flags.get("model")):
         return diagnose_model(transfer_source=transfer_source, **flags)
-    planner, model, trained = _open_model(checkpoint, flags)
+    planner, model, trained = open_model(checkpoint, flags)
     request, source = planner.request, None
     if transfer_source is not None:
         name, _, file = transfer_source.partition("=")
@@ -221,7 +221,7 @@ def score(
         if flags:
             raise RequestError(f"score: a model in memory takes no {', '.join(flags)}; leave it out")
     else:
-        planner, model, _ = _open_model(checkpoint, flags)
+        planner, model, _ = open_model(checkpoint, flags)
         test, device = planner.models.dataset.test, torch.device(planner.settings.device)
         dataset, examples = planner.request.dataset, planner.request.examples
         count = min(examples or len(adv), len(test))
@@ -269,7 +269,7 @@ def corruptions(
     if callable(module):
         _check_weights(checkpoint, flags)
         flags = {**flags, "model": "cnn"}
-    planner, model, _ = _open_model(checkpoint, {**flags, **own}, as_module(module) if callable(module) else None)
+    planner, model, _ = open_model(checkpoint, {**flags, **own}, as_module(module) if callable(module) else None)
     examples, data = planner.request.examples, planner.models.dataset
     device = planner.settings.device
     if places:
@@ -280,7 +280,7 @@ def corruptions(
     return evaluate_corruptions(model.to(device), parts, examples=examples, batch_size=batch_size, device=device)
 
 
-def _open_model(checkpoint: str | Path | None, flags: dict[str, Any], model: Any = None) -> tuple[Planner, Any, bool]:
+def open_model(checkpoint: str | Path | None, flags: dict[str, Any], model: Any = None) -> tuple[Planner, Any, bool]:
     """Plan a request for one model and load it, unless it is given; return whether it is one of the store, too.
 
     Args:

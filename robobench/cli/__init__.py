@@ -16,6 +16,7 @@ from robobench.cli import (
     compare,
     corruptions,
     diagnose,
+    distances,
     env,
     evaluate,
     leaderboard,
@@ -73,6 +74,7 @@ app.command("compare", help=compare.HELP, epilog=compare.EPILOG)(compare.main)
 app.command("leaderboard", help=leaderboard.HELP, epilog=leaderboard.EPILOG)(leaderboard.main)
 app.command("report", help=report.HELP, epilog=report.EPILOG)(report.main)
 app.command("evaluate", help=evaluate.HELP, epilog=evaluate.EPILOG)(evaluate.main)
+app.command("distances", help=distances.HELP, epilog=distances.EPILOG)(distances.main)
 app.command("score", help=score.HELP, epilog=score.EPILOG)(score.main)
 app.command("diagnose", help=diagnose.HELP, epilog=diagnose.EPILOG)(diagnose.main)
 app.command("corruptions", help=corruptions.HELP, epilog=corruptions.EPILOG)(corruptions.main)

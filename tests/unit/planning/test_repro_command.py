@@ -1,4 +1,5 @@
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,7 @@ def test_cells_of_several_commands_are_grouped():
         cell("pgd", "Linf", 100),
     )
     assert group_by_command([linf, fixed, l2, hard]) == [[linf, fixed], [l2], [hard]]
-    voted = {**linf, "eot": 20, "verdict": "11/20"}
+    voted: Any = {**linf, "eot": 20, "verdict": "11/20"}
     assert group_by_command([linf, voted]) == [[linf], [voted]]
     assert group_by_command([]) == [[]]
 

@@ -1,0 +1,99 @@
+"""`robobench distances`: accuracy at every radius, from one run of a minimum-norm attack."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from robobench.cli import options as o
+from robobench.errors import RequestError
+
+HELP = """Measure accuracy at every radius, from one run of a minimum-norm attack.
+
+The distance of an image to its closest adversarial example is an upper bound, and so is the accuracy at each radius.
+Nothing is stored.
+"""
+EPILOG = """
+Examples:
+
+  robobench distances at --norm L2
+
+  robobench distances weights.pth --model resnet18 --dataset cifar10 --norm Linf --radii 2/255,4/255,8/255
+
+  robobench distances at --attack ddn --norm L2 --format csv > curve.csv
+"""
+
+
+def main(
+    checkpoint: Annotated[
+        str | None,
+        typer.Argument(help="Name of a model in the store, or a weights file. Not needed if --model loads weights."),
+    ] = None,
+    attack: Annotated[str, typer.Option(help="A minimum-norm attack: fmn, ddn or fab-t.")] = "fmn",
+    radii: Annotated[str | None, typer.Option(help="Comma-separated; default: 21 up to the largest distance.")] = None,
+    dataset: o.Dataset = "digits",
+    model: o.Model = "cnn",
+    preset: o.Preset = None,
+    norm: o.Norm = "L2",
+    weights_key: o.WeightsKey = None,
+    mean: Annotated[str | None, typer.Option(help="Mean of the model's normalization, such as 0.5,0.5,0.5.")] = None,
+    std: Annotated[str | None, typer.Option(help="Standard deviation of the model's normalization.")] = None,
+    device: o.Device = "auto",
+    threads: o.Threads = None,
+    examples: o.Examples = None,
+    image_size: o.ImageSize = None,
+    set_: o.Sets = None,
+    data_dir: o.DataDir = None,
+    out: o.Out = Path("runs"),
+    form: Annotated[str, typer.Option("--format", help="table, csv or json.")] = "table",
+) -> int:
+    """Print the accuracy at every radius."""
+    from robobench.core.numbers import canonical_norm, parse_eps
+    from robobench.core.registry import unknown_name
+    from robobench.planning.precheck import check_request
+    from robobench.planning.request import ExperimentConfig
+
+    if form not in ("table", "csv", "json"):
+        raise unknown_name("format", form, ("table", "csv", "json"))
+    norm = canonical_norm(norm)
+    chosen = [parse_eps(part.strip(), norm) for part in radii.split(",")] if radii else None
+    shared = [text for text in set_ or () if text.startswith("run.")]
+    own = [text for text in set_ or () if text not in shared]
+    flags: dict[str, Any] = {"dataset": dataset, "model": model, "preset": preset, "mean": mean, "std": std}
+    flags |= {"attacks": (attack,), "sets": tuple(set_ or ())}
+    check_request(ExperimentConfig(**flags))  # before torch is imported
+    import torch
+
+    from robobench.core.console import Reporter
+    from robobench.interface import distances, open_model
+
+    flags |= {"attacks": ("fgsm",), "sets": tuple(shared), "examples": examples, "image_size": image_size}
+    flags |= {"weights_key": weights_key, "device": device, "threads": threads, "data_dir": data_dir, "out": out}
+    planner, module, _ = open_model(checkpoint, flags)
+    test = planner.models.dataset.test
+    count = min(examples or len(test), len(test))
+    if count < 1:
+        raise RequestError(f"--examples {examples} leaves no images; give 1 or more")
+    with Reporter().heartbeat(lambda: f"distances: {attack} on {count} images"):
+        found = distances(
+            module.to(planner.settings.device),
+            test.images(torch.arange(count)),
+            test.labels[:count],
+            attack=attack,
+            norm=norm,
+            sets=own,
+            batch_size=planner.settings.run.eval_batch_size,
+            device=planner.settings.device,
+        )
+    curve = found.curve(chosen)
+    if form == "csv":
+        print(curve.to_csv(index=False), end="")
+    elif form == "json":
+        print(curve.to_json(orient="records", indent=1))
+    else:
+        print(f"{attack}, {norm}, {count} images; median distance {found.median:.4g}")
+        for eps, accuracy, low, high in curve[["eps", "robust_accuracy", "ci_low", "ci_high"]].itertuples(index=False):
+            print(f"eps {eps:<9.4g} at most {100 * accuracy:5.1f} % [{100 * low:.1f}, {100 * high:.1f}]")
+    return 0
