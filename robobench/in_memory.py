@@ -174,14 +174,13 @@ def evaluate_model(
     module, made = as_module(model), make_attacks(attacks, eps, norm, sets, dataset)
     device = torch.device(device) if device is not None else device_of(module, images)
     file = None if save_adversarial is None else check_one_ball(Path(save_adversarial), made)
-    randomness = Randomness.parse(eot or choose_eot(made), verdict)
+    randomness = Randomness.parse(choose_eot(made) if eot is None else eot, verdict)
     attacked = adapt_model(module, as_module(bpda) if bpda is not None else None, randomness)
     data = TensorImages(images, labels, device)
     batches = batch_indices(len(data), batch_size)
     clean = torch.cat([clean_outcomes(attacked, data, index, str(device)) for index in batches])
-    shared = {"dataset": dataset or "tensors", "clean_bits": to_bitstring(clean)} | _describe(
-        model, data, batches[0], [attack.threat for attack in made]
-    )
+    shared = _describe(model, data, batches[0], [attack.threat for attack in made])
+    shared |= {"dataset": dataset or "tensors", "clean_bits": to_bitstring(clean)}
     shared |= {"eot": randomness.eot, "verdict": randomness.verdict} if randomness else {}
     sources = [None] if transfer_source is None else [None, as_module(transfer_source)]
     records, result = [], Evaluation(make_frame([]), clean.to(labels.device))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robobench.attack_engine.base import Attack
-from robobench.attack_engine.randomized import RandomizedModel
+from robobench.attack_engine.randomized import adapt_model
 from robobench.core.console import Reporter
 from robobench.core.module_state import attack_mode
 from robobench.core.numbers import canonical_norm, parse_eps
@@ -191,46 +191,39 @@ def score(
     verdict: str | None = None,
     **flags: Any,
 ) -> Score:
-    """Score adversarial images that someone submitted: ball, [0, 1] and success of each image. Nothing is stored.
-
-    An image outside the ball or [0, 1] counts as a failed attack, with the reason; none is projected or clipped.
+    """Score submitted adversarial images on a model; see `evaluation.score.Score`. Nothing is stored.
 
     Args:
         submitted: a file, or images (N, C, H, W); one for each test image, from the first on.
         checkpoint: as for `diagnose`; None for a model in memory, `model=module`.
         images, labels: for a model in memory; default: the test images of `dataset`.
-        verdict: K/N for a model with random outputs: misclassified if K of N passes are wrong.
+        verdict: K/N, for random outputs: misclassified if K of N passes are wrong.
         flags: norm, one eps, and the other flags of `evaluate`.
 
     Raises:
-        RequestError: the file holds no images, or more than there are test images, or a wrong value.
+        RequestError: the file holds no images or too many, or a wrong value.
     """
-    from robobench.evaluation.accuracy import seeded_torch
     from robobench.evaluation.score import score_images
 
     _check_weights(checkpoint, flags)
     adv = submitted if isinstance(submitted, Tensor) else read_image_file(check_image_file(submitted))[0]
     norm, eps = flags.pop("norm", "Linf"), flags.pop("eps", None)
     if callable(flags.get("model")):
-        given = {name: flags.pop(name, None) for name in ("dataset", "data_dir", "examples", "device")}
-        images, labels = read_images(images, labels, given["dataset"], given["data_dir"], given["examples"])
-        dataset, examples = given["dataset"], given["examples"]
-        model = as_module(flags.pop("model"))
-        device = torch.device(given["device"]) if given["device"] is not None else device_of(model, images)
-        batch_size = flags.pop("batch_size", EVAL_BATCH_SIZE)
+        dataset, examples = flags.pop("dataset", None), flags.pop("examples", None)
+        images, labels = read_images(images, labels, dataset, flags.pop("data_dir", None), examples)
+        model, batch_size = as_module(flags.pop("model")), flags.pop("batch_size", EVAL_BATCH_SIZE)
+        device = torch.device(flags.pop("device", None) or device_of(model, images))
         if flags:
-            raise RequestError(f"score: a model in memory takes no {', '.join(flags)}; leave it out")
+            raise RequestError(f"score of a model in memory takes no {', '.join(flags)}; leave it out")
     else:
         planner, model, _ = open_model(checkpoint, flags)
         test, device = planner.models.dataset.test, torch.device(planner.settings.device)
         dataset, examples = planner.request.dataset, planner.request.examples
-        count = min(examples or len(adv), len(test))
-        images, labels = test.images(torch.arange(count)), test.labels[:count]
+        index = torch.arange(min(examples or len(adv), len(test)))
+        images, labels = test.images(index), test.labels[index]
         batch_size = planner.settings.run.eval_batch_size
-    data, randomness = TensorImages(images, labels, device), Randomness.parse(None, verdict)
-    judged = model if randomness is None else RandomizedModel(model, randomness)
-    with seeded_torch(KeyedRng.of(torch.arange(len(data)), "score"), device):
-        return score_images(judged.to(device), adv[:examples], data, one_threat(norm, eps, dataset), batch_size)
+    data, judged = TensorImages(images, labels, device), adapt_model(model, None, Randomness.parse(None, verdict))
+    return score_images(judged.to(device), adv[:examples], data, one_threat(norm, eps, dataset), batch_size)
 
 
 def corruptions(

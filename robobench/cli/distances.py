@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from robobench.cli import options as o
-from robobench.errors import RequestError
+
+if TYPE_CHECKING:
+    from robobench.evaluation.distances import Distances
 
 HELP = """Measure accuracy at every radius, from one run of a minimum-norm attack.
 
@@ -60,40 +62,37 @@ def main(
     norm = canonical_norm(norm)
     chosen = [parse_eps(part.strip(), norm) for part in radii.split(",")] if radii else None
     shared = [text for text in set_ or () if text.startswith("run.")]
-    own = [text for text in set_ or () if text not in shared]
+    own = [text for text in set_ or () if text not in shared]  # of the attack
     flags: dict[str, Any] = {"dataset": dataset, "model": model, "preset": preset, "mean": mean, "std": std}
     flags |= {"attacks": (attack,), "sets": tuple(set_ or ())}
     check_request(ExperimentConfig(**flags))  # before torch is imported
-    import torch
-
     from robobench.core.console import Reporter
-    from robobench.interface import distances, open_model
 
-    flags |= {"attacks": ("fgsm",), "sets": tuple(shared), "examples": examples, "image_size": image_size}
-    flags |= {"weights_key": weights_key, "device": device, "threads": threads, "data_dir": data_dir, "out": out}
-    planner, module, _ = open_model(checkpoint, flags)
-    test = planner.models.dataset.test
-    count = min(examples or len(test), len(test))
-    if count < 1:
-        raise RequestError(f"--examples {examples} leaves no images; give 1 or more")
-    with Reporter().heartbeat(lambda: f"distances: {attack} on {count} images"):
-        found = distances(
-            module.to(planner.settings.device),
-            test.images(torch.arange(count)),
-            test.labels[:count],
-            attack=attack,
-            norm=norm,
-            sets=own,
-            batch_size=planner.settings.run.eval_batch_size,
-            device=planner.settings.device,
-        )
+    flags |= {"examples": examples, "image_size": image_size, "weights_key": weights_key, "device": device}
+    flags |= {"threads": threads, "data_dir": data_dir, "out": out, "attacks": None, "sets": shared}
+    with Reporter().heartbeat(f"distances: {attack}"):
+        found = _measure(checkpoint, flags, attack=attack, norm=norm, sets=own)
     curve = found.curve(chosen)
     if form == "csv":
         print(curve.to_csv(index=False), end="")
     elif form == "json":
         print(curve.to_json(orient="records", indent=1))
     else:
-        print(f"{attack}, {norm}, {count} images; median distance {found.median:.4g}")
+        print(f"{attack}, {norm}, {len(found.values)} images; median distance {found.median:.4g}")
         for eps, accuracy, low, high in curve[["eps", "robust_accuracy", "ci_low", "ci_high"]].itertuples(index=False):
             print(f"eps {eps:<9.4g} at most {100 * accuracy:5.1f} % [{100 * low:.1f}, {100 * high:.1f}]")
     return 0
+
+
+def _measure(checkpoint: str | None, flags: dict[str, Any], **attack: Any) -> Distances:
+    """Load the model and the images of the flags, and run a minimum-norm attack."""
+    import torch
+
+    from robobench.interface import distances, open_model
+
+    planner, module, _ = open_model(checkpoint, flags)
+    test, device = planner.models.dataset.test, planner.settings.device
+    count = min(flags["examples"] or len(test), len(test))
+    images, labels = test.images(torch.arange(count)), test.labels[:count]
+    batch_size = planner.settings.run.eval_batch_size
+    return distances(module.to(device), images, labels, batch_size=batch_size, device=device, **attack)

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from robobench.attack_engine.randomized import predicts_wrong
 from robobench.core.module_state import attack_mode
+from robobench.core.rng import KeyedRng
 from robobench.core.threat import ThreatModel
 from robobench.errors import RequestError
-from robobench.evaluation.accuracy import batch_indices
+from robobench.evaluation.accuracy import batch_indices, seeded_torch
 from robobench.evaluation.tensors import TensorImages
 from robobench.results.statistics import wilson_interval
 
@@ -88,7 +89,7 @@ def score_images(model: nn.Module, adv: Tensor, data: TensorImages, threat: Thre
         given = adv[index].to(images)
         why, distance = _examine(given, images, threat)
         valid = torch.tensor([not reason for reason in why], device=images.device)
-        with attack_mode(model), torch.no_grad():
+        with attack_mode(model), torch.no_grad(), seeded_torch(KeyedRng.of(index, "score"), data.device):
             clean = ~predicts_wrong(model, images, labels)
             success = predicts_wrong(model, torch.where(valid[:, None, None, None], given, images), labels) & valid
         parts.append((clean.cpu(), success.cpu(), distance.cpu()))

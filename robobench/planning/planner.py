@@ -144,6 +144,8 @@ class Planner:
             attack.attack.check_images(examples, (3, side, side))
         randomness, bpda = self._randomness(), self._bpda()
         adaptive = randomness is not None or bpda is not None
+        if adaptive and settings.precision != "fp32":
+            settings.note("--eot and --bpda run in float32")
         if request.save_adversarial is not None:
             if request.until is not None:
                 raise RequestError("--save-adversarial needs every image, in order; leave --until out")
@@ -224,7 +226,7 @@ class Planner:
             self.settings.note(
                 f"every attack averages over {default} passes, as one of them does; change it with --eot"
             )
-        return Randomness.parse(self.request.eot or default, self.request.verdict)
+        return Randomness.parse(default if self.request.eot is None else self.request.eot, self.request.verdict)
 
     def _bpda(self) -> PlannedModel | None:
         """Return the model that gives the gradients."""

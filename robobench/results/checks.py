@@ -69,7 +69,7 @@ CHECKS = {
             "random-output",
             "5 passes (3 in a run) over the same images: another number correct, or unit logits more than 1e-4 apart",
             "AutoAttack, checks.py",
-            "attack the expectation over the randomness (EoT, 20 samples per gradient), and average evaluations",
+            "attack the expectation over the randomness (--eot 20), and judge by several passes (--verdict)",
         ),
         Check(
             "batch-dependent",
@@ -81,7 +81,7 @@ CHECKS = {
             "zero-gradients",
             f"zero gradient of the cross-entropy at correctly classified images: {MIN_COUNT_TEXT}",
             "AutoAttack, checks.py; ART, loss_gradient_check",
-            "attack with a margin loss if it has a gradient; replace rounding by a differentiable function (BPDA)",
+            "attack with a margin loss if it has a gradient; replace rounding by a differentiable function (--bpda)",
         ),
         Check(
             "non-finite-gradients",
@@ -101,7 +101,7 @@ CHECKS = {
             "equal weights per image) at 0.01, 0.1 and 1 eps; or a signed gradient step of eps / 10 or eps raises the "
             "margin more than 5 times as predicted, one of eps / 10 less than 0.2 times; or one of eps lowers it",
             "robobench",
-            "the gradient is not that of the predictions: replace what breaks it (BPDA), use query attacks",
+            "the gradient is not that of the predictions: replace what breaks it (--bpda), use query attacks",
         ),
         Check(
             "tied-logits",

@@ -95,6 +95,7 @@ def test_core_names_no_plugin():
         "cli/env.py": {"pyautoattack"},
         "models/robustbench_zoo.py": {"autoattack"},  # the package
         "data/views.py": {"jitter"},  # a draw
+        "cli/distances.py": {"fmn"},  # the default, as in_memory.py's
         "in_memory.py": {"autoattack", "fmn"},  # what RobustBench's benchmark is, and the default of distances
     }
     names = {name for kind in KINDS for name in discover(kind)} - {"transfer"}  # a protocol's name
