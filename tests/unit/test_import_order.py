@@ -93,7 +93,7 @@ def test_core_names_no_plugin():
         "execution/training_job.py": {"pgd"},  # a key of TeacherTiming
         "cli/list_.py": {"pyautoattack"},  # the package
         "cli/env.py": {"pyautoattack"},
-        "models/robustbench_zoo.py": {"autoattack"},  # the package
+        "models/robustbench_zoo.py": {"autoattack", "pyautoattack"},  # packages
         "data/views.py": {"jitter"},  # a draw
         "cli/distances.py": {"fmn"},  # the default, as in_memory.py's
         "in_memory.py": {"autoattack", "fmn"},  # what RobustBench's benchmark is, and the default of distances
