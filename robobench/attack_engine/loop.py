@@ -91,6 +91,8 @@ class _BatchRun:
             visited = state.adv
             state, logits = self.attack.step(self.search_model, state)
             success = is_adversarial(self.attack, logits, visited, state)
+            if isinstance(self.model, RandomizedModel) and not self.model.follows_mean:
+                success = is_inside(self.attack, visited, state)
             if self.search_model is not self.model or self.is_randomized:
                 success = recheck(self.model, visited, state.labels, success)
             self._record(logits, state, rows, success)

@@ -30,6 +30,11 @@ class RandomizedModel(nn.Module):
         passes = [cast(Tensor, self.model(images)) for _ in range(self.randomness.eot)]
         return torch.stack(passes).mean(0)
 
+    @property
+    def follows_mean(self) -> bool:
+        """Whether votes are unlikely to find an image misclassified that the mean of the logits does not."""
+        return self.randomness.passes > 1 and 2 * self.randomness.wrong > self.randomness.passes
+
     def misclassifies(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return whether enough fresh passes are wrong: (B, C, H, W), (B,) -> (B,) bool."""
         count = torch.zeros_like(labels)
