@@ -1,6 +1,7 @@
-"""Run a grid serially, on a local Ray, and on a local Ray while a worker is killed; compare rows and times.
+"""Run a grid serially, on a local Ray or Slurm, and there while a worker is killed; compare rows and times.
 
-    python benchmarks/ray_grid.py [--out DIR] [COMPARE'S FLAGS]
+    python benchmarks/ray_grid.py [--out DIR] [--executor slurm --slurm partition=NAME] [COMPARE'S FLAGS]
+    benchmarks/slurm_node.sh FOLDER python benchmarks/ray_grid.py --executor slurm   # starts a Slurm on this machine
 
 Without flags: all nine defenses, four attacks, digits, cnn, the quick preset. Each task uses one thread, and as many
 run at once as there are cores. The worker is killed with SIGKILL during a training, once a third of the models are
@@ -85,7 +86,10 @@ def main() -> int:
     """Run three times and print the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="an empty folder for the three stores; default: a temporary one")
+    parser.add_argument("--executor", choices=("ray", "slurm"), default="ray")
+    parser.add_argument("--slurm", action="append", default=[], help="options of sbatch, as for compare")
     options, flags = parser.parse_known_args()
+    parallel = ["--executor", options.executor, *(word for text in options.slurm for word in ("--slurm", text))]
     with tempfile.TemporaryDirectory() as temporary:
         place = options.out or Path(temporary)
         print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before the start", flush=True)
@@ -94,9 +98,9 @@ def main() -> int:
         models = len(list((place / "serial").glob("*/artifact.json")))
         print(f"serial: {serial:.1f} s, {models} models, {expected.count(chr(10)) - 1} rows", flush=True)
         met: dict[str, bool] = {}
-        for name in ("ray", "killed"):
+        for name in (options.executor, "killed"):
             monitor = StoreMonitor(place / name, models, name == "killed")
-            seconds = compare(place / name, [*flags, "--executor", "ray"], monitor.poll)
+            seconds = compare(place / name, [*flags, *parallel], monitor.poll)
             monitor.poll()
             print(
                 f"{name}: {seconds:.1f} s, {seconds / serial:.2f} of serial, {len(monitor.built)} artifacts", flush=True
@@ -105,7 +109,7 @@ def main() -> int:
             met[f"{name}: nothing built twice"] = not monitor.built_twice
             if name == "ray":
                 met[f"ray: at most {TARGET} of the serial time"] = seconds <= TARGET * serial
-            else:
+            elif name == "killed":
                 met[f"killed: a worker was killed (process {monitor.killed})"] = monitor.killed is not None
     for line, is_met in met.items():
         print(f"{'met' if is_met else 'NOT MET'}: {line}")

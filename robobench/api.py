@@ -12,9 +12,10 @@ from robobench.attack_engine.state import AttackResult, AttackState
 from robobench.core.device import fork_stream, join_stream
 from robobench.core.losses import attack_cross_entropy, is_misclassified, kl, margin, mask_true_class, soft_label_kl
 from robobench.core.module_state import attack_mode, eval_mode
-from robobench.core.registry import ATTACKS, DEFENSES
+from robobench.core.registry import ATTACKS, DEFENSES, TRACKERS
 from robobench.core.rng import KeyedRng, seed_from
 from robobench.core.threat import ThreatModel, check_unit_range, per_image
+from robobench.core.tracker import Tracker
 from robobench.data.augment import flip
 from robobench.data.image_file import check_image_file, read_image_file
 from robobench.data.views import contrastive_view
@@ -55,6 +56,7 @@ __all__ = [
     "ATTACKS",
     "DEFAULT_OPTIONS",
     "DEFENSES",
+    "TRACKERS",
     "AdvTrainConfig",
     "Attack",
     "AttackBudget",
@@ -81,6 +83,7 @@ __all__ = [
     "SingleStepConfig",
     "Stage",
     "ThreatModel",
+    "Tracker",
     "Train",
     "TrainConfig",
     "attack_cross_entropy",

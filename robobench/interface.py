@@ -32,9 +32,11 @@ from robobench.planning.attacks import gradient_free_attacks, one_threat
 from robobench.planning.parsing import build_config
 from robobench.planning.planner import Planner
 from robobench.planning.request import EVAL_BATCH_SIZE, ExperimentConfig
+from robobench.planning.stored_models import local_model, local_weights, use_hub_weights
 from robobench.plugins.discovery import discover, parse_attack_spec
 from robobench.results.rows import make_frame, read_records, read_rows
 from robobench.results.union import parse_threats, union_rows
+from robobench.store.hub import fetch_store, is_hub_name
 
 ArrayLike = Tensor | Any  # a tensor, a numpy array or nested lists of numbers
 
@@ -86,7 +88,7 @@ def evaluate(
     rows and per-image outcomes. Its arguments are those of `robobench.in_memory.evaluate_model`. Nothing is stored.
 
     Args:
-        weights: a weights file for the model `model`; None if its factory loads them.
+        weights: a weights file for the model `model`, or hf:OWNER/REPO; None if its factory loads them.
         transfer_source: MODEL or MODEL=WEIGHTS to make transfer examples on; default: white-box only.
         flags: fields of ExperimentConfig, which are the command line's flags.
 
@@ -100,6 +102,7 @@ def evaluate(
     flags["preset"] = flags.get("preset") or "reference"
     protocol = "both" if transfer_source else "white-box"
     request = _request(weights=path, external=True, transfer_source=transfer_source, protocol=protocol, **flags)
+    request = use_hub_weights(request)
     return make_frame(execute_request(request, Reporter(verbosity)))
 
 
@@ -113,7 +116,7 @@ def _check_weights(weights: object, flags: dict[str, Any]) -> None:
 
 def _request(**flags: Any) -> ExperimentConfig:
     """Build an ExperimentConfig; lists and single values are accepted where its fields hold tuples of text."""
-    for name in ("attacks", "eps", "sets", "plugins", "seeds", "teachers"):
+    for name in ("attacks", "eps", "sets", "plugins", "seeds", "teachers", "track", "slurm"):
         value = flags.get(name)
         if isinstance(value, (str, int, float)):
             value = (value,)
@@ -128,16 +131,16 @@ def _request(**flags: Any) -> ExperimentConfig:
 
 
 def leaderboard(place: str | Path = "runs", union: str | None = None) -> pd.DataFrame:
-    """Return the ranked models of a store or of a folder of `leaderboards/`; accuracies are fractions.
+    """Return the ranked models of a store, a folder of `leaderboards/` or hf:OWNER/REPO; accuracies are fractions.
 
     Args:
         union: NORM:EPS,NORM:EPS: rank by accuracy under all of these threats at once; see `results.union.union_rows`.
     """
     if union is not None:
-        return union_rows(read_records(Path(place)), parse_threats(union))
+        return union_rows(read_records(fetch_store(place, weights=False)), parse_threats(union))
     from robobench.report.leaderboard import rank_models
 
-    return rank_models(read_rows(Path(place)))
+    return rank_models(read_rows(fetch_store(place, weights=False)))
 
 
 def diagnose(checkpoint: str | Path | None = None, *, transfer_source: Any = None, **flags: Any) -> Diagnosis:
@@ -148,7 +151,7 @@ def diagnose(checkpoint: str | Path | None = None, *, transfer_source: Any = Non
 
     Args:
         checkpoint: a weights file (with `model` and the other flags of `evaluate`), the name of a trained model in the
-            store `out`, or None if the factory `model` returns a trained one.
+            store `out`, hf:OWNER/REPO, or None if the factory `model` returns a trained one.
         transfer_source: MODEL or MODEL=WEIGHTS, another model for the transfer check.
 
     Raises:
@@ -164,7 +167,7 @@ def diagnose(checkpoint: str | Path | None = None, *, transfer_source: Any = Non
     request, source = planner.request, None
     if transfer_source is not None:
         name, _, file = transfer_source.partition("=")
-        source = _load_external(planner, name, Path(file) if file else None, role="source")
+        source = _load_external(planner, name, local_weights(file) if file else None, role="source")
     reporter = Reporter(0)
     for note in planner.settings.notes:
         reporter.info(f"note: {note}")
@@ -281,6 +284,10 @@ def open_model(checkpoint: str | Path | None, flags: dict[str, Any], model: Any 
     """
     from robobench.models.spec import is_factory
 
+    if is_hub_name(checkpoint):
+        local = local_model(str(checkpoint))
+        flags = {**flags, "out": local.parent}
+        checkpoint = local.name if local.is_dir() else local
     is_file = checkpoint is not None and (Path(checkpoint).is_file() or Path(checkpoint).suffix in WEIGHT_SUFFIXES)
     if checkpoint is not None and not is_file:
         name = str(flags.get("model", ""))

@@ -23,6 +23,7 @@ from robobench.cli import (
     list_,
     new,
     paper,
+    push,
     report,
     reproduce,
     run,
@@ -79,6 +80,7 @@ app.command("score", help=score.HELP, epilog=score.EPILOG)(score.main)
 app.command("diagnose", help=diagnose.HELP, epilog=diagnose.EPILOG)(diagnose.main)
 app.command("corruptions", help=corruptions.HELP, epilog=corruptions.EPILOG)(corruptions.main)
 app.command("reproduce", help=reproduce.HELP, epilog=reproduce.EPILOG)(reproduce.main)
+app.command("push", help=push.HELP, epilog=push.EPILOG)(push.main)
 app.command("list", help=list_.HELP, epilog=list_.EPILOG)(list_.main)
 app.command("env", help=env.HELP, epilog=env.EPILOG)(env.main)
 app.command("new", help=new.HELP, epilog=new.EPILOG)(new.main)

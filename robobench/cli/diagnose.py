@@ -37,7 +37,9 @@ Examples:
 def main(
     checkpoint: Annotated[
         str | None,
-        typer.Argument(help="Name of a model in the store, or a weights file. Not needed if --model loads weights."),
+        typer.Argument(
+            help="Name of a model in the store, a weights file or hf:OWNER/REPO. Not needed if --model loads weights."
+        ),
     ] = None,
     dataset: o.Dataset = "digits",
     model: o.Model = "cnn",

@@ -45,6 +45,8 @@ Examples:
   robobench evaluate weights.pth --model noisy.py:net --dataset cifar10 --attacks pgd,square --eot 20
 
   robobench evaluate weights.pth --model resnet18 --dataset cifar10 --attacks autoattack --save-adversarial adv.pt
+
+  robobench evaluate hf:OWNER/REPO --attacks autoattack
 """
 
 Until = Annotated[
@@ -82,12 +84,14 @@ class ModelFlags(o.EvaluateFlags):
 def main(
     flags: ModelFlags,
     weights: Annotated[
-        Path | None, typer.Argument(help="safetensors or a state dict; none if the factory loads its own.")
+        Path | None,
+        typer.Argument(help="safetensors, a state dict or hf:OWNER/REPO; none if the factory loads its own."),
     ] = None,
     model_from: Annotated[
         Path | None,
         typer.Option(
-            help="STORE/NAME of a model trained here; sets --model, --dataset and image size, prints recorded results."
+            help="STORE/NAME of a model trained here, or hf:OWNER/REPO; sets --model, --dataset and image size, prints "
+            "recorded results."
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name in tables; default: that of the weights file.")] = None,
@@ -101,7 +105,7 @@ def main(
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the results of this run as JSON.")] = None,
     transfer_source: Annotated[
-        str | None, typer.Option(help="MODEL or MODEL=WEIGHTS to make transfer examples on.")
+        str | None, typer.Option(help="MODEL, MODEL=WEIGHTS or hf:OWNER/REPO to make transfer examples on.")
     ] = None,
     weights_key: o.WeightsKey = None,
     mean: Annotated[
@@ -125,8 +129,7 @@ def main(
     }
     own |= {"weights_key": weights_key, "until": until}
     request = o.make_request(flags, protocol=protocol, external=True, **own)
-    if model_from is not None:
-        request = _use_stored_model(request, model_from)
+    request, model_from = _use_given_model(request, model_from)
     request = replace(request, preset=request.preset or "reference")
     if json_file is not None:
         from robobench.core.paths import check_writable
@@ -137,6 +140,18 @@ def main(
     output = _Output(gates, model_from, json_file, model_info)
     status = o.execute(request, flags, after=output.write, check_plan=output.check_plan)
     return status or int(bool(output.missed))
+
+
+def _use_given_model(request: ExperimentConfig, model_from: Path | None) -> tuple[ExperimentConfig, Path | None]:
+    """Return the request for the model of --model-from or of the Hub, and the local folder of --model-from."""
+    if model_from is None and not str(request.weights).startswith("hf:"):
+        return request, None
+    from robobench.planning.stored_models import local_model, use_hub_weights, use_stored_model
+
+    if model_from is None:
+        return use_hub_weights(request), None
+    model_from = local_model(model_from)
+    return use_stored_model(request, model_from), model_from
 
 
 @dataclass
@@ -194,33 +209,6 @@ def _parse_gates(texts: list[str] | tuple[()]) -> list[Gate]:
     from robobench.report.outcome import Gate
 
     return [Gate.parse(text) for text in texts]
-
-
-def _use_stored_model(request: ExperimentConfig, folder: Path) -> ExperimentConfig:
-    """Return the request for a model of a store or snapshot, with the data, images and model it was trained with."""
-    import json
-
-    from robobench.store.artifacts import WEIGHT_FILES
-
-    if request.weights is not None:
-        raise RequestError("--model-from names the weights already; leave the weights file out")
-    file = folder / WEIGHT_FILES["last"]
-    if not (folder / "config.json").is_file() or not file.is_file():
-        raise RequestError(
-            f"--model-from '{folder}' holds no trained model with weights; give STORE/NAME, see store list"
-        )
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    spec = config["spec"]
-    sets = [f"run.image_size={spec['image_size']}", f"run.attack_resolution={config['resolution']}"]
-    sets += [f"run.stem={spec['stem']}", f"run.interpolation={spec['interpolation']}"]
-    return replace(
-        request,
-        dataset=config["dataset"],
-        model=spec["name"],
-        weights=file,
-        name=request.name or folder.name,
-        sets=(*sets, *request.sets),
-    )
 
 
 def _print_recorded(folder: Path, rows: pd.DataFrame, console: Console) -> None:

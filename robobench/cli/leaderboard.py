@@ -31,6 +31,8 @@ Examples:
 
   robobench leaderboard --union Linf:8/255,L2:0.5,L1:12
 
+  robobench leaderboard hf:OWNER/REPO
+
   robobench leaderboard --published cifar10-Linf
 """
 
@@ -39,8 +41,8 @@ def main(
     place: Annotated[
         Path | None,
         typer.Argument(
-            help="A store or snapshot; default: --out, or robobench's own snapshots if there is no store. With "
-            "--published, the name of a leaderboard."
+            help="A store, snapshot or hf:OWNER/REPO; default: --out, or robobench's own snapshots if there is no "
+            "store. With --published, the name of a leaderboard."
         ),
     ] = None,
     published: Annotated[
@@ -85,10 +87,10 @@ def main(
     if published:
         return _print_published(str(place) if place else None)
     if union is not None:
-        return _print_union(place or out, union, form)
+        return _print_union(o.fetch_place(place, weights=False) or out, union, form)
     from robobench.report.leaderboard_formats import leaderboard
 
-    rows, note = _read_rows(place, out)
+    rows, note = _read_rows(o.fetch_place(place, weights=False), out)
     chosen = o.split_names(columns)
     print(leaderboard(rows, form, sort=sort, filters=filter_ or (), columns=chosen, wide=wide, by=by), end="")
     if note:

@@ -61,10 +61,19 @@ Plugins = Annotated[list[str] | None, typer.Option("--plugin", help="A .py file 
 DataDir = Annotated[Path | None, typer.Option(help="Folder of data sets; default: $ROBOBENCH_DATA, then the cache.")]
 Out = Annotated[Path, typer.Option(help="The store.")]
 Executor = Annotated[
-    str, typer.Option(help="serial, or ray: trainings and evaluations in parallel on cores, GPUs and machines.")
+    str,
+    typer.Option(help="serial, or ray or slurm: trainings and evaluations in parallel on cores, GPUs and machines."),
+]
+Slurm = Annotated[
+    list[str] | None,
+    typer.Option(help="Options of sbatch for --executor slurm: partition=gpu,cpus-per-task=4,time=120."),
 ]
 Address = Annotated[str | None, typer.Option(help="Of a running Ray: auto or HOST:PORT; default: start a local one.")]
 GpusPerTask = Annotated[float | None, typer.Option(help="For --executor ray: 0.5 puts two tasks on each GPU.")]
+Track = Annotated[
+    str | None,
+    typer.Option(help="Comma-separated: tensorboard, wandb, mlflow or trackio get metrics per epoch and results."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan with estimated time and memory; run nothing.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only warnings on stderr.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More messages on stderr.")]
@@ -96,6 +105,7 @@ class EvaluateFlags:
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start over; earlier results of this run are renamed, not deleted.")
     ] = False
+    track: Track = None
     dry_run: DryRun = False
     quiet: Quiet = False
     verbose: Verbose = False
@@ -131,14 +141,16 @@ class RunFlags(EvaluateFlags):
         list[str] | None,
         typer.Option(
             "--teacher",
-            help="ROLE=FILE (weights for --model), ROLE=MODEL=FILE, ROLE=FOLDER of a trained model, or "
-            "ROLE=robustbench:ID, in place of a teacher trained here; roles such as robust and clean.",
+            help="ROLE=FILE (weights for --model), ROLE=MODEL=FILE, ROLE=FOLDER of a trained model, "
+            "ROLE=robustbench:ID or ROLE=hf:OWNER/REPO, in place of a teacher trained here; roles such as robust and "
+            "clean.",
         ),
     ] = None
     checkpoint_minutes: Annotated[float, typer.Option(help="Minutes between two checkpoints.")] = 5.0
     executor: Executor = "serial"
     address: Address = None
     gpus_per_task: GpusPerTask = None
+    slurm: Slurm = None
 
 
 def with_flags(flags: type) -> Callable[[Callable[..., int]], Callable[..., int]]:
@@ -161,6 +173,17 @@ def with_flags(flags: type) -> Callable[[Callable[..., int]], Callable[..., int]
         return main
 
     return decorate
+
+
+def fetch_place(place: Path | None, *, weights: bool = True) -> Any:
+    """Return a folder as it is, and for hf:OWNER/REPO a local copy; its commit is noted on stderr."""
+    if place is None or not str(place).startswith("hf:"):
+        return place
+    from robobench.store.hub import fetch_store
+
+    folder = fetch_store(place, weights=weights)
+    typer.echo(f"note: {place} is commit {folder.name}; every file matches its digest", err=True)
+    return folder
 
 
 def split_names(text: str | None) -> tuple[str, ...] | None:
@@ -190,6 +213,8 @@ def make_request(flags: Any, **more: Any) -> ExperimentConfig:
         "sets": tuple(values.get("set_") or ()),
         "plugins": tuple(values.get("plugin") or ()),
         "teachers": tuple(values.get("teacher") or ()),
+        "slurm": tuple(values.get("slurm") or ()),
+        "track": split_names(values.get("track")) or (),
         "seeds": parse_seeds(values.get("seed", 0), values.get("seeds")),
     }
     return ExperimentConfig(**{**same, **parsed, **more})

@@ -73,6 +73,7 @@ def run(
     executor: o.Executor = "serial",
     address: o.Address = None,
     gpus_per_task: o.GpusPerTask = None,
+    slurm: o.Slurm = None,
     rows: Annotated[Path | None, typer.Option(help="Write the result rows of the tables to this CSV file.")] = None,
     form: Form = "table",
     dry_run: o.DryRun = False,

@@ -26,7 +26,7 @@ Examples:
 
 
 def main(
-    place: Annotated[Path | None, typer.Argument(help="A store or snapshot; default: --out.")] = None,
+    place: Annotated[Path | None, typer.Argument(help="A store, snapshot or hf:OWNER/REPO; default: --out.")] = None,
     out: Annotated[Path, typer.Option(help="The store.")] = Path("runs"),
     html: Annotated[
         Path | None, typer.Option(help="File for the page; default: report.html in --export or the store.")
@@ -54,6 +54,8 @@ def main(
     data_dir: o.DataDir = None,
 ) -> int:
     """Write the files and print their names."""
+    if (local := o.fetch_place(place)) != place:
+        place, html = local, html or (None if export else Path("report.html"))  # not into the cache
     if snapshot or update_tables:
         from robobench.report.board_folder import write_snapshot
         from robobench.report.board_readme import update_file

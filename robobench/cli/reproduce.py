@@ -29,7 +29,7 @@ Examples:
 
 
 def main(
-    place: Annotated[Path, typer.Argument(help="A store, or a folder of leaderboards/.")],
+    place: Annotated[Path, typer.Argument(help="A store, a folder of leaderboards/, or hf:OWNER/REPO.")],
     sample: Annotated[int, typer.Option(help="Number of random cells, of different attacks; 0: all.")] = 3,
     seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 0,
     minutes: Annotated[
@@ -54,6 +54,7 @@ def main(
     data_dir: o.DataDir = None,
 ) -> int:
     """Print one line per cell; the exit status is 1 if one is not reproduced."""
+    place = o.fetch_place(place)
     from robobench.execution.reproduce import Reproducer, cell_name
     from robobench.plugins.discovery import add_plugin_file
     from robobench.report.board_folder import stale_tables

@@ -15,12 +15,18 @@ EXTRAS = {
     "datasets": "datasets",
     "lightning-fabric": "distributed",
     "imagecorruptions-imaug": "corruptions",
+    "tensorboard": "tensorboard",
+    "mlflow": "mlflow",
+    "wandb": "wandb",
+    "trackio": "trackio",
+    "submitit": "slurm",
 }
 
 
 def install_hint(package: str) -> str:
     """Say how to install an optional package."""
-    return f"in a clone of robobench: uv sync --extra {EXTRAS[package]}, elsewhere: pip install {package}"
+    clone = f"in a clone of robobench: uv sync --extra {EXTRAS[package]}, elsewhere: " if package in EXTRAS else ""
+    return f"{clone}pip install {package}"
 
 
 def import_file(name: str, file: Path) -> Any:

@@ -70,3 +70,4 @@ class Registry(Generic[T]):
 
 DEFENSES: Registry[Any] = Registry("defense")
 ATTACKS: Registry[Any] = Registry("attack")
+TRACKERS: Registry[Any] = Registry("tracker")

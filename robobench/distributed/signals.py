@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -26,7 +26,7 @@ _verbose = True
 def _handle(signum: int, frame: FrameType | None) -> None:
     global _received
     _received = signum
-    for number in SIGNALS:
+    for number in SIGNALS if signum in SIGNALS else ():
         signal.signal(number, signal.SIG_DFL)
     if not _deferring:
         raise Interrupted(signum)
@@ -35,14 +35,14 @@ def _handle(signum: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
-def handle_signals(verbose: bool = True) -> Iterator[None]:
+def handle_signals(verbose: bool = True, numbers: Sequence[signal.Signals] = SIGNALS) -> Iterator[None]:
     """Handle signals inside the block. Does nothing outside the main thread: only that receives signals."""
     global _received, _verbose
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     _received, _verbose = None, verbose
-    before = {number: signal.signal(number, _handle) for number in SIGNALS}
+    before = {number: signal.signal(number, _handle) for number in numbers}
     try:
         yield
     finally:

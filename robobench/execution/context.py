@@ -18,6 +18,7 @@ from robobench.core.memory import keep_freed_memory
 from robobench.data.split import Dataset
 from robobench.distributed import collectives
 from robobench.errors import ArtifactError
+from robobench.execution.tracking import Tracking
 from robobench.models.build import build_model
 from robobench.models.wrapper import PreprocessedModel
 from robobench.planning.plan import Plan, PlannedModel
@@ -51,6 +52,7 @@ class RunContext:
     def __init__(self, plan: Plan, dataset: Dataset, reporter: Reporter) -> None:
         self.plan, self.dataset, self.reporter = plan, dataset, reporter
         self.store = RankZeroStore(plan.out, overwrite=plan.overwrite, log=reporter.warning)
+        self.tracking = Tracking(plan, reporter)
         self.failures: dict[str, str] = {}  # key of a training or a cell -> reason
         self._loaded: tuple[str, PreprocessedModel] | None = None  # the last model stays in memory
         self._bpda: nn.Module | None = None  # stays in memory once it is needed

@@ -92,12 +92,17 @@ class Evaluator:
         with self.context.store.lock("evaluations", key):
             record = self._finished(cell, key)
             record = self._update(cell, key, record) if record is not None else self._evaluate(cell, key)
+        self.context.tracking.cell(cell.model, record)
         signals.raise_if_stop_requested()
         return record
 
     def key(self, cell: Cell) -> str:
         """Return the key of a cell's record."""
         return hash_recipe(self._recipe(cell))
+
+    def is_finished(self, cell: Cell) -> bool:
+        """Return whether the store has the result of a cell."""
+        return self._finished(cell, self.key(cell)) is not None
 
     def _recipe(self, cell: Cell) -> dict[str, Any]:
         plan, model, attack = self.context.plan, cell.model, cell.spec.attack
@@ -300,8 +305,7 @@ class Evaluator:
         plan = self.context.plan
         if plan.transfer_source is None or plan.transfer_source.key in self.context.failures:
             return
-        needed = [cell for cell in plan.cells() if cell.spec == spec and cell.protocol == "transfer"]
-        if all(self._finished(cell, self.key(cell)) for cell in needed):
+        if all(self.is_finished(cell) for cell in plan.cells() if cell.spec == spec and cell.protocol == "transfer"):
             return
         try:
             self.transfer.folders(spec)

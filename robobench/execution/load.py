@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from robobench.errors import RequestError
 from robobench.store.artifacts import WEIGHT_FILES, Store
+from robobench.store.hub import fetch_model, fetch_store, is_hub_name
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,6 +21,7 @@ def load(store: str | Path, name: str, *, device: str = "cpu", factory: str | No
     """Load a trained model in eval mode: images (B, 3, H, W) in [0, 1] -> logits (B, K).
 
     Args:
+        store: a store, a snapshot or hf:OWNER/REPO.
         name: a defense of which the store has exactly one model, or the name of a model's folder.
         factory: FILE.py:FUNCTION for a model built by a user's function. The store never decides which code runs.
 
@@ -43,7 +45,7 @@ def load_trained(
     from robobench.models.build import build_model
     from robobench.models.spec import ModelSpec, is_factory
 
-    place = Store(Path(store))
+    place = Store(fetch_store(store, weights=False))
     configs = {}
     for folder in place.iter_artifacts("model"):
         place.verify(folder, "config.json")
@@ -53,7 +55,7 @@ def load_trained(
         what = f"{len(matching)} models" if matching else "no model"
         options = ", ".join(matching or configs) or "nothing yet"
         raise RequestError(f"'{store}' holds {what} called '{name}'; name one of: {options}")
-    folder = place.folder("model", matching[0])
+    folder = fetch_model(f"{store}/{matching[0]}") if is_hub_name(store) else place.folder("model", matching[0])
     place.verify(folder)
     spec = ModelSpec.from_config(configs[matching[0]]["spec"])
     if is_factory(spec.name):

@@ -10,14 +10,12 @@ import functools
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,10 +24,10 @@ from robobench.core.console import Reporter
 from robobench.distributed import signals
 from robobench.errors import ExecutorError, Interrupted, RequestError, StorageError
 from robobench.execution.progress_table import ProgressTable
+from robobench.execution.remote_task import Outcome, record_lost, run_planned_task
 from robobench.execution.runner import Runner
-from robobench.execution.task_graph import Task, build_task_graph, critical_path_first, run_task, task_forwards
+from robobench.execution.task_graph import Task, build_task_graph, critical_path_first, task_forwards
 from robobench.planning.plan import Plan
-from robobench.planning.planner import prepare
 from robobench.planning.request import ExperimentConfig
 
 RETRIES = 3  # of a task whose worker died
@@ -41,77 +39,15 @@ OBJECT_STORE_BYTES = 100 * 2**20  # of a local Ray; tasks pass only short texts
 SETTINGS = {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a task returns. Its result is in the store."""
-
-    ok: bool
-    seconds: float
-    failures: dict[str, str]  # of this task and the tasks before it: key -> reason
-    lines: list[tuple[str, str]]  # method of Reporter, text
-
-
-class BufferedReporter(Reporter):
-    """Keep messages for the process that shows them. The log file of a training is written directly."""
-
-    def __init__(self) -> None:
-        super().__init__(-1)
-        self.lines: list[tuple[str, str]] = []
-
-    def info(self, text: str) -> None:
-        """Keep a message."""
-        self._keep("info", text)
-
-    def debug(self, text: str) -> None:
-        """Keep a detail."""
-        self._keep("debug", text)
-
-    def warning(self, text: str) -> None:
-        """Keep a warning."""
-        self._keep("warning", text)
-
-    def _keep(self, method: str, text: str) -> None:
-        self.lines.append((method, text))
-        self.log(text)
-
-
-@functools.lru_cache(maxsize=1)
-def _planned(request: ExperimentConfig) -> tuple[Runner, dict[str, Task]]:
-    """Return the runner and tasks of a request, planned once per process."""
-    runner = Runner(*prepare(request), BufferedReporter())
-    return runner, build_task_graph(runner)
-
-
 def run_remote_task(request: ExperimentConfig, place: str, name: str, *before: Outcome) -> Outcome:
-    """Run one task of a request in the working directory `place`, after the tasks it depends on.
+    """Run one task of a request, after the tasks it depends on; see `run_planned_task`.
 
     Raises:
-        ExecutorError: the folder, the store or the data are missing on this machine, or its plan has other keys.
-        StorageError: the store cannot be written.
         KeyboardInterrupt: Ray asked to stop; unfinished work is saved.
     """
-    here = socket.gethostname()
     with signals.handle_signals():
         try:
-            os.chdir(place)
-            if not request.out.is_dir():
-                raise ExecutorError(
-                    f"host '{here}' cannot see the store '{request.out}'; put it on a file system that all hosts share"
-                )
-            runner, tasks = _planned(request)
-            if name not in tasks:
-                raise ExecutorError(
-                    f"host '{here}' computed different artifact keys; install the same versions, plug-ins and data"
-                )
-            failures = runner.context.failures = {
-                key: why for outcome in before for key, why in outcome.failures.items()
-            }
-            lines = runner.reporter.lines = []  # type: ignore[attr-defined]
-            begun = time.monotonic()
-            ok = run_task(runner, tasks[name])
-            return Outcome(ok, time.monotonic() - begun, failures, lines)
-        except (RequestError, OSError) as err:
-            raise ExecutorError(f"host '{here}' cannot run its tasks: {err}") from None
+            return run_planned_task(request, place, name, *before)
         except Interrupted as err:
             if err.signum == signal.SIGINT:
                 raise KeyboardInterrupt from None  # as Ray expects of a cancelled task
@@ -251,9 +187,5 @@ def _outcome(ref: Any, task: Task, runner: Runner, lost: dict[str, str]) -> Outc
         except RayError as err:
             why = f"its worker died {RETRIES + 1} times ({type(err).__name__}); was there enough memory?"
     lost[task.name] = why
-    runner.context.failures[task.model.key if task.is_training else task.key] = why
-    if task.cell is not None:
-        runner.evaluator.evaluate(task.cell)  # only records the reason
-    else:
-        runner.reporter.warning(f"{task.group}: {task.label}: {why}")
+    record_lost(runner, task, why)
     return Outcome(False, 0.0, {}, [])

@@ -79,8 +79,10 @@ def _executor(
     """Return a context with the function that executes a plan and returns the keys of its records."""
     if request.executor == "serial":
         return nullcontext(Runner.run)
-    from robobench.execution.ray_executor import connect
-
+    if request.executor == "slurm":
+        from robobench.execution.slurm_executor import connect
+    else:
+        from robobench.execution.ray_executor import connect
     return connect(request, plan, reporter)
 
 

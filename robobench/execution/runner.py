@@ -22,10 +22,13 @@ class Runner:
 
     def run(self) -> set[str]:
         """Train missing models, evaluate every cell, and return the keys of the records."""
-        self.trainer.train_all()
-        keys = self.evaluator.evaluate_all()
-        self.evaluator.write_adversarial()
-        return keys
+        try:
+            self.trainer.train_all()
+            keys = self.evaluator.evaluate_all()
+            self.evaluator.write_adversarial()
+            return keys
+        finally:
+            self.context.tracking.close()
 
     def announce(self) -> None:
         """Log the settings of the run, and how many images are not used."""

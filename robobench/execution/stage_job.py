@@ -50,7 +50,9 @@ class StageRunner:
         key = hash_recipe(self.job.stage_recipe(stage))
         found = None if last else self.context.find("stages", key)
         if found:
-            return self._reuse(stage, found)
+            record, metrics = self._reuse(stage, found)
+            self.context.tracking.epochs(self.job, metrics)
+            return record, metrics
         saves = PartialResults(self.context.store, f"checkpoints/{self.job.folder}/{key}")
         average, selections = (result.average, result.selections) if last else (None, {})
         checkpoint = Checkpoint(
@@ -60,7 +62,7 @@ class StageRunner:
             average=average.averaged if average else None,
         )
         release_freed_memory()  # so that the peak of this stage does not include earlier ones
-        metrics: Metrics = []
+        metrics = []
         stopwatch = Stopwatch(self.runtime.device)
         if isinstance(stage, Precompute):
             record, parts = run_precompute(self.runtime, stage, self.data, stopwatch, checkpoint)
@@ -87,7 +89,9 @@ class StageRunner:
         average: WeightAverage | None,
     ) -> tuple[StageRecord, nn.Module]:
         def log(name: str, epoch: int, values: dict[str, float]) -> None:
-            metrics.extend((name, epoch, k, v) for k, v in values.items())
+            lines = [(name, epoch, k, v) for k, v in values.items()]
+            metrics.extend(lines)
+            self.context.tracking.epochs(self.job, lines)
             text = ", ".join(f"{k} {v:.4g}" for k, v in values.items())
             self.context.reporter.debug(f"  {name} epoch {epoch + 1}: {text}")
 

@@ -92,6 +92,13 @@ def _label(model: PlannedModel) -> str:
 
 def run_task(runner: Runner, task: Task) -> bool:
     """Run a task; return whether it succeeded. `runner.context.failures` holds earlier failures."""
+    try:
+        return _run_task(runner, task)
+    finally:
+        runner.context.tracking.close()
+
+
+def _run_task(runner: Runner, task: Task) -> bool:
     if task.cell is not None:
         return runner.evaluator.evaluate(task.cell)["status"] == "ok"
     if task.transfer is not None:

@@ -81,7 +81,7 @@ class Trainer:
         """Train and store a model, unless it is in the store. The store's lock lets one process train it."""
         store, reporter = self.context.store, self.context.reporter
         with store.lock("model", model.folder):
-            if self.context.find("model", model.folder):
+            if reused := bool(self.context.find("model", model.folder)):
                 reporter.info(
                     f"{self.place}{model.name} (seed {model.seed}): reused from {self.context.plan.out / model.folder}"
                 )
@@ -95,6 +95,7 @@ class Trainer:
                     self._import(model)
                 elif isinstance(model, TrainingJob):
                     self._train(model)
+            self.context.tracking.stored(model, reused=reused)
             store.discard(f"checkpoints/{model.folder}")
 
     def _import(self, model: ExternalModel) -> None:

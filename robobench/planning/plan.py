@@ -203,6 +203,7 @@ class Plan:
     devices: int = 1  # processes that share every batch and every evaluation, one device each
     checkpoint_minutes: float = 5.0
     overwrite: bool = False
+    track: tuple[str, ...] = ()  # names of trackers
     notes: list[str] = field(default_factory=list)
     unavailable_data: list[str] = field(default_factory=list)  # what a dry run lacks to become a run
     init: InitialWeights | None = None  # weights that trainings start from

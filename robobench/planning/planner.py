@@ -21,7 +21,7 @@ from robobench.planning.precheck import check_request
 from robobench.planning.request import ExperimentConfig
 from robobench.planning.settings import resolve_settings
 from robobench.planning.trainings import ModelPlanner
-from robobench.plugins.discovery import load_defense
+from robobench.plugins.discovery import check_installed, load_defense
 
 
 class Planner:
@@ -42,6 +42,8 @@ class Planner:
         self.attacks = plan_attacks(self.settings)
         for name in request.defenses:
             load_defense(name)
+        for name in request.track:
+            check_installed("tracker", name)
         check_writable(request.out)
         self.dataset = self._load_dataset()
         if request.attacks is None:
@@ -168,6 +170,7 @@ class Planner:
             out=request.out,
             checkpoint_minutes=request.checkpoint_minutes,
             overwrite=request.overwrite,
+            track=request.track,
             notes=settings.notes,
             unavailable_data=self.unavailable_data,
             init=self.models.init,
@@ -238,8 +241,7 @@ class Planner:
     def _transfer_source(self) -> PlannedModel:
         """Return the model that transfer examples are made on."""
         if self.request.transfer_source:
-            name, _, file = self.request.transfer_source.partition("=")
-            return self.models.external(name, Path(file) if file else None, role="source")
+            return self.models.source(self.request.transfer_source)
         return self.models.training(self.settings.run.transfer_source, 0)
 
     def _controls(self, models: list[PlannedModel]) -> list[PlannedModel]:

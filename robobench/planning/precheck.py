@@ -17,9 +17,11 @@ from robobench.planning.names import match_request
 from robobench.planning.parsing import parse_fields, parse_sets
 from robobench.planning.presets import preset_layers
 from robobench.planning.request import ExperimentConfig, RunConfig
+from robobench.planning.stored_models import local_weights
 from robobench.planning.teacher_files import Teachers
 from robobench.planning.validate import check_flags
 from robobench.plugins.discovery import add_plugin_file, discover
+from robobench.store.hub import is_hub_name
 
 
 def check_request(request: ExperimentConfig) -> ExperimentConfig:
@@ -36,14 +38,20 @@ def check_request(request: ExperimentConfig) -> ExperimentConfig:
     kind, colon, path = request.dataset.partition(":")
     if colon and kind != "hf" and not Path(path).expanduser().exists():
         raise RequestError(f"no file or folder '{path}' for data set '{request.dataset}'; write {kind}:PATH")
+    if is_hub_name(request.model):
+        raise RequestError(
+            f"--model {request.model} is no architecture; give it as weights: robobench evaluate {request.model}"
+        )
     _check_model(request.model)
     if request.weights is not None:
         check_file(request.weights)
     for helper in filter(None, (request.transfer_source, request.bpda)):
+        if is_hub_name(helper) and helper == request.transfer_source:
+            continue
         name, equals, file = helper.partition("=")
         _check_model(name)
         if equals:
-            check_file(Path(file))
+            check_file(local_weights(file))
     Randomness.parse(request.eot, request.verdict)
     for flag, text in (("mean", request.mean), ("std", request.std)):
         if text is not None:
@@ -57,6 +65,9 @@ def check_request(request: ExperimentConfig) -> ExperimentConfig:
         for name in names:
             if name.partition(":")[0] not in known:
                 raise unknown_name(kind, name.partition(":")[0], known)
+    for name in request.track:
+        if name not in (known := discover("tracker")):
+            raise unknown_name("tracker", name, known)
     parse_fields(RunConfig, parse_sets(request.sets).get("run", {}), "run")
     Teachers(request.teachers).check_files()
     return request

@@ -88,9 +88,11 @@ class ExperimentConfig:
     out: Path = Path("runs")
     checkpoint_minutes: float = 5.0
     overwrite: bool = False  # quarantine earlier results of this run instead of reusing them
-    executor: str = "serial"  # serial | ray: one task per artifact, over cores, GPUs and machines
+    executor: str = "serial"  # serial | ray | slurm: one task per artifact, over cores, GPUs and machines
+    slurm: tuple[str, ...] = ()  # options of sbatch: NAME=VALUE[,NAME=VALUE]
     address: str | None = None  # of a running Ray, auto or HOST:PORT; None starts a local one
     gpus_per_task: float | None = None  # None: 1 if the device is a GPU
+    track: tuple[str, ...] = ()  # names of trackers, such as tensorboard
     # of `evaluate`, for a model that was trained elsewhere:
     external: bool = False
     weights: Path | None = None

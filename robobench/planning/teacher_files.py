@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from robobench.core.registry import match_name, unknown_name
 from robobench.errors import ArtifactError, RequestError
 from robobench.models.checkpoint import check_file
 from robobench.models.spec import MODELS, ModelSpec, check_model_name
+from robobench.planning.stored_models import local_model, local_weights
 from robobench.store.artifacts import Store
+from robobench.store.hub import is_hub_name
 
 TEACHER_FORMAT = (
     "--teacher takes ROLE=FILE, ROLE=MODEL=FILE, ROLE=FOLDER of a trained model, ROLE=FILE.py:FUNCTION or "
-    "ROLE=robustbench:ID"
+    "ROLE=robustbench:ID or ROLE=hf:OWNER/REPO"
 )
 
 
@@ -35,7 +37,9 @@ class Teacher:
         model, equals, file = text.partition("=")
         if equals and not Path(text).exists():  # a path may hold "=" itself, as in outputs/lr=0.1/at.pt
             check_model_name(match_name(model, MODELS))
-            return cls(text, Path(file), match_name(model, MODELS))
+            return cls(text, local_weights(file), match_name(model, MODELS))
+        if is_hub_name(text):
+            return replace(cls.read(str(local_model(text))), text=text)
         if text.startswith(("robustbench:", "timm:")) or (":" in text and not Path(text).exists()):
             check_model_name(text)
             return cls(text, None, text)  # the function or the zoo brings the weights

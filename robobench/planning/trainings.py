@@ -20,10 +20,12 @@ from robobench.planning.external import ExternalRequest, plan_external_model
 from robobench.planning.initial_weights import find_initial_weights
 from robobench.planning.plan import STORE_VERSION, ExternalModel, PlannedModel, TrainingJob
 from robobench.planning.settings import Settings
-from robobench.planning.teacher_files import Teachers
+from robobench.planning.stored_models import local_weights
+from robobench.planning.teacher_files import Teacher, Teachers
 from robobench.plugins.digest import code_digest
 from robobench.plugins.discovery import load_defense
 from robobench.store.artifacts import Store
+from robobench.store.hub import is_hub_name
 from robobench.training.config import recorded_values
 
 
@@ -164,6 +166,15 @@ class ModelPlanner:
         if own:
             self.dataset = dataset
         return model
+
+    def source(self, text: str) -> ExternalModel:
+        """Return the model of --transfer-source: MODEL, MODEL=WEIGHTS or hf:OWNER/REPO."""
+        if is_hub_name(text):
+            given = Teacher.read(text)
+            name = given.spec.name if given.spec else self.settings.request.model
+            return self.external(name, given.weights, given.spec, role="source")
+        name, _, file = text.partition("=")
+        return self.external(name, local_weights(file) if file else None, role="source")
 
     def _teacher(self, role: str, student: str) -> ExternalModel:
         """Return the model that --teacher names for a role; raises RequestError."""

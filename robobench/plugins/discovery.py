@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from robobench.core.imports import EXTRAS, import_file, install_hint
-from robobench.core.registry import ATTACKS, DEFENSES, unknown_name
+from robobench.core.registry import ATTACKS, DEFENSES, TRACKERS, unknown_name
 from robobench.errors import PluginError, RequestError
 
 KINDS = {"defense": "defenses", "attack": "attacks"}  # kind -> folder, entry-point group, registry
+FOLDERS = {**KINDS, "tracker": "trackers"}
+REGISTRIES = {"defense": DEFENSES, "attack": ATTACKS, "tracker": TRACKERS}
 
 _plugin_files: dict[str, Path] = {}  # module name -> file given with --plugin
 
@@ -34,7 +36,7 @@ _plugin_files: dict[str, Path] = {}  # module name -> file given with --plugin
 class Plugin:
     """A plug-in found by `discover`, not imported yet."""
 
-    kind: str  # "defense" or "attack"
+    kind: str  # "defense", "attack" or "tracker"
     name: str
     summary: str
     module: str
@@ -44,8 +46,8 @@ class Plugin:
 
 
 def builtin_folder(kind: str) -> Path:
-    """Return the folder of robobench's own defenses or attacks."""
-    spec = importlib.util.find_spec(f"robobench.{KINDS[kind]}")
+    """Return the folder of robobench's own defenses, attacks or trackers."""
+    spec = importlib.util.find_spec(f"robobench.{FOLDERS[kind]}")
     assert spec is not None and spec.submodule_search_locations
     return Path(next(iter(spec.submodule_search_locations)))
 
@@ -63,7 +65,7 @@ class _Registration:
 
 @cache
 def _find_registrations(source: str) -> list[_Registration]:
-    """Return every class decorated with `@DEFENSES.register` or `@ATTACKS.register`."""
+    """Return every class decorated with `@DEFENSES.register`, `@ATTACKS.register` or `@TRACKERS.register`."""
     registrations = []
     tree = ast.parse(source)
     card = dict(re.findall(r"^(Family|Cost):\s+(.+)$", ast.get_docstring(tree) or "", re.MULTILINE))
@@ -73,8 +75,8 @@ def _find_registrations(source: str) -> list[_Registration]:
                 case ast.Call(
                     func=ast.Attribute(value=ast.Name(id=registry) | ast.Attribute(attr=registry), attr="register"),
                     args=[ast.Constant(value=str(name))],
-                ) if registry in ("DEFENSES", "ATTACKS"):
-                    kind = "defense" if registry == "DEFENSES" else "attack"
+                ) if registry in ("DEFENSES", "ATTACKS", "TRACKERS"):
+                    kind = registry[:-1].lower()
                     summary = (ast.get_docstring(node) or "").split("\n")[0]  # type: ignore[arg-type]
                     registrations.append(_Registration(kind, name, summary, card, _required(node)))
     return registrations
@@ -119,7 +121,7 @@ def _entry_points(group: str, path: tuple[str, ...]) -> EntryPoints:
 
 
 def discover(kind: str) -> dict[str, Plugin]:
-    """Return all plug-ins of a kind ("defense" or "attack") by name, without importing them.
+    """Return all plug-ins of a kind ("defense", "attack" or "tracker") by name, without importing them.
 
     Raises:
         RequestError: two plug-ins have the same name.
@@ -137,7 +139,7 @@ def discover(kind: str) -> dict[str, Plugin]:
     for path in sorted(builtin_folder(kind).iterdir()):
         source = path / "__init__.py" if path.is_dir() else path
         if source.suffix == ".py" and source.is_file():
-            module = f"robobench.{KINDS[kind]}.{path.stem}"
+            module = f"robobench.{FOLDERS[kind]}.{path.stem}"
             try:
                 registered = _find_registrations(source.read_text())
             except SyntaxError as err:  # a broken file must not hide the others; loading it raises
@@ -145,7 +147,7 @@ def discover(kind: str) -> dict[str, Plugin]:
             for r in registered:
                 if r.kind == kind:
                     add(Plugin(kind, r.name, r.summary, module, "robobench", r.card, r.requires))
-    for entry in _entry_points(f"robobench.{KINDS[kind]}", tuple(sys.path)):
+    for entry in _entry_points(f"robobench.{FOLDERS[kind]}", tuple(sys.path)):
         origin = entry.dist.name if entry.dist else "an installed package"
         summary = str(entry.dist.metadata["Summary"] or "") if entry.dist else ""
         add(Plugin(kind, entry.name, summary, entry.module, origin))
@@ -188,10 +190,17 @@ def load_plugin(kind: str, name: str) -> Any:
     if name not in plugins:
         raise unknown_name(kind, name, plugins)
     _import_module(plugins[name].module)
-    registry = DEFENSES if kind == "defense" else ATTACKS
+    registry = REGISTRIES[kind]
     if name not in registry:
         raise PluginError(f"module '{plugins[name].module}' did not register {kind} '{name}'")
     return registry.get(name)
+
+
+def check_installed(kind: str, name: str) -> None:
+    """Raise RequestError unless the package that a plug-in `requires` is installed."""
+    package = load_plugin(kind, name).requires
+    if package and getattr(importlib.util.find_spec(package), "origin", None) is None:
+        raise RequestError(f"{kind} '{name}' needs the package {package}; {install_hint(package)}")
 
 
 def load_defense(name: str) -> Any:

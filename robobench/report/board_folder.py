@@ -32,7 +32,12 @@ CELL_COLUMNS = [
 
 
 def write_snapshot(
-    root: Path, folder: Path, *, keep: Callable[[EvaluationRecord], bool] = lambda record: True, intro: str = ""
+    root: Path,
+    folder: Path,
+    *,
+    keep: Callable[[EvaluationRecord], bool] = lambda record: True,
+    intro: str = "",
+    all_weights: bool = False,
 ) -> list[str]:
     """Write the snapshot of a store: rows.csv, matrix.csv, README.md, CHANGES.md, records and small weights.
 
@@ -41,6 +46,7 @@ def write_snapshot(
     Args:
         keep: returns whether to include a record.
         intro: Markdown for a new README.
+        all_weights: include large weights too, and for models with records also those that were not attacked.
 
     Returns:
         What was left out, one line each.
@@ -56,7 +62,7 @@ def write_snapshot(
     store, work = Store(root), folder.with_name(f".{folder.name}.building")
     with wrap_write_errors(folder):
         shutil.rmtree(work, ignore_errors=True)
-        left_out = _copy_artifacts(store, records, Store(work))
+        left_out = _copy_artifacts(store, records, Store(work), all_weights)
         rows = make_frame(read_records(work))
         (work / "rows.csv").write_text(rows.to_csv(index=False))
         (work / "matrix.csv").write_text(matrix_csv(rows))
@@ -98,13 +104,14 @@ def matrix_csv(rows: pd.DataFrame) -> str:
     return whole[[c for c in whole.columns if c not in last] + last].to_csv(index=False)
 
 
-def _copy_artifacts(store: Store, records: list[EvaluationRecord], target: Store) -> list[str]:
+def _copy_artifacts(store: Store, records: list[EvaluationRecord], target: Store, all_weights: bool) -> list[str]:
     """Copy the records, their models, the models these required, and the transfer sources; return what was left out."""
     wanted: dict[str, set[str]] = {}  # folder of a model -> selections attacked
     recipes = {r["key"]: store.manifest(store.folder("evaluations", r["key"]))["recipe"] for r in records}
     folders = {json.loads((f / "config.json").read_text())["key"]: f.name for f in store.iter_artifacts("model")}
     for record in records:
-        wanted.setdefault(record["training"], set()).add(record["selection"])
+        stored = [s for s, file in WEIGHT_FILES.items() if (store.folder("model", record["training"]) / file).is_file()]
+        wanted.setdefault(record["training"], set()).update([record["selection"], *(stored if all_weights else ())])
         for required in record["timing"].get("required", {}):
             wanted.setdefault(required, set())
         source = recipes[record["key"]]["transfer_source"]
@@ -120,7 +127,7 @@ def _copy_artifacts(store: Store, records: list[EvaluationRecord], target: Store
         for file in (WEIGHT_FILES[selection] for selection in sorted(selections)):
             if not (folder / file).is_file():
                 left_out.append(f"{name}: its weights are not in '{store.root}'")
-            elif (folder / file).stat().st_size > MAX_WEIGHT_BYTES:
+            elif (folder / file).stat().st_size > MAX_WEIGHT_BYTES and not all_weights:
                 left_out.append(f"{name}: weights of {(folder / file).stat().st_size / 2**20:.0f} MiB")
             else:
                 files.append(file)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import robobench
-from robobench.plugins.discovery import KINDS, builtin_folder, discover
+from robobench.plugins.discovery import FOLDERS, KINDS, builtin_folder, discover
 
 ROOT = Path(robobench.__file__).parent
 
@@ -20,10 +20,11 @@ ORDER = (
     *("training", "results"),
     *("evaluation", "planning", "execution", "report"),
     *("api", "testing"),  # for plug-ins: re-exports, and checks of a plug-in
+    "trackers",  # plug-ins inside the package
     *("in_memory", "interface", "__init__", "compat", "paper", "cli", "__main__"),
 )
 FILES = sorted(path for path in ROOT.rglob("*.py"))
-PLUGINS = [(kind, path) for kind in KINDS for path in sorted(builtin_folder(kind).rglob("*.py"))]
+PLUGINS = [(kind, path) for kind in FOLDERS for path in sorted(builtin_folder(kind).rglob("*.py"))]
 MODULES = {".".join(("robobench", *path.relative_to(ROOT).with_suffix("").parts)): path for path in FILES}
 MODULES |= {name.removesuffix(".__init__"): path for name, path in MODULES.items() if name.endswith(".__init__")}
 
