@@ -143,7 +143,13 @@ def leaderboard(place: str | Path = "runs", union: str | None = None) -> pd.Data
     return rank_models(read_rows(fetch_store(place, weights=False)))
 
 
-def diagnose(checkpoint: str | Path | None = None, *, transfer_source: Any = None, **flags: Any) -> Diagnosis:
+def diagnose(
+    checkpoint: str | Path | None = None,
+    *,
+    transfer_source: Any = None,
+    on_check: Callable[[str], None] = lambda what: None,
+    **flags: Any,
+) -> Diagnosis:
     """Look for signs of gradient masking in a model. Nothing is stored.
 
     A model in memory is given as `diagnose(model=module, images=x, labels=y, eps="8/255")`, with the arguments of
@@ -153,6 +159,7 @@ def diagnose(checkpoint: str | Path | None = None, *, transfer_source: Any = Non
         checkpoint: a weights file (with `model` and the other flags of `evaluate`), the name of a trained model in the
             store `out`, hf:OWNER/REPO, or None if the factory `model` returns a trained one.
         transfer_source: MODEL or MODEL=WEIGHTS, another model for the transfer check.
+        on_check: called with what begins now; not for a model in memory.
 
     Raises:
         RequestError: no such model, no many-step attack among `attacks`, or another wrong value.
@@ -177,7 +184,7 @@ def diagnose(checkpoint: str | Path | None = None, *, transfer_source: Any = Non
     attacks += gradient_free_attacks(lambda cls, name: planner.settings.plugin_config(cls, name, {}), attacks)
     images, labels = data.images(index), data.labels[index].to(device)
     try_model(model.to(device), str(checkpoint or request.model), images)  # a model that fails is one line
-    found = diagnostics.diagnose(model, images, labels, attacks, source=source)
+    found = diagnostics.diagnose(model, images, labels, attacks, source=source, on_check=on_check)
     name, classes = str(checkpoint or request.model), planner.models.dataset.num_classes
     warning = near_chance_warning(name, found.clean_accuracy, labels.cpu(), classes, trained)
     if warning is not None:

@@ -80,8 +80,15 @@ def main(
     from robobench.interface import diagnose
 
     flags |= dict(examples=examples, image_size=image_size, weights_key=weights_key, device=device, threads=threads)
-    with Reporter().heartbeat("diagnose: attacking with every check"):
-        found = diagnose(checkpoint, transfer_source=transfer_source, data_dir=data_dir, out=out, **flags)
+    reporter, now = Reporter(), ["loading the model and the data"]
+
+    def on_check(what: str) -> None:
+        now[0] = what
+        reporter.info(f"diagnose: {what}")
+
+    with reporter.heartbeat(lambda: f"diagnose: {now[0]}"):
+        flags |= dict(transfer_source=transfer_source, data_dir=data_dir, out=out)
+        found = diagnose(checkpoint, on_check=on_check, **flags)
     if form == "json":
         print(json.dumps(found.as_dict(), indent=1))
     else:

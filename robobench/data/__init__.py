@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robobench.data.info import Resize, dataset_info
+from robobench.data.info import DatasetInfo, Resize, dataset_info
 from robobench.errors import RequestError
 
 if TYPE_CHECKING:
@@ -62,17 +62,18 @@ def load_dataset(
         return load_digits(**options)
     from robobench.core.paths import data_root
 
-    return _load_named(name, data_root(data_dir), info.num_classes, download, options)
+    return _load_named(name, data_root(data_dir), info, download, options)
 
 
-def _load_named(name: str, root: Path, num_classes: int | None, download: bool, options: dict[str, Any]) -> Dataset:
+def _load_named(name: str, root: Path, info: DatasetInfo, download: bool, options: dict[str, Any]) -> Dataset:
     """Load a data set that is searched for in the folder of data sets."""
     if name in ("cifar10", "cifar100"):
         from robobench.data.cifar import load_cifar
         from robobench.data.split import dataset_from_arrays
 
         train, test = load_cifar(name, root, options["need_train"], download)
-        return dataset_from_arrays(name, train, test, num_classes=num_classes, **options)
+        options |= {"num_classes": info.num_classes, "class_names": info.class_names}
+        return dataset_from_arrays(name, train, test, **options)
     if name in ("imagenet", "tiny-imagenet"):
         from robobench.data.imagenet import load_imagenet, load_tiny_imagenet
 

@@ -48,6 +48,7 @@ class DatasetInfo:
     train_eps: Mapping[str, float] = field(default_factory=lambda: CIFAR_TRAIN_EPS)  # norm -> radius of training
     preset: str = "quick"  # used if the user names none
     flips: bool = True  # a mirrored image still shows its class
+    class_names: tuple[str, ...] | None = None  # by label
     robustbench_eps: Mapping[str, str] = field(default_factory=dict)  # norm -> radius of RobustBench's leaderboard
 
 
@@ -75,6 +76,7 @@ DATASETS = {
         std=(0.2470, 0.2435, 0.2616),
         preset="cifar",
         robustbench_eps={"Linf": "8/255", "L2": "0.5"},
+        class_names=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     ),
     "cifar100": DatasetInfo(
         summary="60,000 color images of 32 px in 100 classes, in the same files as cifar10",
@@ -118,6 +120,7 @@ DATASETS = {
         mean=(0.4467, 0.4398, 0.4066),
         std=(0.2603, 0.2566, 0.2713),
         preset="cifar",
+        class_names=("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"),
     ),
     "tiny-imagenet": DatasetInfo(
         summary="110,000 color images of 64 px in 200 classes, streamed from tiny-imagenet-200/ as downloaded",

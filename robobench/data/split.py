@@ -94,7 +94,7 @@ class Dataset:
     test: Split
     num_classes: int
     resolution: int  # side of the images in pixels
-    class_names: tuple[str, ...] | None = None  # of an image folder, by label
+    class_names: tuple[str, ...] | None = None  # by label, where they are known
     notes: tuple[str, ...] = ()  # what was converted or skipped when it was loaded
     extra: Split | None = None  # extra training images (--extra)
 
@@ -102,6 +102,10 @@ class Dataset:
     def digest(self) -> str:
         """Hash of the loaded splits. To compare test data use `test.digest`, which does not depend on `need_train`."""
         return short_digest(self.train.digest if self.train else "no train", self.test.digest)
+
+    def class_name(self, label: int) -> str:
+        """Return the name of a class; its number if it has no name."""
+        return self.class_names[label] if self.class_names else str(label)
 
 
 def short_digest(*parts: object) -> str:
@@ -129,6 +133,7 @@ def dataset_from_arrays(
     need_train: bool,
     device: Any,
     notes: tuple[str, ...] = (),
+    class_names: tuple[str, ...] | None = None,
 ) -> Dataset:
     """Make a data set from arrays.
 
@@ -136,6 +141,7 @@ def dataset_from_arrays(
         num_classes: default: the largest label plus one.
         resolution, need_train, device: as in `load_dataset`.
         notes: what was converted before.
+        class_names: by label, where they are known.
 
     Raises:
         RequestError: wrong shapes, types, values or labels, splits of different image sizes, or images that are not
@@ -163,7 +169,7 @@ def dataset_from_arrays(
     count = num_classes or 1 + max(int(labels.max()) for _, labels in arrays.values())
     splits = {part: _split(*pair, resize, device) for part, pair in arrays.items() if need_train or part == "test"}
     side = resolution or height
-    return Dataset(name, splits.get("train"), splits["test"], max(count, 2), side, notes=tuple(said))
+    return Dataset(name, splits.get("train"), splits["test"], max(count, 2), side, class_names, tuple(said))
 
 
 def _split(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], resolution: int | None, device: Any) -> Split:

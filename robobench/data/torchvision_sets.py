@@ -47,6 +47,7 @@ def load_torchvision_set(
         arrays.get("train"),
         arrays["test"],
         num_classes=DATASETS[name].num_classes,
+        class_names=DATASETS[name].class_names,
         resolution=resolution,
         need_train=need_train,
         device=device,

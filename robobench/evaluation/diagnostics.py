@@ -5,7 +5,7 @@ Every check uses images that the model classifies correctly when clean. `results
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -93,6 +93,7 @@ def diagnose(
     source: nn.Module | None = None,
     restarts: int = 5,
     noise_draws: int = 100,
+    on_check: Callable[[str], None] = lambda what: None,
 ) -> Diagnosis:
     """Examine a model. Its weights, buffers and modes are restored.
 
@@ -105,6 +106,7 @@ def diagnose(
         source: another model, for the transfer check.
         restarts: number of restarts; a second set of as many must find no further adversarial examples.
         noise_draws: number of random images per surviving image.
+        on_check: called with what begins now.
 
     Raises:
         RequestError: no such iterative attack, or the model returns no logits.
@@ -113,8 +115,9 @@ def diagnose(
     many_step = [a for a in attacks if isinstance(a, IterativeAttack) and not a.gradient_free and a.steps > 1]
     if not many_step:
         raise RequestError("a diagnosis needs an iterative attack with several gradient steps; add one to --attacks")
-    diagnostics = Diagnostics(model, images, labels, source, restarts, noise_draws)
+    diagnostics = Diagnostics(model, images, labels, source, restarts, noise_draws, on_check)
     try:
+        on_check("the model's outputs and gradients")
         if diagnostics.check_model():
             diagnostics.check_gradient_meaning([a.threat for a in many_step])
             for norm in dict.fromkeys(a.threat.norm for a in attacks):
@@ -138,9 +141,10 @@ class Diagnostics(ModelChecker):
         source: nn.Module | None,
         restarts: int,
         noise_draws: int,
+        on_check: Callable[[str], None] = lambda what: None,
     ) -> None:
         super().__init__(model, images, labels, passes=FULL_PASSES, repeated=len(labels))
-        self.source, self.restarts, self.noise_draws = source, restarts, noise_draws
+        self.source, self.restarts, self.noise_draws, self.on_check = source, restarts, noise_draws, on_check
         self.index = torch.arange(len(labels), device=labels.device)
         self.traces: list[AttackTrace] = []
 
@@ -203,6 +207,7 @@ class Diagnostics(ModelChecker):
         left: Tensor = (self.correct if among is None else among).clone()
         if not bool(left.any()):
             return left
+        self.on_check(f"{attack.name} at {attack.threat} on {int(left.sum())} images")
         if isinstance(attack, IterativeAttack) and not attack.iterates_leave_ball and among is None:
             left = self.trace_attack(attack)
             if attack.restarts == 1 or not bool(left.any()):
@@ -285,6 +290,7 @@ class Diagnostics(ModelChecker):
 
     def check_restarts(self, attack: IterativeAttack, left: Tensor) -> None:
         """Restart an attack on the surviving images, in two sets of `restarts` restarts."""
+        self.on_check(f"{2 * self.restarts} restarts of {attack.name} at {attack.threat} on {int(left.sum())} images")
         found, surviving = [], left
         for number in range(2 * self.restarts):
             rows = self.index[surviving]
@@ -303,6 +309,7 @@ class Diagnostics(ModelChecker):
 
     def check_noise_and_transfer(self, attack: IterativeAttack, left: Tensor) -> None:
         """Try random noise and transfer examples on the surviving images."""
+        self.on_check(f"random noise and transfer examples at {attack.threat} on {int(left.sum())} images")
         surviving = left.clone()
         for number in range(self.noise_draws):
             if bool(surviving.any()):
@@ -335,6 +342,7 @@ class Diagnostics(ModelChecker):
             return
         strong = _with_config(attack, LARGE, steps=max(attack.steps, LARGE_STEPS))
         images, labels = self.images[self.correct], self.labels[self.correct]
+        self.on_check(f"{attack.name} with {strong.steps} steps at {LARGE} on {len(images)} images")
         with attack_mode(self.model):
             rng = self.rng(attack, self.correct)
             success = run_iterative_attack(strong, self.model, images, labels, rng, early_stop=True).success

@@ -141,7 +141,7 @@ class ReproCommands:
             flags = ["run", "--defense", config["defense"], "--model", model]
         used = [] if external else [("defense", config["defense"])]
         used += [("attack", record["attack"].partition(":")[0]) for record in records]
-        flags += [] if all(_is_installed(*plugin) for plugin in used) else ["--plugin", "FILE"]
+        flags += [] if all(_is_installed(*plugin) for plugin in set(used)) else ["--plugin", "FILE"]
         first = records[0] if records else config
         flags += ["--dataset", config["dataset"], "--preset", preset, "--threads", str(first["threads"])]
         flags += ["--devices", str(config["devices"])] if config["devices"] > 1 else []

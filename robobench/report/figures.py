@@ -305,6 +305,9 @@ def to_svg(figure: Figure, prefix: str | None = None) -> str:
     """Return a figure as SVG. A prefix makes it part of a page: no header, unique ids, the text color of the page."""
     out = io.StringIO()
     with figure_style():
+        if (layout := figure.get_layout_engine()) is not None:  # savefig would draw twice for it
+            layout.execute(figure)
+            figure.set_layout_engine(None)
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     if prefix is None:

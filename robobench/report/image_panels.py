@@ -22,11 +22,11 @@ from robobench.store.artifacts import Store
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from robobench.data.split import Split
+    from robobench.data.split import Dataset, Split
 
 COLUMNS = 8  # images in a panel
 
-LoadImages = Callable[[], "Split | str"]  # returns the test images, or why they are not available
+LoadImages = Callable[[], "Dataset | str"]  # returns the data set, or why it is not available
 
 
 @dataclass(frozen=True)
@@ -77,20 +77,21 @@ def most_misclassified_images(
         return "no panel of attacked images: no evaluation used the transfer examples in the store"
     _, attack, folder, recipe, wrong, models = min(candidates, key=lambda candidate: (candidate[0], candidate[1]))
     index = np.sort(np.argsort(-wrong, kind="stable")[:COLUMNS])
-    split = load_images()
-    if isinstance(split, str):
-        return split
-    images, labels = _select(split, index)
+    dataset = load_images()
+    if isinstance(dataset, str):
+        return dataset
+    images, labels = _select(dataset.test, index)
     store.verify(folder)
     threat = format_threat(recipe["attack"]["norm"], recipe["attack"]["eps"])
     return AdversarialPanel(
         images,
         _load_examples(folder, index),
         [
-            f"no. {i}, class {label}\nright before, wrong after: {wrong[i]} of {models}"
+            f"no. {i}: {dataset.class_name(label) if dataset.class_names else f'class {label}'}\n"
+            f"wrong after: {wrong[i]} of {models}"
             for i, label in zip(index, labels, strict=True)
         ],
-        f"Images that most models misclassify only after the attack: {attack}, {threat}, transfer",
+        f"Images that most models classify correctly, but not after the attack: {attack}, {threat}, transfer",
     )
 
 
@@ -108,8 +109,8 @@ def _select(split: Split, index: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, 
     return split.images(rows).numpy(), split.labels[rows].tolist()
 
 
-def load_test_images(store: Store, data_digest: str, data_dir: Path | None) -> Split | str:
-    """Load the test images that a store was made with, without a download; or return why that is not possible."""
+def load_test_images(store: Store, data_digest: str, data_dir: Path | None) -> Dataset | str:
+    """Load the data set that a store was made with, without a download; or return why that is not possible."""
     from robobench.data import load_dataset
 
     for folder in store.iter_artifacts("model"):
@@ -131,7 +132,7 @@ def load_test_images(store: Store, data_digest: str, data_dir: Path | None) -> S
         return f"no image panels: {err}"
     if dataset.test.digest != data_digest:
         return f"no image panels: '{config['dataset']}' on this machine differs from the data the store was made with"
-    return dataset.test
+    return dataset
 
 
 def stage_state_loader(store: Store, recipe: dict[str, Any]) -> Callable[[str], dict[str, Tensor] | None]:
@@ -167,9 +168,10 @@ def method_panel(store: Store, name: str, load_images: LoadImages) -> dict[str, 
         return {}
     if cls.visualize is Defense.visualize:
         return {}
-    split = load_images()
-    if isinstance(split, str):
-        return split
+    dataset = load_images()
+    if isinstance(dataset, str):
+        return dataset
+    split = dataset.test
     load_state = stage_state_loader(store, store.manifest(folder)["recipe"])
     images = split.images(torch.arange(min(COLUMNS, len(split))))
     try:

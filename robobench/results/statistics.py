@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
@@ -33,11 +34,13 @@ class PerImageOutcomes:
     @classmethod
     def parse(cls, text: str) -> PerImageOutcomes:
         """Read a string of '0' and '1'."""
-        return cls(tuple(c == "1" for c in text))
+        return cls(tuple(map("1".__eq__, text)))
 
     def __and__(self, other: PerImageOutcomes) -> PerImageOutcomes:
         """Worst case of two attacks on the same images."""
-        return PerImageOutcomes(tuple(a and b for a, b in zip(self.values, other.values, strict=True)))
+        if len(self.values) != len(other.values):
+            raise ValueError(f"outcomes of {len(self.values)} and {len(other.values)} images cannot be combined")
+        return PerImageOutcomes(tuple(map(operator.and_, self.values, other.values)))
 
     @property
     def count(self) -> int:

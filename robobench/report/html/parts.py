@@ -26,7 +26,7 @@ from robobench.results.statistics import combine_worst_case
 from robobench.store.artifacts import Store
 
 if TYPE_CHECKING:
-    from robobench.data.split import Split
+    from robobench.data.split import Dataset
 
 MAX_CLASSES = 20  # of a table of accuracy per class
 
@@ -75,7 +75,7 @@ def leaderboards(rows: pd.DataFrame, lines: pd.DataFrame) -> list[tuple[str, pd.
 
 
 def class_table(
-    rows: pd.DataFrame, records: Sequence[EvaluationRecord], load_images: Callable[[], Split | str]
+    rows: pd.DataFrame, records: Sequence[EvaluationRecord], load_images: Callable[[], Dataset | str]
 ) -> tuple[str, pd.DataFrame] | str:
     """Return caption and table of accuracy per class, 'clean / worst case' in percent, at the smallest radius.
 
@@ -84,10 +84,10 @@ def class_table(
     """
     first = rows.sort_values(["threat_norm", "threat_eps"], ascending=[False, True]).iloc[0]
     norm, eps = first["threat_norm"], first["threat_eps"]
-    split = load_images()
-    if isinstance(split, str):
-        return split.replace("no image panels", "no accuracy per class")
-    labels = split.labels[: int(first["examples"])].numpy()
+    dataset = load_images()
+    if isinstance(dataset, str):
+        return dataset.replace("no image panels", "no accuracy per class")
+    labels = dataset.test.labels[: int(first["examples"])].numpy()
     classes = sorted(set(labels.tolist()))
     if len(classes) > MAX_CLASSES:
         return f"no accuracy per class: {len(classes)} classes are too many for a table; the records have every image"
@@ -95,7 +95,7 @@ def class_table(
     for name, part in named_models(rows):
         found = _outcomes_at(records, part.iloc[0], norm, eps)
         if found is not None:
-            lines[name] = _class_line(*found, labels, classes)
+            lines[name] = _class_line(*found, labels, classes, dataset.class_name)
     if not lines:
         return "no accuracy per class: there are no records of these images"
     table = pd.DataFrame.from_dict(lines, orient="index")
@@ -119,12 +119,16 @@ def _outcomes_at(
 
 
 def _class_line(
-    clean: np.ndarray[Any, Any], robust: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], classes: list[int]
+    clean: np.ndarray[Any, Any],
+    robust: np.ndarray[Any, Any],
+    labels: np.ndarray[Any, Any],
+    classes: list[int],
+    name: Callable[[int], str],
 ) -> dict[str, str]:
     parts = {c: (clean[labels == c].mean(), robust[labels == c].mean()) for c in classes}
     worst = min(classes, key=lambda c: (parts[c][1], parts[c][0]))
-    cells = {str(c): f"{100 * was:.0f} / {100 * now:.0f}" for c, (was, now) in parts.items()}
-    return {**cells, "worst class": f"{worst}: {100 * parts[worst][0]:.0f} / {100 * parts[worst][1]:.0f}"}
+    cells = {name(c): f"{100 * was:.0f} / {100 * now:.0f}" for c, (was, now) in parts.items()}
+    return {**cells, "worst class": f"{name(worst)}: {100 * parts[worst][0]:.0f} / {100 * parts[worst][1]:.0f}"}
 
 
 def training_curves(models: Sequence[tuple[str, pd.DataFrame, str | None]], store: Store) -> Figure | None:

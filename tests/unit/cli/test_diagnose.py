@@ -23,8 +23,9 @@ def test_diagnose_checks_user_model(tmp_path, capsys, monkeypatch):
     assert "softmax-output" in found["flags"] and found["examples"] == 20
     assert len(found["traces"]) == 2 and len(found["traces"][0]["loss"]) == 4
     assert main(["diagnose", "--model", "mine.py:net", *small]) == 0
-    said = capsys.readouterr().out
+    said, progress = capsys.readouterr()
     assert "Verdict: signs of gradient masking in " in said and "20 images are few" in said
+    assert "diagnose: pgd at Linf 0.05 on " in progress and "diagnose: pgd with 100 steps at Linf 0.5" in progress
     assert main(["diagnose", "--model", "mine.py:net", "--examples", "5"]) == 2
     assert "--examples 5 is too few" in capsys.readouterr().err
     assert main(["diagnose", "none.pt", "--model", "cnn"]) == 2

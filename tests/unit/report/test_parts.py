@@ -13,8 +13,9 @@ def test_columns_of_dashes_are_dropped():
 
 def test_worst_class_has_lowest_robust_accuracy():
     labels = np.array([0, 0, 1, 1])
-    line = parts._class_line(np.array([1, 1, 1, 0], bool), np.array([1, 0, 0, 0], bool), labels, [0, 1])
-    assert line == {"0": "100 / 50", "1": "50 / 0", "worst class": "1: 50 / 0"}
+    outcomes = np.array([1, 1, 1, 0], bool), np.array([1, 0, 0, 0], bool)
+    line = parts._class_line(*outcomes, labels, [0, 1], ("cat", "dog").__getitem__)
+    assert line == {"cat": "100 / 50", "dog": "50 / 0", "worst class": "dog: 50 / 0"}
 
 
 def test_outcome_names_best_and_its_interval():
