@@ -82,7 +82,7 @@ def latex_leaderboards(lines: pd.DataFrame, columns: Sequence[str] | None = None
             shown["worst"] = [bold(w, b) for w, b in zip(shown["worst"], part["best"], strict=True)]
         left = ("defense", "model", "flags", "preset", "precision", "hardware")
         layout = "".join("l" if c in left else "r" for c in shown.columns)
-        head = [" & ".join(latex_escape(c[:1].upper() + c[1:]) for c in shown.columns) + r" \\"]
+        head = [" & ".join(latex_escape(c[:1].upper() + c[1:]).replace("±", r"$\pm$") for c in shown.columns) + r" \\"]
         body = [" & ".join(values) + r" \\" for values in shown.itertuples(index=False)]
         out.append(latex_table(_caption(part), layout, head, body))
     return "\n".join(out)

@@ -275,5 +275,11 @@ def format_leaderboard(lines: pd.DataFrame, columns: Sequence[str] = DEFAULT_COL
             values = lines[name].map(formats.get(name, format_text)).tolist()
         if name == "worst":
             values = [value + (mark if best else "") for value, best in zip(values, lines["best"], strict=True)]
-        out[HEADINGS[name]] = values
+        out[interval_heading(lines) if name == "ci" else HEADINGS[name]] = values
     return pd.DataFrame(out)
+
+
+def interval_heading(lines: pd.DataFrame) -> str:
+    """Return the heading of the intervals: of combined seeds, they are mean ± standard deviation."""
+    several = lines["n"] > 1 if "n" in lines else pd.Series([False])
+    return "mean ± std" if several.all() else f"{HEADINGS['ci']} or mean ± std" if several.any() else HEADINGS["ci"]

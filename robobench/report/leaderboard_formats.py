@@ -28,6 +28,7 @@ from robobench.report.leaderboard import (
     default_columns,
     filter_rows,
     format_leaderboard,
+    interval_heading,
     rank_models,
     sort_rows,
     split_leaderboards,
@@ -179,11 +180,12 @@ def render_leaderboard(title: str, lines: pd.DataFrame, columns: Sequence[str] |
     if columns:
         return Group(Text(title), *_split_table(shown, lines["best"], console), *notes)
     shown = format_leaderboard(lines, [c for c in usual if c not in ("model", "flags")], MARK)
-    shown["95 % CI"] = shown["95 % CI"].str.strip("[]").str.replace(", ", "-")
+    interval = interval_heading(lines)
+    shown[interval] = shown[interval].str.strip("[]").str.replace(", ", "-")
     if several:
         shown["defense"] += "\n" + lines["model"].to_numpy()
     without_gap = shown.drop(columns=HEADINGS["gap"], errors="ignore")  # transfer minus worst; both are shown
-    without_ci = without_gap.drop(columns="95 % CI")
+    without_ci = without_gap.drop(columns=interval)
     tries = [(shown, HEADING_WIDTH), (shown, 1), (without_gap, HEADING_WIDTH), (without_gap, 1)]
     tries += [(without_ci, 1)] if "n" in lines else []  # the spread over seeds is shown
     for compact, heading_width in tries:

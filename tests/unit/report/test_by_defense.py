@@ -5,7 +5,7 @@ import pytest
 
 from robobench.errors import RequestError
 from robobench.report.by_defense import combine_seeds
-from robobench.report.leaderboard import rank_models
+from robobench.report.leaderboard import interval_heading, rank_models
 from robobench.report.leaderboard_formats import leaderboard
 from tests.helpers.rows import make_table_rows
 
@@ -26,6 +26,13 @@ def test_seeds_become_mean_and_deviation():
     assert lines["worst_std"][0] == pytest.approx(0.04) and pd.isna(lines["worst_std"][1])
     assert lines["best"].tolist() == [True, True]  # 0.41 is above 0.44 - 0.04
     assert lines["seed"].tolist() == ["0,1,2", "0"]
+
+
+def test_heading_names_the_interval():
+    rows = three_seeds()
+    assert interval_heading(combine_seeds(rank_models(rows))) == "95 % CI or mean ± std"
+    assert interval_heading(combine_seeds(rank_models(rows[rows["defense"] == "at"]))) == "mean ± std"
+    assert interval_heading(combine_seeds(rank_models(rows[rows["seed"] == 0]))) == "95 % CI"
 
 
 def test_source_is_left_out_of_transfer_mean():
