@@ -21,13 +21,13 @@ from robobench.data.image_file import check_image_file, read_image_file
 from robobench.errors import RequestError, one_line
 from robobench.evaluation.tensors import TensorImages, as_module, device_of
 from robobench.execution.load import load as load
-from robobench.execution.load import load_trained
+from robobench.execution.load import load_external, load_trained
 from robobench.execution.run import execute_request
 from robobench.in_memory import Evaluation, diagnose_model, evaluate_model, read_images
 from robobench.in_memory import benchmark as benchmark
 from robobench.in_memory import distances as distances
 from robobench.models.checks import try_model
-from robobench.models.wrapper import PreprocessedModel, UserModel
+from robobench.models.wrapper import UserModel
 from robobench.planning.attacks import gradient_free_attacks, one_threat
 from robobench.planning.parsing import build_config
 from robobench.planning.planner import Planner
@@ -174,7 +174,7 @@ def diagnose(
     request, source = planner.request, None
     if transfer_source is not None:
         name, _, file = transfer_source.partition("=")
-        source = _load_external(planner, name, local_weights(file) if file else None, role="source")
+        source = load_external(planner, name, local_weights(file) if file else None, role="source")
     reporter = Reporter(0)
     for note in planner.settings.notes:
         reporter.info(f"note: {note}")
@@ -256,18 +256,12 @@ def corruptions(
     Raises:
         RequestError: a corruption is missing in the folder, or another wrong value.
     """
-    from robobench.data.corruptions import (
-        KINDS,
-        find_corruptions,
-        first_dataset,
-        generate_corruptions,
-        open_corruptions,
-    )
+    from robobench.data import corruptions
     from robobench.evaluation.corruptions import evaluate_corruptions
 
-    chosen = tuple(kinds) if kinds is not None else KINDS
-    places = find_corruptions(Path(folder).expanduser(), chosen) if folder is not None else {}
-    own = {"dataset": first_dataset(places)} if places else {}
+    chosen = tuple(kinds) if kinds is not None else corruptions.KINDS
+    places = corruptions.find_corruptions(Path(folder).expanduser(), chosen) if folder is not None else {}
+    own = {"dataset": corruptions.first_dataset(places)} if places else {}
     module = flags.get("model")
     if callable(module):
         _check_weights(checkpoint, flags)
@@ -276,9 +270,9 @@ def corruptions(
     examples, data = planner.request.examples, planner.models.dataset
     device = planner.settings.device
     if places:
-        parts = open_corruptions(places, resolution=data.resolution, device=device)
+        parts = corruptions.open_corruptions(places, resolution=data.resolution, device=device)
     else:
-        parts = generate_corruptions(data.test, kinds=chosen)
+        parts = corruptions.generate_corruptions(data.test, kinds=chosen)
     batch_size = planner.settings.run.eval_batch_size
     return evaluate_corruptions(model.to(device), parts, examples=examples, batch_size=batch_size, device=device)
 
@@ -309,20 +303,8 @@ def open_model(checkpoint: str | Path | None, flags: dict[str, Any], model: Any 
     planner = Planner(request)
     torch.set_num_threads(planner.settings.threads)
     if model is None:
-        model = _load_external(planner, request.model, Path(checkpoint) if checkpoint is not None else None)
+        model = load_external(planner, request.model, Path(checkpoint) if checkpoint is not None else None)
     return planner, model, checkpoint is not None and not is_file
-
-
-def _load_external(planner: Planner, name: str, weights: Path | None, role: str = "evaluated") -> PreprocessedModel:
-    """Load a model that was trained elsewhere, in eval mode on the device."""
-    from robobench.models.build import build_model
-    from robobench.models.weights import load_weights
-
-    planned = planner.models.external(name, weights, role=role)
-    model = build_model(planned.spec)
-    if weights is not None:
-        load_weights(model, weights, planned.weights_key)
-    return model.to(planner.settings.device).eval()
 
 
 def attack(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from robobench.models.wrapper import PreprocessedModel
+    from robobench.planning.planner import Planner
 
 
 def load(store: str | Path, name: str, *, device: str = "cpu", factory: str | None = None) -> nn.Module:
@@ -71,3 +72,15 @@ def load_trained(
         raise RequestError(f"the weights of '{matching[0]}' are not in '{store}'; train the model again")
     model.load_state_dict(load_file(file))
     return model.eval(), configs[matching[0]]
+
+
+def load_external(planner: Planner, name: str, weights: Path | None, role: str = "evaluated") -> PreprocessedModel:
+    """Load a model that was trained elsewhere, in eval mode on the device."""
+    from robobench.models.build import build_model
+    from robobench.models.weights import load_weights
+
+    planned = planner.models.external(name, weights, role=role)
+    model = build_model(planned.spec)
+    if weights is not None:
+        load_weights(model, weights, planned.weights_key)
+    return model.to(planner.settings.device).eval()
