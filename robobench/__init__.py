@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         run,
         score,
     )
+    from robobench.report.notebook import show
 
 try:
     __version__ = version("robobench")
@@ -46,11 +47,16 @@ __all__ = [
     "load",
     "run",
     "score",
+    "show",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """Import the Python interface, and torch with it, at its first use."""
+    if name == "show":
+        from robobench.report.notebook import show
+
+        return show
     if name in __all__:
         from robobench import interface
 
