@@ -68,7 +68,7 @@ class ReproducedCell:
             return f"{100 * now.accuracy:.1f}, recorded {100 * was.accuracy:.1f} [{low:.1f}, {high:.1f}]"
 
         was, now = self.robust
-        count = len(was.values)
+        count = was.size
         same = count - was.count_lost_in(now) - now.count_lost_in(was)
         return (
             f"{'reproduced' if self.reproduced else 'NOT REPRODUCED'}: {cell_name(self.record)}, "

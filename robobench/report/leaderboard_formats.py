@@ -45,6 +45,7 @@ LEGEND = (
 )
 SPREAD_LEGEND = "±: standard deviation over seeds; 95 % CI: over images for one seed, else mean ± standard deviation"
 RICH_LINES = 100  # of a table that is drawn with colors and wrapped names
+PLAIN_LINES = 1000  # in all leaderboards together, from which on none is fitted to the terminal
 HEADING_WIDTH = 12  # characters of a line of a heading
 TEXT_HEADINGS = ("defense", "model", "flags", "preset", "precision", "hardware")  # left-aligned, may be wrapped
 
@@ -148,6 +149,8 @@ def markdown(table: pd.DataFrame) -> str:
 
 def terminal_leaderboards(lines: pd.DataFrame, columns: Sequence[str] | None, *, wide: bool) -> str:
     """Write leaderboards as wide as the terminal, colored there and plain in a pipe. No line is left out."""
+    if len(lines) > PLAIN_LINES:
+        return _plain_leaderboards(lines.reset_index(drop=True), columns)
     real = Console()
     buffer = io.StringIO()
     width = 10_000 if wide and not real.is_terminal else real.width
@@ -159,6 +162,32 @@ def terminal_leaderboards(lines: pd.DataFrame, columns: Sequence[str] | None, *,
     hint = "--by defense shows mean ± standard deviation over seeds" if several else ""
     console.print(Text("\n".join(filter(None, [LEGEND, SPREAD_LEGEND if "n" in lines else "", hint]))))
     return "\n".join(line.rstrip() for line in buffer.getvalue().split("\n"))
+
+
+def _plain_leaderboards(lines: pd.DataFrame, columns: Sequence[str] | None) -> str:
+    """Write many lines as plain text with all default columns, each as wide as it needs to be."""
+    shown = format_leaderboard(lines, columns or default_columns(lines), MARK)
+    cells = _align(shown, HEADING_WIDTH)
+    height = len(cells[0]) - len(lines)
+    texts = ["  ".join(line).rstrip() for line in zip(*cells, strict=True)]
+    rule = "─" * max(map(len, texts[:height]))
+    out = []
+    for title, part in split_leaderboards(lines):
+        out += [title, *texts[:height], rule, *(texts[height + number] for number in part.index)]
+        out += [*unranked_notes(part), ""]
+    return "\n".join([*out, LEGEND, *([SPREAD_LEGEND] if "n" in lines else [])]) + "\n"
+
+
+def _align(shown: pd.DataFrame, heading_width: int) -> list[list[str]]:
+    """Return the columns of a table as texts of equal width: the lines of the heading, then the values."""
+    headings = [_wrap_heading(column, shown[column], heading_width) for column in shown.columns]
+    height = max(map(len, headings))
+    columns = []
+    for column, heading in zip(shown.columns, headings, strict=True):
+        cells = [*[""] * (height - len(heading)), *heading, *shown[column]]
+        width = max(map(len, cells))
+        columns.append([c.ljust(width) if column in TEXT_HEADINGS else c.rjust(width) for c in cells])
+    return columns
 
 
 def render_leaderboard(title: str, lines: pd.DataFrame, columns: Sequence[str] | None, console: Console) -> Group:
@@ -223,13 +252,8 @@ def _wrap_heading(column: str, values: pd.Series, heading_width: int) -> list[st
 
 def _plain_table(shown: pd.DataFrame, heading_width: int) -> Text:
     """Make a table of text, for the many lines that rich would need seconds for. Nothing is wrapped or colored."""
-    headings = [_wrap_heading(column, shown[column], heading_width) for column in shown.columns]
-    height = max(map(len, headings))
-    columns = []
-    for column, heading in zip(shown.columns, headings, strict=True):
-        cells = [*[""] * (height - len(heading)), *heading, *shown[column]]
-        width = max(map(len, cells))
-        columns.append([c.ljust(width) if column in TEXT_HEADINGS else c.rjust(width) for c in cells])
+    columns = _align(shown, heading_width)
+    height = len(columns[0]) - len(shown)
     lines = ["  ".join(cells) for cells in zip(*columns, strict=True)]
     return Text("\n".join([*lines[:height], "─" * len(lines[0]), *lines[height:]]), no_wrap=True, overflow="ignore")
 

@@ -258,13 +258,13 @@ def check_records(group: list[EvaluationRecord], norm: str, eps: float) -> list[
     kinds = ("many-step", "one-step", "gradient-free")
     out = []
     for r in (r for r in white_box if r["threat_eps"] == eps and "black_box_found" in r):
-        lost, count = r["black_box_found"], len(outcomes_of(r).values)
+        lost, count = r["black_box_found"], outcomes_of(r).size
         text = f"{lost} of {count} images of {r['attack']}"
         out.append(make_finding("black-box-lowers-ensemble", lost >= 2 and lost > 0.002 * count, text))
     many, one, gradient_free = (combine_worst_case(here.get(name, ())) for name in kinds)
     if many is None:
         return out
-    count = len(many.values)
+    count = many.size
     if one is not None:
         text = f"one step leaves {one.count} of {count} correct, many steps {many.count}"
         out.append(make_finding("one-step-stronger", many.count - one.count >= min_count(count), text))

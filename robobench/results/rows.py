@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import io
 import json
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,6 +19,7 @@ from robobench.core.numbers import canonical_eps
 from robobench.errors import ArtifactError, RequestError
 from robobench.results.checks import check_records, min_count, raised_by_examination
 from robobench.results.confidence_sequence import confidence_sequence
+from robobench.results.index import Index, join_rows, load_index, plain_types, save_index, scan
 from robobench.results.records import EvaluationRecord, TrainingTiming
 from robobench.results.statistics import (
     PerImageOutcomes,
@@ -66,11 +68,12 @@ PASS_SIGNS = {
 }
 
 
-def read_records(root: Path, repair: Store | None = None) -> list[EvaluationRecord]:
+def read_records(root: Path, repair: Store | None = None, only: Iterable[str] | None = None) -> list[EvaluationRecord]:
     """Read every evaluation record of a store, with its training's timing, in a stable order.
 
     Args:
         repair: quarantine damaged records in this store and leave them out, as during a run.
+        only: keys to read, all records of a training or none; default: all.
 
     Raises:
         ArtifactError: a record is damaged. Leaving it out could raise a worst-case accuracy.
@@ -100,8 +103,9 @@ def read_records(root: Path, repair: Store | None = None) -> list[EvaluationReco
             found[f"total_train_{what}"] = None if None in parts else sum(part for part in parts if part is not None)
         return cast(TrainingTiming, found)
 
-    for folder in store.iter_artifacts("evaluations"):
-        record = read("evaluations", folder.name, "record.json")
+    names = (folder.name for folder in store.iter_artifacts("evaluations")) if only is None else sorted(only)
+    for name in names:
+        record = read("evaluations", name, "record.json")
         if record is not None:
             more = {"timing": timing(record["training"]), "threat_eps": canonical_eps(record["threat_eps"])}
             out.append(cast(EvaluationRecord, {**record, **more}))
@@ -112,10 +116,11 @@ def read_records(root: Path, repair: Store | None = None) -> list[EvaluationReco
     return out
 
 
-def _order(r: EvaluationRecord) -> tuple[str | int, ...]:
+def _order(r: EvaluationRecord) -> str:
+    """Return a text that sorts records."""
     texts = (r["dataset"], r["model"], r["defense"], r["seed"], r["protocol"], r["attack"], r["threat_norm"])
-    own = (r["training"], r["selection"], r["examples"], r["attack_budget"], r["search_precision"])
-    return (*map(str, texts), str(r["threat_eps"]), *own)
+    own = (r["training"], r["selection"], f"{r['examples']:012d}", r["attack_budget"], r["search_precision"])
+    return "\0".join(map(str, (*texts, r["threat_eps"], *own, r.get("key", ""))))
 
 
 def count_forwards(timing: Any) -> float | None:
@@ -166,7 +171,7 @@ def worst_case(group: list[EvaluationRecord], record: EvaluationRecord, protocol
     at = (record["threat_norm"], record["threat_eps"], "transfer", "ok")
     transfer = [r for r in group if (r["threat_norm"], r["threat_eps"], r["protocol"], r["status"]) == at]
     known = combine_worst_case(transfer)
-    refuted = known is not None and worst.count_lost_in(known) >= min_count(len(worst.values))
+    refuted = known is not None and worst.count_lost_in(known) >= min_count(worst.size)
     return worst & known if known is not None and refuted else worst
 
 
@@ -178,7 +183,7 @@ def transfer_only(
     On 200 images or more: the white-box worst case is at most a tenth of clean accuracy, and transfer accuracy is at
     least half of it.
     """
-    if white_box is None or transfer is None or len(white_box.values) < TRANSFER_ONLY_IMAGES:
+    if white_box is None or transfer is None or white_box.size < TRANSFER_ONLY_IMAGES:
         return False
     return white_box.accuracy <= 0.1 * clean.accuracy and transfer.accuracy >= 0.5 * clean.accuracy
 
@@ -220,7 +225,7 @@ def make_rows(group: list[EvaluationRecord]) -> list[dict[str, Any]]:
 def _interval(outcomes: PerImageOutcomes, record: EvaluationRecord) -> tuple[float, float]:
     """Return the 95 % interval: Wilson's, or the confidence sequence if --until chose the number of images."""
     if "population" in record:
-        return confidence_sequence(outcomes.count, len(outcomes.values), record["population"])
+        return confidence_sequence(outcomes.count, outcomes.size, record["population"])
     return outcomes.interval
 
 
@@ -263,8 +268,8 @@ def make_frame(records: list[EvaluationRecord]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def rewrite_rows(store: Store) -> list[EvaluationRecord]:
-    """Rewrite rows.csv from the records, atomically and one process at a time; return the records.
+def rewrite_rows(store: Store, keys: Collection[str] = ()) -> list[EvaluationRecord]:
+    """Rewrite rows.csv from the records, atomically and one process at a time; return the records of some keys.
 
     Raises:
         StorageError: it cannot be written; the old one is unchanged.
@@ -273,9 +278,69 @@ def rewrite_rows(store: Store) -> list[EvaluationRecord]:
     with wrap_write_errors(root / "rows.csv"), FileLock(root / ".rows.lock"):
         for file in root.glob(".rows.csv.*"):  # of a process that died while writing
             file.unlink(missing_ok=True)
-        found = read_records(root, repair=store)
-        write_atomic(root / "rows.csv", make_frame(found).to_csv(index=False))
-    return found
+        rows = _all_rows(root, repair=store)
+        write_atomic(root / "rows.csv", rows[COLUMNS].to_csv(index=False))
+    trainings = set(rows.loc[rows["_key"].isin(keys), "_training"])
+    needed = rows.loc[rows["_training"].isin(trainings), "_key"]
+    return [record for record in read_records(root, repair=store, only=needed) if record["key"] in keys]
+
+
+def _all_rows(root: Path, repair: Store | None = None) -> pd.DataFrame:
+    """Return the rows of a store with the columns of the index. Only trainings that the index lacks are read.
+
+    Args:
+        repair: as in `read_records`.
+
+    Raises:
+        ArtifactError: a record is damaged.
+    """
+
+    states, index = scan(root), load_index(root)
+    if index is None:
+        rows = _rows_with_origin(read_records(root, repair))
+    elif index.states == states:
+        return index.rows
+    else:
+        was = index.states
+        new = {key for key, state in states.records.items() if was.records.get(key) != state}
+        gone = was.records.keys() - states.records.keys()
+        models = {name for name in states.models.keys() | was.models if states.models.get(name) != was.models.get(name)}
+        trainings = set(index.rows.loc[index.rows["_key"].isin(new | gone), "_training"])
+        trainings |= {record["training"] for record in read_records(root, repair, only=new)}
+        uses = index.rows["_depends_on"].str.split("\0").map(models.isdisjoint)
+        affected = index.rows["_training"].isin(trainings) | ~uses
+        again = new | set(index.rows.loc[affected, "_key"]) - gone
+        fresh = _rows_with_origin(read_records(root, repair, only=again))
+        rows = join_rows(index.rows[~affected], fresh)
+        first = rows.groupby("_group")["_order"].transform("min")
+        rows = rows.assign(_first=first).sort_values(["_first", "_order"], kind="stable").drop(columns="_first")
+        rows = plain_types(rows.reset_index(drop=True))
+    # Files that changed while they were read are read again the next time, since `states` is older.
+    save_index(root, Index(rows, states))
+    return rows
+
+
+def _rows_with_origin(records: list[EvaluationRecord]) -> pd.DataFrame:
+    """Return rows as they are read from rows.csv, with the columns of the index."""
+    groups = group_by_model(records)
+    rows = parse_rows(io.StringIO(make_frame(records).to_csv(index=False)))
+    ordered = [(record, str(key)) for key, group in groups.items() for record in group]
+    depends = [[r["training"], *r["timing"].get("required", {})] for r, _ in ordered]
+    origin = {
+        "_key": [r["key"] for r, _ in ordered],
+        "_training": [r["training"] for r, _ in ordered],
+        "_depends_on": ["\0".join(names) for names in depends],
+        "_order": [_order(r) for r, _ in ordered],
+        "_group": [group for _, group in ordered],
+    }
+    return rows.assign(**origin)
+
+
+def parse_rows(table: Any) -> pd.DataFrame:
+    """Read a table of rows, a file or a text stream; raises ValueError."""
+    import pandas as pd
+
+    return plain_types(pd.read_csv(table, dtype=dict.fromkeys(DIGESTS, str), keep_default_na=True))
 
 
 def read_rows(place: Path) -> pd.DataFrame:
@@ -285,17 +350,16 @@ def read_rows(place: Path) -> pd.DataFrame:
         RequestError: there are no rows, or rows.csv is not a table of rows.
         ArtifactError: a record of the store is damaged.
     """
-    import pandas as pd
-
-    file, found = place / "rows.csv", read_records(place)
-    if not found and not file.is_file():
+    file, found = place / "rows.csv", _all_rows(place)
+    if not found.empty:
+        return found[COLUMNS]
+    if not file.is_file():
         raise RequestError(
             f"no rows in '{place}' (no rows.csv); run 'robobench run' or 'robobench compare' first, "
             "or name another store with --out"
         )
     try:
-        text: Any = io.StringIO(make_frame(found).to_csv(index=False)) if found else file
-        rows = pd.read_csv(text, dtype=dict.fromkeys(DIGESTS, str), keep_default_na=True)
+        rows = parse_rows(file)
     except (ValueError, UnicodeDecodeError) as err:
         raise RequestError(f"'{file}' is not a table of rows: {' '.join(str(err).split())}") from None
     missing = [name for name in COLUMNS if name not in [*rows.columns, *OPTIONAL_COLUMNS]]

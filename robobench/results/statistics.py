@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -27,39 +26,49 @@ CLEAN: Column = ("clean", "", 0.0)  # column of clean images
 
 @dataclass(frozen=True)
 class PerImageOutcomes:
-    """Which images are classified correctly."""
+    """Which images are classified correctly. One bit per image: a store may have 100,000 records of 10,000 images."""
 
-    values: tuple[bool, ...]
+    bits: int  # the first image is the highest bit
+    size: int  # number of images
 
     @classmethod
     def parse(cls, text: str) -> PerImageOutcomes:
         """Read a string of '0' and '1'."""
-        return cls(tuple(map("1".__eq__, text)))
+        return cls(int(text or "0", 2), len(text))
+
+    @property
+    def values(self) -> tuple[bool, ...]:
+        """One bool per image."""
+        return tuple(c == "1" for c in f"{self.bits:0{self.size}b}"[: self.size])
 
     def __and__(self, other: PerImageOutcomes) -> PerImageOutcomes:
         """Worst case of two attacks on the same images."""
-        if len(self.values) != len(other.values):
-            raise ValueError(f"outcomes of {len(self.values)} and {len(other.values)} images cannot be combined")
-        return PerImageOutcomes(tuple(map(operator.and_, self.values, other.values)))
+        return PerImageOutcomes(self.bits & other.bits, self._common_size(other))
 
     @property
     def count(self) -> int:
         """Number of correct images."""
-        return sum(self.values)
+        return self.bits.bit_count()
 
     @property
     def accuracy(self) -> float:
         """Fraction of correct images."""
-        return self.count / len(self.values)
+        return self.count / self.size
 
     @property
     def interval(self) -> tuple[float, float]:
         """95 % Wilson interval of the accuracy."""
-        return wilson_interval(self.count, len(self.values))
+        return wilson_interval(self.count, self.size)
 
     def count_lost_in(self, other: PerImageOutcomes) -> int:
         """Count the images that are correct here and wrong in `other`."""
-        return sum(a and not b for a, b in zip(self.values, other.values, strict=True))
+        self._common_size(other)
+        return (self.bits & ~other.bits).bit_count()
+
+    def _common_size(self, other: PerImageOutcomes) -> int:
+        if self.size != other.size:
+            raise ValueError(f"outcomes of {self.size} and of {other.size} images cannot be combined")
+        return self.size
 
 
 ColumnOutcomes = dict[Column, PerImageOutcomes]
@@ -253,20 +262,51 @@ class PairedDifference:
         return (self.only_model - self.only_baseline) / self.examples
 
 
-def paired_differences(records: Iterable[EvaluationRecord], baseline: str) -> list[PairedDifference]:
+def paired_differences(
+    records: Iterable[EvaluationRecord], baseline: str | Callable[[str], str | None]
+) -> list[PairedDifference]:
     """Compare trained models with a baseline on the same images under the same attacks.
 
     Args:
         records: of models on the same images.
-        baseline: a defense, or a model's name as in the result. Models are compared with the baseline of their seed.
+        baseline: a defense, or a model's name as in the result; or a function that returns it for a model's name, None
+            for a model without one. Models are compared with the baseline of their seed.
 
     Returns:
         Differences by column. Only results of the same attacks with the same budgets are compared.
     """
+    return grid_differences([records], baseline)[0]
+
+
+def grid_differences(
+    parts: Iterable[Iterable[EvaluationRecord]], baseline: str | Callable[[str], str | None]
+) -> list[list[PairedDifference]]:
+    """Compare trained models with their baseline, as `paired_differences` does, in every part of a grid.
+
+    Args:
+        parts: records of models on the same images each, such as those of one network.
+
+    Returns:
+        The differences of every part. p-values are Holm-corrected over all models of all parts at one column.
+    """
+    raw = [_raw_differences(records, baseline) for records in parts]
+    columns: dict[Column, list[float]] = {}
+    for pair in itertools.chain(*raw):
+        columns.setdefault(pair.column, []).append(pair.p)
+    corrected = {column: iter(holm(values)) for column, values in columns.items()}
+    return [[replace(pair, p=next(corrected[pair.column])) for pair in part] for part in raw]
+
+
+def _raw_differences(
+    records: Iterable[EvaluationRecord], baseline: str | Callable[[str], str | None]
+) -> list[PairedDifference]:
+    """Return the differences with uncorrected p-values."""
     groups = _group_by_name(records)
     found = {model: column_outcomes(group) for model, group in groups.items()}
     budgets = {model: attack_budgets(group) for model, group in groups.items()}
-    compared = [(n, (baseline, n[1])) for n in found if n[0] != baseline and (baseline, n[1]) in found]
+    base = baseline if callable(baseline) else lambda name: None if name == baseline else baseline
+    pairs = [(n, (base(n[0]), n[1])) for n in found]
+    compared = [(one, (other, seed)) for one, (other, seed) in pairs if other is not None and (other, seed) in found]
     several = len({seed for _, seed in found}) > 1
 
     def label(model: tuple[str, int]) -> str:
@@ -275,14 +315,11 @@ def paired_differences(records: Iterable[EvaluationRecord], baseline: str) -> li
     out: list[PairedDifference] = []
     columns = {column for model in found.values() for column in model}
     for column in sorted(columns, key=lambda c: (c[1] != "Linf", *c[1:], c[0] == WORST_CASE, c[0])):
-        raw = []
         for one, other in compared:
             if column in budgets[one] and budgets[one][column] == budgets[other].get(column):
                 mine, theirs = found[one][column], found[other][column]
                 only = mine.count_lost_in(theirs), theirs.count_lost_in(mine)
-                names, count = (label(one), label(other)), len(mine.values)
-                raw.append(PairedDifference(column, *names, *only, count, mcnemar(*only)))
-        out += [replace(pair, p=p) for pair, p in zip(raw, holm([pair.p for pair in raw]), strict=True)]
+                out.append(PairedDifference(column, label(one), label(other), *only, mine.size, mcnemar(*only)))
     return out
 
 

@@ -23,7 +23,6 @@ from robobench.report import figures
 from robobench.report.formatting import (
     COMPARABLE_KEYS,
     add_names,
-    format_percent,
     format_text,
     format_threat,
     iter_groups,
@@ -40,11 +39,16 @@ from robobench.report.image_panels import (
     method_panel,
     most_misclassified_images,
 )
-from robobench.report.leaderboard import rank_models, split_leaderboards
+from robobench.report.leaderboard import (
+    default_columns,
+    format_leaderboard,
+    rank_models,
+    split_leaderboards,
+    unranked_notes,
+)
 from robobench.report.matrix import PROTOCOLS, budget_notes, cost_table, failure_notes, matrix
 from robobench.results.checks import raised_by_examination
 from robobench.results.records import EvaluationRecord
-from robobench.results.rows import TRANSFER_ONLY_IMAGES
 from robobench.store.artifacts import WEIGHT_FILES, Store
 
 HERE = Path(__file__).parent
@@ -55,6 +59,7 @@ PROVENANCE = (
 )
 
 ModelFolders = dict[tuple[Any, ...], str]  # (defense, seed, digest of the weights) -> folder in the store
+MAX_PAGE_MODELS = 1000  # from which on a page has leaderboards only: it would take minutes and hundreds of megabytes
 NamedModels = list[tuple[str, pd.DataFrame, str | None]]  # name in tables, rows, folder in the store
 
 
@@ -114,6 +119,8 @@ def make_sections(rows: pd.DataFrame, place: Path, data_dir: Path | None = None)
     Args:
         data_dir: folder of data sets, for figures of images.
     """
+    if rows["weights_digest"].nunique() > MAX_PAGE_MODELS:
+        return _leaderboards_only(rows)
     store = Store(place)
     repro = ReproCommands(place)
     folders: ModelFolders = {}
@@ -123,6 +130,24 @@ def make_sections(rows: pd.DataFrame, place: Path, data_dir: Path | None = None)
             folders[config["defense"], config["seed"], files.get(file, "")[:16]] = name
     groups = iter_groups(rows, COMPARABLE_KEYS)
     return [_make_section(part, f"f{n}", store, repro, folders, data_dir) for n, part in enumerate(groups, 1)]
+
+
+def _leaderboards_only(rows: pd.DataFrame) -> list[Section]:
+    """Return the sections of a page with many models. No record is read for it, and all lines are formatted at once."""
+    lines = rank_models(rows)
+    shown = format_leaderboard(lines, default_columns(lines))
+    head, texts = list(shown.columns), shown.to_numpy().tolist()
+    tables: dict[str, list[Table]] = {}
+    for title, part in split_leaderboards(lines):
+        body = [texts[number] for number in part.index]
+        table = Table(title, head, body, part["best"].tolist(), unranked_notes(part))
+        first = part.iloc[0]
+        tables.setdefault(f"{first['dataset']}, {first['examples']} test images", []).append(table)
+    note = (
+        f"The store has more than {MAX_PAGE_MODELS} models, so this page has the leaderboards only. Choose fewer for "
+        "matrices, figures and commands, such as --filter defense=trades."
+    )
+    return [Section(title, [], found, [], [], [], [note]) for title, found in tables.items()]
 
 
 def _make_section(
@@ -330,7 +355,7 @@ def _model_details(
             for r in iter_rows(rows)
         ],
         repro.command(folder, examples=int(first["examples"])) if folder else "",
-        [(flag, raised.get(flag) or evidence(flag, rows, timing)) for flag in list_flags(rows)],
+        [(flag, raised.get(flag) or parts.evidence(flag, rows, timing)) for flag in list_flags(rows)],
         _stage_table(timing["stages"]) if timing.get("stages") else None,
     )
 
@@ -350,27 +375,6 @@ def _stage_table(stages: list[dict[str, Any]]) -> Table:
         for stage in stages
     ]
     return Table("stages", ["stage", *columns, "peak memory (GiB)", "passes"], lines, left=("stage", "passes"))
-
-
-def evidence(flag: str, rows: pd.DataFrame, timing: dict[str, Any]) -> str:
-    """Return the numbers behind a flag: the metrics of the stage that set it, or the accuracies of its rows."""
-    for stage in timing.get("stages", []):
-        if flag in stage.get("flags", []):
-            metrics = ", ".join(f"{name} {value:.4g}" for name, value in stage["metrics"].items())
-            return f"set by stage '{stage['name']}': {metrics or 'no metrics'}"
-    flagged = rows[rows["flags"].fillna("").astype(str).str.split(",").map(lambda flags: flag in flags)]
-    out = []
-    for norm, eps in threats(flagged):
-        at = flagged[(flagged["threat_norm"] == norm) & (flagged["threat_eps"] == eps)]
-        worst = at.drop_duplicates("protocol").set_index("protocol")["worst_case_accuracy"]
-        accuracies = ", ".join(f"{protocol} {format_percent(value)} %" for protocol, value in worst.items())
-        out.append(f"{format_threat(norm, eps)}: clean {format_percent(at['clean_accuracy'].max())} %, {accuracies}")
-    rule = (
-        f"; rule: {TRANSFER_ONLY_IMAGES} images or more, white-box at most 0.1 of clean, transfer at least 0.5 of clean"
-        if flag == "transfer-only"
-        else ""
-    )
-    return "; ".join(out) + rule
 
 
 def render_page(sections: list[Section], title: str) -> str:

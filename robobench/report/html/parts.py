@@ -18,10 +18,12 @@ from robobench.report.formatting import (
     format_threat,
     iter_groups,
     named_models,
+    threats,
 )
 from robobench.report.leaderboard import WORST_HEADING, default_columns, format_leaderboard, split_leaderboards
 from robobench.report.outcome import outcome_sentences
 from robobench.results.records import EvaluationRecord
+from robobench.results.rows import TRANSFER_ONLY_IMAGES
 from robobench.results.statistics import combine_worst_case
 from robobench.store.artifacts import Store
 
@@ -144,3 +146,24 @@ def training_curves(models: Sequence[tuple[str, pd.DataFrame, str | None]], stor
             curves[name] = stage.sort_values("epoch")["value"].tolist()
     curves = {name: values for name, values in curves.items() if len(values) > 1}
     return figures.plot_training_curves(curves) if curves else None
+
+
+def evidence(flag: str, rows: pd.DataFrame, timing: dict[str, Any]) -> str:
+    """Return the numbers behind a flag: the metrics of the stage that set it, or the accuracies of its rows."""
+    for stage in timing.get("stages", []):
+        if flag in stage.get("flags", []):
+            metrics = ", ".join(f"{name} {value:.4g}" for name, value in stage["metrics"].items())
+            return f"set by stage '{stage['name']}': {metrics or 'no metrics'}"
+    flagged = rows[rows["flags"].fillna("").astype(str).str.split(",").map(lambda flags: flag in flags)]
+    out = []
+    for norm, eps in threats(flagged):
+        at = flagged[(flagged["threat_norm"] == norm) & (flagged["threat_eps"] == eps)]
+        worst = at.drop_duplicates("protocol").set_index("protocol")["worst_case_accuracy"]
+        accuracies = ", ".join(f"{protocol} {format_percent(value)} %" for protocol, value in worst.items())
+        out.append(f"{format_threat(norm, eps)}: clean {format_percent(at['clean_accuracy'].max())} %, {accuracies}")
+    rule = (
+        f"; rule: {TRANSFER_ONLY_IMAGES} images or more, white-box at most 0.1 of clean, transfer at least 0.5 of clean"
+        if flag == "transfer-only"
+        else ""
+    )
+    return "; ".join(out) + rule

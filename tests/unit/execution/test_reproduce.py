@@ -12,7 +12,7 @@ def test_sample_has_different_attacks_and_fastest_first():
 
 def test_cell_is_reproduced_inside_recorded_interval():
     def outcomes(count):
-        return PerImageOutcomes(tuple(i < count for i in range(100)))
+        return PerImageOutcomes.parse("1" * count + "0" * (100 - count))
 
     low, high = wilson_interval(30, 100)  # 21.9 and 39.6 %
     counts = (21, 22, 39, 40)

@@ -51,7 +51,7 @@ def test_transfer_examples_bound_the_worst_case():
 
 
 def outcomes(count: int, of: int = 200) -> PerImageOutcomes:
-    return PerImageOutcomes(tuple(i < count for i in range(of)))
+    return PerImageOutcomes.parse("1" * count + "0" * (of - count))
 
 
 @pytest.mark.parametrize(

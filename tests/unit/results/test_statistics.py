@@ -148,7 +148,7 @@ def test_search_precisions_are_not_compared():
 
 def test_significance_groups_share_letters():
     def first(count):
-        return PerImageOutcomes(tuple(i < count for i in range(200)))
+        return PerImageOutcomes.parse("1" * count + "0" * (200 - count))
 
     # The sets of correct images are nested, so only one of two models errs alone: p = 2 / 2^n, and Holm multiplies it
     # by at most 6.
