@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from robobench.planning.plan import Plan
     from robobench.planning.request import ExperimentConfig
+    from robobench.planning.study import Point, Study
     from robobench.results.records import EvaluationRecord
 
 Dataset = Annotated[
@@ -236,37 +237,77 @@ def execute(
     Returns:
         The exit status.
     """
+    from robobench.planning.study import Point
+
+    def after_all(results: list[list[EvaluationRecord]], console: Console) -> None:
+        if after is not None:
+            after(results[0], console)
+
+    return execute_points([Point(request)], flags, after=after_all, check_plan=check_plan)
+
+
+def execute_points(
+    points: Sequence[Point],
+    flags: EvaluateFlags,
+    *,
+    after: Callable[[list[list[EvaluationRecord]], Console], None],
+    check_plan: Callable[[Plan], None] | None = None,
+) -> int:
+    """Plan and run the requests of a grid, and print their tables to stdout.
+
+    Args:
+        after: called with the records of every request and the console after the tables are printed.
+        check_plan: may raise to refuse a plan.
+
+    Returns:
+        The exit status.
+    """
     from robobench.planning.precheck import check_request
 
-    request = check_request(request)  # before torch is imported, so that a refusal comes at once
+    requests = [check_request(point.request) for point in points]  # before torch is imported, so that refusals are fast
     from rich.console import Console
 
     from robobench.core.console import Reporter
     from robobench.distributed import launch, signals
-    from robobench.execution.run import execute_request
+    from robobench.execution.run import execute_requests
 
     console = Console()  # as wide as the terminal or COLUMNS says, else 80
     if flags.dry_run:
         if launch.is_nonzero_rank():
             return 0
-        from robobench.cli.dry_run import print_plan
-        from robobench.planning.planner import make_plan
+        from robobench.cli.dry_run_grid import print_plans
+        from robobench.planning.planner import prepare_all
 
-        plan, now = make_plan(request, dry=True), ["measuring one step of every stage"]
+        prepared, now = prepare_all(requests, dry=True), ["measuring one step of every stage"]
+        labels = [point.label for point in points]
         with Reporter(-1 if flags.quiet else 0).heartbeat(lambda: now[-1]):
-            print_plan(plan, console if console.is_terminal else Console(width=200), now.append)
+            print_plans(prepared, labels, console if console.is_terminal else Console(width=200), now.append)
         return 0
     reporter = Reporter(-1 if flags.quiet else int(flags.verbose))
     with signals.handle_signals(verbose=not launch.is_nonzero_rank()):
-        records = execute_request(request, reporter, check_plan)
+        results = execute_requests(requests, reporter, check_plan)
     if launch.is_nonzero_rank():
         return 0
     from robobench.report.matrix import print_matrices
     from robobench.results.rows import make_frame
 
-    rows = make_frame(records)
+    rows = make_frame(list({r["key"]: r for records in results for r in records}.values()))
     print_matrices(rows, console)
-    if after is not None:
-        after(records, console)
-    reporter.info(f"rows: {request.out / 'rows.csv'}")
+    after(results, console)
+    reporter.info(f"rows: {requests[0].out / 'rows.csv'}")
     return int((rows["status"] != "ok").any())
+
+
+def read_study_file(file: str, flags: RunFlags, context: typer.Context, defenses: tuple[str, ...]) -> Study:
+    """Read an experiment file; the flags given on the command line and `defenses`, if any, override it."""
+    from robobench.planning.parsing import parse_sets
+    from robobench.planning.study import read_study
+
+    given = {f.name for f in fields(flags) if context.get_parameter_source(f.name).name == "COMMANDLINE"}  # type: ignore[union-attr]
+    values = {name: value for name, value in asdict(flags).items() if name in given}
+    overrides: dict[str, Any] = {f.name: values[f.name] for f in fields(make_request({})) if f.name in values}
+    sets = parse_sets(values.get("set_") or ())
+    overrides["sets"] = {f"{name}.{field}": text for name, own in sets.items() for field, text in own.items()}
+    for name, field in (("seed", "seeds"), ("seeds", "seeds"), ("teacher", "teachers"), ("plugin", "plugins")):
+        overrides |= {field: values[name]} if name in values else {}
+    return read_study(Path(file), overrides | ({"defenses": list(defenses)} if defenses else {}))

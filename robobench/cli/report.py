@@ -21,6 +21,8 @@ Examples:
 
   robobench report runs --snapshot leaderboards/my-setting
 
+  robobench report --study redo.toml
+
   robobench report --update-tables README.md
 """
 
@@ -51,11 +53,18 @@ def main(
             help="Update only the tables of this Markdown file, between '<!-- board: FOLDER -->' and '<!-- end -->'."
         ),
     ] = None,
+    study: Annotated[
+        Path | None,
+        typer.Option(help="Write only an experiment file that makes the results of the store again: FILE.toml."),
+    ] = None,
     data_dir: o.DataDir = None,
 ) -> int:
     """Write the files and print their names."""
     if (local := o.fetch_place(place)) != place:
         place, html = local, html or (None if export else Path("report.html"))  # not into the cache
+    if study:
+        _write_study(place or out, study)
+        return 0
     if snapshot or update_tables:
         from robobench.report.board_folder import write_snapshot
         from robobench.report.board_readme import update_file
@@ -77,3 +86,17 @@ def main(
     for path in write_report(rows, store, html=html, figures=figures, export=export, data_dir=data_dir):
         print(path)
     return 0
+
+
+def _write_study(store: Path, file: Path) -> None:
+    """Write the experiment file of a store and print its name."""
+    from robobench.core.paths import check_writable
+    from robobench.planning.repro_command import ReproCommands
+    from robobench.planning.study_file import study_text
+    from robobench.results.rows import read_rows
+    from robobench.store.artifacts import write_atomic
+
+    read_rows(store)  # refuses a folder without results
+    check_writable(file.parent, "--study")
+    write_atomic(file, study_text(ReproCommands(store), store.resolve().name))
+    print(file)

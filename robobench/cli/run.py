@@ -26,6 +26,8 @@ Examples:
 
   robobench run --defense iad --teacher robust=runs/at-cnn-digits-s0-0123456789
 
+  robobench run study.toml
+
   robobench run --defense macd --model wrn50 --preset paper --dataset cifar10 --dry-run
 """
 
@@ -33,10 +35,18 @@ Examples:
 @o.with_flags(o.RunFlags)
 def main(
     flags: o.RunFlags,
-    name: Annotated[str | None, typer.Argument(help="A name of `list defenses`.", metavar="DEFENSE")] = None,
+    context: typer.Context,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="A name of `list defenses`, or an experiment file FILE.toml.", metavar="DEFENSE|FILE"),
+    ] = None,
     defense: Annotated[str | None, typer.Option(help="The same as a flag.")] = None,
 ) -> int:
     """Run one defense."""
+    if name is not None and name.endswith(".toml"):
+        from robobench.cli.compare import run_study
+
+        return run_study([name], () if defense is None else (defense,), flags, context, None)
     if (name is None) == (defense is None):
         raise RequestError(
             "name one defense, as in: robobench run --defense trades; known: see robobench list defenses"

@@ -112,7 +112,7 @@ class Evaluator:
             "model": model.key,
             "selection": model.selection,
             "transfer_source": source.key if source else None,
-            "attack": cell.spec.recipe(),
+            "attack": cell.spec.recipe,
             "protocol": cell.protocol,
             "data": plan.dataset.test_digest,
             "examples": plan.examples,

@@ -6,7 +6,6 @@ passed through the store, and a training resumes from its last checkpoint. Impor
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import signal
@@ -25,7 +24,7 @@ from robobench.distributed import signals
 from robobench.errors import ExecutorError, Interrupted, RequestError, StorageError
 from robobench.execution.progress_table import ProgressTable
 from robobench.execution.remote_task import Outcome, record_lost, run_planned_task
-from robobench.execution.runner import Runner
+from robobench.execution.runner import Runner, Work
 from robobench.execution.task_graph import Task, build_task_graph, critical_path_first, task_forwards
 from robobench.planning.plan import Plan
 from robobench.planning.request import ExperimentConfig
@@ -55,8 +54,10 @@ def run_remote_task(request: ExperimentConfig, place: str, name: str, *before: O
 
 
 @contextmanager
-def connect(request: ExperimentConfig, plan: Plan, reporter: Reporter) -> Iterator[Callable[[Runner], set[str]]]:
-    """Start Ray or connect to it; yield a function that runs a runner's plan and returns the records' keys.
+def connect(
+    request: ExperimentConfig, plan: Plan, reporter: Reporter
+) -> Iterator[Callable[[list[Work]], list[set[str]]]]:
+    """Start Ray or connect to it; yield a function that runs requests and returns the keys of the records of each.
 
     Raises:
         RequestError: no Ray answers at the address, or no machine has the resources of a task.
@@ -86,7 +87,7 @@ def connect(request: ExperimentConfig, plan: Plan, reporter: Reporter) -> Iterat
             signal.signal(signal.SIGTERM, term)
     try:
         resources = _resources(request, plan, reporter)
-        yield lambda runner: _run_all(runner, request, resources)
+        yield lambda work: _run_all(work, resources)
     finally:
         ray.shutdown()
 
@@ -127,25 +128,33 @@ def _resources(request: ExperimentConfig, plan: Plan, reporter: Reporter) -> dic
     return resources
 
 
-def _run_all(runner: Runner, request: ExperimentConfig, resources: dict[str, float]) -> set[str]:
-    """Submit every task to Ray and wait for them; return the keys of the records.
+def _run_all(work: list[Work], resources: dict[str, float]) -> list[set[str]]:
+    """Submit the tasks of all requests to Ray, each once, and wait for them; return the keys of the records of each.
 
     Raises:
         ExecutorError, StorageError: no task can continue. Finished work is kept.
     """
     import ray
 
-    plan, tasks = runner.plan, build_task_graph(runner)
-    device = torch.device(plan.device).type
-    request = replace(request, device=device, precision=plan.precision, threads=plan.threads)
+    graphs = [build_task_graph(one.runner) for one in work]
+    tasks, owners = dict[str, Task](), dict[str, Work]()  # a task belongs to the first request that needs it
+    for one, graph in zip(work, graphs, strict=True):
+        one.runner.announce()
+        for name, task in graph.items():
+            tasks.setdefault(name, task)
+            owners.setdefault(name, one)
     remote = ray.remote(**resources, max_retries=RETRIES)(run_remote_task)  # type: ignore[call-overload]
     refs: dict[str, Any] = {}
-    for task in critical_path_first(tasks, functools.partial(task_forwards, plan)):
+    for task in critical_path_first(tasks, lambda task: task_forwards(owners[task.name].runner.plan, task)):
+        plan = owners[task.name].runner.plan
+        device = torch.device(plan.device).type
+        request = replace(owners[task.name].request, device=device, precision=plan.precision, threads=plan.threads)
         named = remote.options(name=f"{task.group}: {task.label}")
         refs[task.name] = named.remote(request, os.getcwd(), task.name, *(refs[name] for name in task.depends_on))
     waiting = {ref: tasks[name] for name, ref in refs.items()}
     lost: dict[str, str] = {}  # task name -> why Ray gave up on it
-    table = ProgressTable(tasks.values(), runner.context.store, runner.reporter)
+    reporter = work[0].runner.reporter
+    table = ProgressTable(tasks.values(), work[0].runner.context.store, reporter)
     # An exception raised in a signal handler would disturb Ray.
     with signals.handle_signals(), signals.defer_signals():
         try:
@@ -154,9 +163,9 @@ def _run_all(runner: Runner, request: ExperimentConfig, resources: dict[str, flo
                     ready, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=POLL_SECONDS)
                     for ref in ready:
                         task = waiting.pop(ref)
-                        outcome = _outcome(ref, task, runner, lost)
+                        outcome = _outcome(ref, task, owners[task.name].runner, lost)
                         for method, text in outcome.lines:
-                            getattr(runner.reporter, method)(text)
+                            getattr(reporter, method)(text)
                         table.finished(task, outcome.ok, outcome.seconds)
                     table.refresh()
                     signals.raise_if_stop_requested()
@@ -166,7 +175,7 @@ def _run_all(runner: Runner, request: ExperimentConfig, resources: dict[str, flo
                     ray.cancel(ref)
                 ray.wait(list(waiting), num_returns=len(waiting), timeout=GRACE_SECONDS)
             raise
-    return {task.key for task in tasks.values() if task.cell is not None}
+    return [{task.key for task in graph.values() if task.cell is not None} for graph in graphs]
 
 
 def _outcome(ref: Any, task: Task, runner: Runner, lost: dict[str, str]) -> Outcome:

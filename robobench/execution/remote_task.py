@@ -50,7 +50,7 @@ class BufferedReporter(Reporter):
         self.log(text)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=8)
 def plan_once(request: ExperimentConfig) -> tuple[Runner, dict[str, Task]]:
     """Return the runner and tasks of a request, planned once per process."""
     runner = Runner(*prepare(request), BufferedReporter())

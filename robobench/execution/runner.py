@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from robobench.core.console import Reporter
 from robobench.data.split import Dataset
 from robobench.execution.context import RunContext
@@ -9,6 +11,7 @@ from robobench.execution.evaluation_job import Evaluator
 from robobench.execution.training_job import Trainer
 from robobench.planning.plan import Plan, TrainingJob
 from robobench.planning.presets import PRESETS, preset_layers
+from robobench.planning.request import ExperimentConfig
 
 
 class Runner:
@@ -22,6 +25,7 @@ class Runner:
 
     def run(self) -> set[str]:
         """Train missing models, evaluate every cell, and return the keys of the records."""
+        self.announce()
         try:
             self.trainer.train_all()
             keys = self.evaluator.evaluate_all()
@@ -56,3 +60,22 @@ class Runner:
         layers = [(name, layer) for name in models for layer in preset_layers(plan.preset, name)]
         parts += [f"{PRESETS[layer]['reduces']} for {name}" for name, layer in layers if "reduces" in PRESETS[layer]]
         return [f"this run is reduced: {', '.join(parts)}; --dry-run shows every setting"] if parts else []
+
+
+@dataclass(frozen=True)
+class Work:
+    """A request, and the runner of its plan."""
+
+    request: ExperimentConfig
+    runner: Runner
+
+
+def run_serially(work: list[Work]) -> list[set[str]]:
+    """Run one request after the other in this process; return the keys of the records of each."""
+    keys = []
+    for number, one in enumerate(work, 1):
+        if len(work) > 1:
+            one.runner.reporter.info(f"request {number} of {len(work)}")
+        keys.append(one.runner.run())
+        one.runner.context.forget_model()
+    return keys

@@ -28,7 +28,7 @@ from robobench.distributed import signals
 from robobench.errors import ExecutorError, Interrupted, RequestError
 from robobench.execution.progress_table import ProgressTable
 from robobench.execution.remote_task import record_lost
-from robobench.execution.runner import Runner
+from robobench.execution.runner import Runner, Work
 from robobench.execution.slurm_task import ATTEMPTS, SlurmTask, TaskState, died
 from robobench.execution.task_graph import Task, build_task_graph, critical_path_first, run_task, task_forwards
 from robobench.planning.plan import Plan
@@ -139,10 +139,22 @@ def parse_minutes(text: str) -> int:
 
 
 @contextmanager
-def connect(request: ExperimentConfig, plan: Plan, reporter: Reporter) -> Iterator[Callable[[Runner], set[str]]]:
-    """Yield a function that runs a runner's plan on Slurm and returns the records' keys; raises RequestError."""
+def connect(
+    request: ExperimentConfig, plan: Plan, reporter: Reporter
+) -> Iterator[Callable[[list[Work]], list[set[str]]]]:
+    """Yield a function that runs requests on Slurm, one after the other, and returns the keys of the records of each.
+
+    Raises:
+        RequestError: Slurm is not there, or does not take the options.
+    """
     queue = Queue(plan.out / "artifacts" / "slurm", parse_slurm_options(request.slurm), plan)
-    yield lambda runner: _Submission(runner, request, queue).run()
+    yield lambda work: [_submit_and_wait(one, queue) for one in work]
+
+
+def _submit_and_wait(work: Work, queue: Queue) -> set[str]:
+    """Run one request on Slurm."""
+    work.runner.announce()
+    return _Submission(work.runner, work.request, queue).run()
 
 
 class _Submission:

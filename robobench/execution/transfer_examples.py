@@ -65,7 +65,7 @@ class TransferExamples:
     def _recipe(self, spec: AttackSpec) -> dict[str, Any]:
         return {
             "transfer_source": self.source.key,
-            "attack": spec.recipe(),
+            "attack": spec.recipe,
             "data": self.context.plan.dataset.test_digest,
             **self.context.plan.environment(),
         }

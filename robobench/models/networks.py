@@ -17,7 +17,7 @@ def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
 def he_init(net: nn.Module) -> None:
     """Initialize all convolutions as in He et al., ICCV 2015, arXiv:1502.01852, in fan-out mode."""
     for module in net.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d) and not module.weight.is_meta:  # slow there, and without effect
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 

@@ -312,7 +312,7 @@ def cost_of_plans(plans: Sequence[tuple[Plan, tuple[str, ...]]]) -> list[str]:
             out.append(f"train {name}{changed}: {'in the store' if seconds is None else format_duration(seconds)}")
         for model, spec, protocol in plan.cells():
             attacked = plan.transfer_source if protocol == "transfer" and plan.transfer_source else model
-            key = f"{attacked.key} {spec.recipe()}"
+            key = f"{attacked.key} {spec.recipe}"
             if key not in seen and spec.attack.cost is not None:
                 seen.add(key)
                 name = attacked.spec.name

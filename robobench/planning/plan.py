@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,12 +77,12 @@ class PlannedModel(ABC):
         """Version of the defense; 0 for an external model."""
         return 0
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Hash of everything that determines the weights."""
         return hash_recipe(self.recipe)
 
-    @property
+    @cached_property
     def config_digest(self) -> str:
         """Hash of the settings, the same for every seed."""
         model = {**self.recipe["model"], "seed": None}
@@ -160,8 +161,9 @@ class AttackSpec:
         """Norm and radius of the attack."""
         return self.attack.threat
 
+    @cached_property
     def recipe(self) -> dict[str, Any]:
-        """Return everything about the attack that determines its result."""
+        """Everything about the attack that determines its result."""
         library = self.attack.library
         return {
             "attack": self.attack.name,

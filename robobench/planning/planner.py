@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -282,12 +283,23 @@ def prepare(request: ExperimentConfig, *, dry: bool = False) -> tuple[Plan, Data
     Raises:
         RequestError: the request is wrong.
     """
-    planner = Planner(request, dry=dry)
-    plan = planner.plan()
-    for model in plan.training_order():
-        if isinstance(model, TrainingJob):
-            check_stages_on_meta(plan, model)
-    return plan, planner.dataset
+    return prepare_all([request], dry=dry)[0]
+
+
+def prepare_all(requests: Sequence[ExperimentConfig], *, dry: bool = False) -> list[tuple[Plan, Dataset]]:
+    """Resolve requests as `prepare` does. Equal data sets are kept once, and equal settings are checked once."""
+    out, datasets, checked = [], dict[tuple[str, ...], Dataset](), set[str]()
+    for request in requests:
+        planner = Planner(request, dry=dry)
+        plan = planner.plan()
+        for model in plan.training_order():
+            if isinstance(model, TrainingJob) and model.config_digest not in checked:
+                checked.add(model.config_digest)
+                check_stages_on_meta(plan, model)
+        dataset = planner.dataset
+        extra = dataset.extra.digest if dataset.extra is not None else ""
+        out.append((plan, datasets.setdefault((dataset.name, dataset.digest, extra), dataset)))
+    return out
 
 
 def make_plan(request: ExperimentConfig, *, dry: bool = False) -> Plan:

@@ -6,6 +6,7 @@ import ast
 import hashlib
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from robobench.plugins.discovery import KINDS, load_attack
@@ -27,6 +28,7 @@ def code_digest(cls: type) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
+@cache
 def source_digest(source: str) -> str:
     """Hash the syntax tree of a Python file without docstrings and imports; equal in Python 3.11 to 3.13."""
     return hashlib.sha256("\x1f".join(_tokens(ast.parse(source))).encode()).hexdigest()

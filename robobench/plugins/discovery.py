@@ -82,6 +82,12 @@ def _find_registrations(source: str) -> list[_Registration]:
     return registrations
 
 
+@cache
+def _read_registrations(file: Path, changed: int) -> list[_Registration]:
+    """Return the registrations of a file. It is read again when it has changed."""
+    return _find_registrations(file.read_text())
+
+
 def _required(node: ast.stmt) -> tuple[str, ...]:
     """Return the values of a class's `requires = {role: defense}`."""
     for line in getattr(node, "body", []):
@@ -141,7 +147,7 @@ def discover(kind: str) -> dict[str, Plugin]:
         if source.suffix == ".py" and source.is_file():
             module = f"robobench.{FOLDERS[kind]}.{path.stem}"
             try:
-                registered = _find_registrations(source.read_text())
+                registered = _read_registrations(source, source.stat().st_mtime_ns)
             except SyntaxError as err:  # a broken file must not hide the others; loading it raises
                 registered = [_Registration(kind, path.stem, f"not valid Python: {err.msg}, line {err.lineno}")]
             for r in registered:

@@ -16,6 +16,8 @@ import pandas as pd
 
 from robobench.core.paths import check_writable
 from robobench.errors import RequestError
+from robobench.planning.repro_command import ReproCommands
+from robobench.planning.study_file import study_text
 from robobench.report.board_readme import make_readme
 from robobench.report.formatting import COMPARABLE_KEYS, add_names, format_percent, iter_groups
 from robobench.report.matrix import PROTOCOLS, cost_table, matrix
@@ -23,6 +25,7 @@ from robobench.results.records import EvaluationRecord
 from robobench.results.rows import OPTIONAL_COLUMNS, make_frame, read_records, read_rows
 from robobench.store.artifacts import MANIFEST, WEIGHT_FILES, Store, hash_recipe, wrap_write_errors
 
+STUDY = "study.toml"
 MAX_WEIGHT_BYTES = 8 * 2**20  # larger weights are left out; `reproduce --retrain` trains them again
 MODEL_FILES = ("config.json", "timing.json", "metrics.csv")
 CELL_COLUMNS = [
@@ -39,7 +42,7 @@ def write_snapshot(
     intro: str = "",
     all_weights: bool = False,
 ) -> list[str]:
-    """Write the snapshot of a store: rows.csv, matrix.csv, README.md, CHANGES.md, records and small weights.
+    """Write the snapshot of a store: rows.csv, matrix.csv, README.md, CHANGES.md, study.toml, records, small weights.
 
     An older snapshot in `folder` is replaced in one step. Text of its README outside the marked tables is kept.
 
@@ -69,6 +72,7 @@ def write_snapshot(
         old_rows = read_rows(folder) if (folder / "rows.csv").is_file() else None
         (work / "CHANGES.md").write_text(_add_changes(folder, old_rows, rows))
         (work / "README.md").write_text(make_readme(folder, work, intro))
+        (work / STUDY).write_text(study_text(ReproCommands(work), folder.name))
         old = folder.with_name(f".{folder.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():

@@ -8,27 +8,40 @@ from rich.console import Console
 from robobench.report.formatting import MISSING, format_threat
 from robobench.report.matrix import render_matrix, split_columns
 from robobench.results.records import EvaluationRecord
-from robobench.results.statistics import Column, paired_differences, seed_stats
+from robobench.results.statistics import Column, PairedDifference, paired_differences, seed_stats
 
 PAIRED_NOTE = (
-    "In brackets: p-value of the exact McNemar test on the same images, Holm-corrected over a column.\n"
+    "In brackets: p-value of the exact McNemar test on the same images, Holm-corrected over {over}.\n"
     "This compares trained models. To compare methods, use several seeds (--seeds 0,1,2)."
 )
 
 
-def print_comparison(records: list[EvaluationRecord], console: Console, baseline: str | None) -> None:
+def print_comparison(
+    records: list[EvaluationRecord], console: Console, baseline: str | None, more_title: str = ""
+) -> None:
     """Print paired differences to a baseline if one is given, and mean and spread if there are several seeds."""
-    differences = paired_differences(records, baseline) if baseline else []
-    if differences:
-        title = f"white-box accuracy minus baseline, percentage points (p-value), {differences[0].examples} images"
-        cells = [(f"{d.model} - {d.baseline}", d.column, f"{100 * d.difference:+.1f} ({d.p:.2g})") for d in differences]
-        _print_table(cells, title, PAIRED_NOTE, console)
+    print_differences(paired_differences(records, baseline) if baseline else [], console, more_title)
     seeds = seed_stats(records)
     if seeds:
         cells = [(s.defense, s.column, f"{100 * s.mean:.1f} ± {100 * s.deviation:.1f}") for s in seeds]
         counts = ", ".join(sorted({str(len(s.values)) for s in seeds}))
         note = f"Mean ± standard deviation over {counts} trainings."
-        _print_table(cells, "accuracy over seeds, clean and white-box, %", note, console)
+        _print_table(cells, f"accuracy over seeds, clean and white-box, %{more_title}", note, console)
+
+
+def print_differences(
+    differences: list[PairedDifference], console: Console, more_title: str = "", over: str = "a column"
+) -> None:
+    """Print paired differences, if there are any.
+
+    Args:
+        over: what the p-values were corrected over.
+    """
+    if differences:
+        images = differences[0].examples
+        title = f"white-box accuracy minus baseline, percentage points (p-value), {images} images{more_title}"
+        cells = [(f"{d.model} - {d.baseline}", d.column, f"{100 * d.difference:+.1f} ({d.p:.2g})") for d in differences]
+        _print_table(cells, title, PAIRED_NOTE.format(over=over), console)
 
 
 def _print_table(cells: list[tuple[str, Column, str]], title: str, note: str, console: Console) -> None:

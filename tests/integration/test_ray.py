@@ -16,10 +16,19 @@ TIMES = [
     *("train_seconds", "total_train_seconds", "train_cpu_seconds", "total_train_cpu_seconds", "warmup_seconds"),
     *("peak_memory_bytes", "stage_memory"),
 ]
-TINY = [
-    *("compare", "--defenses", "standard,at,shy", "--threads", "1", "--epochs", "1", "--examples", "24"),
-    *("--set", "run.train_images=64", "--set", "run.eval_batch_size=16", "--attacks", "fgsm", "--eps", "0.1"),
-]
+TINY = """
+defenses = ["standard", "at", "shy"]
+threads = 1
+epochs = 1
+examples = 24
+attacks = "fgsm"
+eps = "0.1"
+
+[set]
+at.inner_steps = [1, 2]
+run.train_images = 64
+run.eval_batch_size = 16
+"""
 SHY = '''"""A defense that fails in training."""
 
 from robobench.api import DEFENSES, Defense
@@ -82,13 +91,16 @@ def test_unreachable_address_is_refused_quickly(capsys, tmp_path, monkeypatch):
 
 def test_local_ray_gives_serial_rows(tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed; uv sync --extra ray")
+    """A grid of two requests, which share all trainings but one: its task graph has each task once."""
     (tmp_path / "shy.py").write_text(SHY)
-    command = [sys.executable, "-m", "robobench", *TINY, "--plugin", "shy.py", "--executor", "ray", "--out", "ray"]
+    (tmp_path / "study.toml").write_text(TINY)
+    grid = ["compare", str(tmp_path / "study.toml"), "--plugin", str(tmp_path / "shy.py")]
+    command = [sys.executable, "-m", "robobench", *grid, "--executor", "ray", "--out", "ray"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr  # the cells of `shy` failed
-    assert "Ray on this machine: up to" in done.stderr and "[13/13]" in done.stderr
+    assert "Ray on this machine: up to" in done.stderr and "[16/16]" in done.stderr
     assert "shy (seed 0): training: failed" in done.stderr and "not today" in done.stderr
-    assert main([*TINY, "--plugin", str(tmp_path / "shy.py"), "--quiet", "--out", str(tmp_path / "serial")]) == 1
+    assert main([*grid, "--quiet", "--out", str(tmp_path / "serial")]) == 1
     parallel, serial = (pd.read_csv(tmp_path / name / "rows.csv").drop(columns=TIMES) for name in ("ray", "serial"))
     pd.testing.assert_frame_equal(parallel, serial)
     assert parallel.loc[parallel["defense"] == "shy", "robust_accuracy"].isna().all()
