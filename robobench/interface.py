@@ -32,11 +32,11 @@ from robobench.planning.attacks import gradient_free_attacks, one_threat
 from robobench.planning.parsing import build_config
 from robobench.planning.planner import Planner
 from robobench.planning.request import EVAL_BATCH_SIZE, ExperimentConfig
-from robobench.planning.stored_models import local_model, local_weights, use_hub_weights
+from robobench.planning.stored_models import local_weights, use_hub_checkpoint, use_hub_weights
 from robobench.plugins.discovery import discover, parse_attack_spec
 from robobench.results.rows import make_frame, read_records, read_rows
 from robobench.results.union import parse_threats, union_rows
-from robobench.store.hub import fetch_store, is_hub_name
+from robobench.store.hub import fetch_store
 
 ArrayLike = Tensor | Any  # a tensor, a numpy array or nested lists of numbers
 
@@ -102,8 +102,7 @@ def evaluate(
     flags["preset"] = flags.get("preset") or "reference"
     protocol = "both" if transfer_source else "white-box"
     request = _request(weights=path, external=True, transfer_source=transfer_source, protocol=protocol, **flags)
-    request = use_hub_weights(request)
-    return make_frame(execute_request(request, Reporter(verbosity)))
+    return make_frame(execute_request(use_hub_weights(request), Reporter(verbosity)))
 
 
 def _check_weights(weights: object, flags: dict[str, Any]) -> None:
@@ -122,9 +121,7 @@ def _request(**flags: Any) -> ExperimentConfig:
             value = (value,)
         if value is not None:
             flags[name] = tuple(v if name == "seeds" else str(v) for v in value)
-    for name in ("data_dir", "out", "save_adversarial"):
-        if flags.get(name) is not None:
-            flags[name] = Path(flags[name])
+    flags |= {n: Path(flags[n]) for n in ("data_dir", "out", "save_adversarial") if flags.get(n) is not None}
     if flags.get("train_eps") is not None:
         flags["train_eps"] = str(flags["train_eps"])
     return build_config(ExperimentConfig, flags, "request")  # type: ignore[no-any-return]
@@ -285,10 +282,7 @@ def open_model(checkpoint: str | Path | None, flags: dict[str, Any], model: Any 
     """
     from robobench.models.spec import is_factory
 
-    if is_hub_name(checkpoint):
-        local = local_model(str(checkpoint))
-        flags = {**flags, "out": local.parent}
-        checkpoint = local.name if local.is_dir() else local
+    checkpoint, flags = use_hub_checkpoint(checkpoint, flags)
     is_file = checkpoint is not None and (Path(checkpoint).is_file() or Path(checkpoint).suffix in WEIGHT_SUFFIXES)
     if checkpoint is not None and not is_file:
         name = str(flags.get("model", ""))

@@ -90,7 +90,7 @@ class Evaluator:
         """
         key = self.key(cell)
         with self.context.store.lock("evaluations", key):
-            record = self._finished(cell, key)
+            record = self.finished(cell, key)
             record = self._update(cell, key, record) if record is not None else self._evaluate(cell, key)
         self.context.tracking.cell(cell.model, record)
         signals.raise_if_stop_requested()
@@ -99,10 +99,6 @@ class Evaluator:
     def key(self, cell: Cell) -> str:
         """Return the key of a cell's record."""
         return hash_recipe(self._recipe(cell))
-
-    def is_finished(self, cell: Cell) -> bool:
-        """Return whether the store has the result of a cell."""
-        return self._finished(cell, self.key(cell)) is not None
 
     def _recipe(self, cell: Cell) -> dict[str, Any]:
         plan, model, attack = self.context.plan, cell.model, cell.spec.attack
@@ -128,7 +124,7 @@ class Evaluator:
     def _source(self, cell: Cell) -> PlannedModel | None:
         return self.context.plan.transfer_source if cell.protocol == "transfer" else None
 
-    def _finished(self, cell: Cell, key: str) -> EvaluationRecord | None:
+    def finished(self, cell: Cell, key: str) -> EvaluationRecord | None:
         """Return the record of a finished cell of the same weights. On a GPU, two trainings give different weights."""
         context = self.context
         found = context.find("evaluations", key)
@@ -198,7 +194,7 @@ class Evaluator:
         """Write the file of --save-adversarial; a failed attack has no part in it."""
         if self.context.plan.save_adversarial is not None:
             cells = [cell for cell in self.context.plan.cells() if self.adversarial.keeps(cell)]
-            self.adversarial.write([r for cell in cells if (r := self._finished(cell, self.key(cell))) is not None])
+            self.adversarial.write([r for cell in cells if (r := self.finished(cell, self.key(cell))) is not None])
 
     # --- the attack -----------------------------------------------------------------------------
 
@@ -305,7 +301,7 @@ class Evaluator:
         plan = self.context.plan
         if plan.transfer_source is None or plan.transfer_source.key in self.context.failures:
             return
-        if all(self.is_finished(cell) for cell in plan.cells() if cell.spec == spec and cell.protocol == "transfer"):
+        if all(self.finished(c, self.key(c)) for c in plan.cells() if c.spec == spec and c.protocol == "transfer"):
             return
         try:
             self.transfer.folders(spec)

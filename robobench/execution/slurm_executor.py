@@ -211,7 +211,8 @@ class _Submission:
             for state in self.states.values():  # of an earlier run that ended: what failed is tried again
                 state.forget()
         waiting = []
-        cells = {t.key: self.runner.evaluator.is_finished(t.cell) for t in self.tasks.values() if t.cell is not None}
+        finished = self.runner.evaluator.finished
+        cells = {t.key: finished(t.cell, t.key) is not None for t in self.tasks.values() if t.cell is not None}
         for task in self.tasks.values():
             if task.cell is not None:
                 done = cells[task.key]

@@ -49,6 +49,14 @@ def use_hub_weights(request: ExperimentConfig) -> ExperimentConfig:
     return replace(request, weights=found, name=request.name or HubName.parse(text).repo.partition("/")[2])
 
 
+def use_hub_checkpoint(checkpoint: Any, flags: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return a name in a store or a weights file, and the flags with that store, where `checkpoint` is on the Hub."""
+    if not is_hub_name(checkpoint):
+        return checkpoint, flags
+    local = local_model(str(checkpoint))
+    return (local.name if local.is_dir() else local), {**flags, "out": local.parent}
+
+
 def local_weights(file: str) -> Path:
     """Return a weights file; one of the Hub is downloaded and verified, as by `local_model`."""
     found = local_model(file)
