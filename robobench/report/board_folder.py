@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import time
@@ -22,7 +23,7 @@ from robobench.report.board_readme import make_readme
 from robobench.report.formatting import COMPARABLE_KEYS, add_names, format_percent, iter_groups
 from robobench.report.matrix import PROTOCOLS, cost_table, matrix
 from robobench.results.records import EvaluationRecord
-from robobench.results.rows import OPTIONAL_COLUMNS, make_frame, read_records, read_rows
+from robobench.results.rows import OPTIONAL_COLUMNS, make_frame, parse_rows, read_records, read_rows
 from robobench.store.artifacts import MANIFEST, WEIGHT_FILES, Store, hash_recipe, wrap_write_errors
 
 STUDY = "study.toml"
@@ -86,10 +87,22 @@ def stale_tables(place: Path) -> list[str]:
     """Return the tables of a store or snapshot that differ from its records."""
     rows = make_frame(read_records(place))
     older = [rows.drop(columns=OPTIONAL_COLUMNS[n:]) for n in range(len(OPTIONAL_COLUMNS))]
-    valid = {"rows.csv": [r.to_csv(index=False) for r in (rows, *older)], "matrix.csv": [matrix_csv(rows)]}
-    return [
-        name for name, texts in valid.items() if (place / name).is_file() and (place / name).read_text() not in texts
-    ]
+    valid = [_without_types(r.to_csv(index=False)) for r in (rows, *older)]
+    file, stale = place / "rows.csv", []
+    if file.is_file() and _without_types(file.read_text()) not in valid:
+        stale.append(file.name)
+    file = place / "matrix.csv"
+    if file.is_file() and file.read_text() != matrix_csv(rows):
+        stale.append(file.name)
+    return stale
+
+
+def _without_types(text: str) -> str:
+    """Return a table of rows as it is written after reading, so that 1 and 1.0 are the same."""
+    try:
+        return str(parse_rows(io.StringIO(text)).to_csv(index=False))
+    except ValueError:  # no table
+        return text
 
 
 def matrix_csv(rows: pd.DataFrame) -> str:

@@ -98,7 +98,14 @@ def test_commands_run_and_new_defense_is_ranked(walked):
 
 def test_report_has_stages_pictures_and_provenance(page):
     text = page.read_text()
-    for mark in ("f1-eps-Linf", "f1-cost-Linf", "f1-stages", "f1-images", "most models misclassify", "torch version"):
+    for mark in (
+        "f1-eps-Linf",
+        "f1-cost-Linf",
+        "f1-stages",
+        "f1-images",
+        "Images that most models classify correctly",
+        "torch version",
+    ):
         assert mark in text
     assert "forward 6, input_grad 5, weight_grad 1" in text  # the stage's passes, as declared
 
@@ -106,11 +113,11 @@ def test_report_has_stages_pictures_and_provenance(page):
 def test_reproduction_command_plans_same_training_and_cells(page, store, monkeypatch):
     runners = []
 
-    def only_plan(request, *rest, **options):
-        runners.append(Runner(*prepare(request), Reporter(-1)))
+    def only_plan(requests, *rest, **options):
+        runners.extend(Runner(*prepare(request), Reporter(-1)) for request in requests)
         raise PlannedError
 
-    monkeypatch.setattr("robobench.execution.run.execute_request", only_plan)
+    monkeypatch.setattr("robobench.execution.run.execute_requests", only_plan)
     commands = [html.unescape(c) for c in re.findall(r'<pre tabindex="0"><code>(.*?)</code>', page.read_text())]
     assert len(commands) == 4
     assert sum("--plugin FILE" in c for c in commands) == 1  # the page does not know where smooth.py is

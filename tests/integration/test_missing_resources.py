@@ -65,7 +65,7 @@ def birds(tmp_path):
 
 @pytest.mark.parametrize(
     ("module", "name", "number"),
-    [("training.loop", "one_step", 3), ("evaluation.accuracy", "white_box_outcomes", 1)],
+    [("training.loop", "one_step", 3), ("evaluation.accuracy", "white_box_examples", 1)],
     ids=["training", "evaluation"],
 )
 def test_missing_data_fails_cells(birds, tmp_path, monkeypatch, capsys, module, name, number):

@@ -9,7 +9,7 @@ from torch import nn
 
 from robobench.attack_engine.loop import run_iterative_attack
 from robobench.attack_engine.state import AttackState
-from robobench.attacks.apgd import APGDCE, APGDT, APGDConfig, TargetedConfig
+from robobench.attacks.apgd import APGDCE, APGDT, TargetedConfig
 from robobench.attacks.autoattack import AutoAttack, AutoAttackConfig
 from robobench.attacks.fab import FABT, FABConfig, project_to_plane
 from robobench.attacks.square import Square, SquareConfig, window_index, window_mask, window_pattern
@@ -27,7 +27,7 @@ DUAL = {"Linf": 1, "L2": 2}
 
 def test_apgd_checkpoints_match_paper():
     # 22, then windows of 19, 16, 13, 10, 7, 6, 6 of 100 steps; 0.22, 0.41, 0.57 and so on in the paper.
-    found = APGDCE(APGDConfig(steps=100), ThreatModel("Linf", EPS)).checkpoints
+    found = APGDCE(APGDCE.Config(steps=100), ThreatModel("Linf", EPS)).checkpoints
     assert found == {22: 22, 41: 19, 57: 16, 70: 13, 80: 10, 87: 7, 93: 6, 99: 6}
 
 
@@ -41,7 +41,7 @@ class Valley(nn.Module):
 
 def test_four_apgd_steps_by_hand():
     threat = ThreatModel("Linf", 0.2)
-    attack = APGDCE(APGDConfig(steps=4), threat)  # every step is a checkpoint
+    attack = APGDCE(APGDCE.Config(steps=4), threat)  # every step is a checkpoint
     assert attack.checkpoints == {1: 1, 2: 1, 3: 1, 4: 1}
     images, labels = torch.full((1, 1, 1, 1), 0.6), torch.zeros(1, dtype=torch.long)
     state = AttackState(images, labels, torch.full((1, 1, 1, 1), 0.55), KeyedRng.of(torch.arange(1), 0))
@@ -64,7 +64,7 @@ def test_four_apgd_steps_by_hand():
 
 
 def test_apgd_full_budget_returns_best_image():
-    attack = APGDCE(APGDConfig(steps=30), ThreatModel("Linf", 0.2))
+    attack = APGDCE(APGDCE.Config(steps=30), ThreatModel("Linf", 0.2))
     images, labels = torch.full((3, 1, 1, 1), 0.6), torch.zeros(3, dtype=torch.long)
     adv = attack.attack_full_budget(Valley(), images, labels, KeyedRng.of(torch.arange(3), 1))
     assert adv.flatten().tolist() == pytest.approx([0.5] * 3, abs=5e-3)

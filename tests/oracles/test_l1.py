@@ -6,7 +6,7 @@ import torch
 from scipy.optimize import minimize
 from torch import nn
 
-from robobench.attacks.apgd import APGDCE, APGDConfig
+from robobench.attacks.apgd import APGDCE
 from robobench.attacks.fab import FABT, FABConfig, project_to_plane
 from robobench.attacks.square import Square, SquareConfig, window_pattern
 from robobench.core.rng import KeyedRng
@@ -106,7 +106,7 @@ def test_robust_accuracy_is_closed_form():
     factors = torch.tensor([0.2, 0.97, 1.02, 1.5])  # of the largest possible drop
     for image, label, factor, reach in zip(images, labels, factors, largest_drop(model, images, eps), strict=True):
         model.bias.fill_(float(factor * reach - (image - 0.5).flatten() @ model.w))
-        attack = APGDCE(APGDConfig(), ThreatModel("L1", eps))
+        attack = APGDCE(APGDCE.Config(), ThreatModel("L1", eps))
         result = attack.attack_early_stop(model, image[None], label[None], KeyedRng.of(torch.arange(1), 0))
         attack.threat.check(result.adv, image[None], "apgd-ce")
         assert result.success.item() is bool(factor < 1)
@@ -193,7 +193,7 @@ def test_window_pattern_has_length_one():
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 10, 100])
 def test_radius_shrinks_on_schedule(steps):
     """Balls of 3, 2 and 1 times eps take 30, 30 and 40 % of the steps; every iterate stays in its ball."""
-    attack = APGDCE(APGDConfig(steps=steps), ThreatModel("L1", 1.0))
+    attack = APGDCE(APGDCE.Config(steps=steps), ThreatModel("L1", 1.0))
     model = LinearTwoClass(SHAPE).requires_grad_(False)
     images, labels = torch.rand(2, *SHAPE), torch.zeros(2, dtype=torch.long)
     state, reached = attack.start(images, labels, KeyedRng.of(torch.arange(2), 0)), []

@@ -40,15 +40,15 @@ def test_attack_increases_own_loss(name, losses):
 
 def test_own_loss_is_part_of_key_and_budget(losses, tmp_path):
     cls, threat = load_attack("pgd"), ThreatModel("Linf", 0.1)
-    plain = AttackSpec(cls(cls.Config(), threat), ("white-box",)).recipe()["config"]
+    plain = AttackSpec(cls(cls.Config(), threat), ("white-box",)).recipe["config"]
     assert set(plain) == {"steps", "relative_step", "restarts"}
     attack = cls(cls.Config(loss=f"{losses}:down"), threat)
     assert (
         attack.budget.reduced and "loss=" in attack.budget.text and "loss" not in cls(cls.Config(), threat).budget.text
     )
-    before = AttackSpec(attack, ("white-box",)).recipe()
+    before = AttackSpec(attack, ("white-box",)).recipe
     (tmp_path / "mine.py").write_text(LOSSES.replace("-logits", "-2 * logits"))
-    assert AttackSpec(cls(cls.Config(loss=f"{losses}:down"), threat), ("white-box",)).recipe() != before
+    assert AttackSpec(cls(cls.Config(loss=f"{losses}:down"), threat), ("white-box",)).recipe != before
 
 
 @pytest.mark.parametrize(
