@@ -33,6 +33,7 @@ from robobench.api import (
     Stage,
     ThreatModel,
     input_gradient,
+    recorded_attack,
     train_stage,
 )
 
@@ -94,7 +95,9 @@ class GradAlignObjective(nn.Module):
         """Return adversarial examples and the input gradient at the images, both (B, C, H, W)."""
         cfg, threat = self.config, self.config.threat_at_epoch(self.threat, batch.epoch)
         with cfg.inner_attack_mode(self.model):
-            grad = input_gradient(lambda images: self.losses(images, batch.labels), batch.images)
+            grad = recorded_attack(
+                lambda: input_gradient(lambda images: self.losses(images, batch.labels), batch.images)
+            )
         return threat.step(batch.images, grad, cfg.relative_step * threat.eps, batch.images), grad
 
     def random_gradient(self, batch: Batch) -> Tensor:

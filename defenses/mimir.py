@@ -50,10 +50,8 @@ from robobench.api import (
     train_stage,
 )
 
-BANDWIDTH, RIDGE = (
-    5.0,
-    1e-5,
-)  # sigma of the Gaussian kernels, in units of sqrt(dimension); regularizer of their inverses
+BANDWIDTH = 5.0  # sigma of the Gaussian kernels, in units of sqrt(dimension)
+RIDGE = 1e-5  # regularizer of their inverses
 
 
 @dataclass(frozen=True, kw_only=True)

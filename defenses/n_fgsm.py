@@ -30,6 +30,7 @@ from robobench.api import (
     Stage,
     ThreatModel,
     input_gradient,
+    recorded_attack,
     train_stage,
 )
 
@@ -73,7 +74,8 @@ class NFGSMObjective(nn.Module):
 
     def forward(self, batch: Batch) -> Loss:
         """Perturb the batch and compute the loss."""
-        return Loss(F.cross_entropy(self.model(self.perturb(batch)), batch.labels))
+        perturbed = recorded_attack(lambda: self.perturb(batch))
+        return Loss(F.cross_entropy(self.model(perturbed), batch.labels))
 
     def perturb(self, batch: Batch) -> Tensor:
         """Add noise of `noise` times the radius, then take one ascent step; both are clipped to [0, 1]."""
