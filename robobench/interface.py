@@ -17,7 +17,7 @@ from robobench.core.numbers import canonical_norm, parse_eps
 from robobench.core.randomness import Randomness
 from robobench.core.rng import KeyedRng
 from robobench.core.threat import ThreatModel, check_unit_range
-from robobench.data.image_file import check_image_file, read_image_file
+from robobench.data.image_file import check_file_labels, check_image_file, read_image_file
 from robobench.errors import RequestError, one_line
 from robobench.evaluation.tensors import TensorImages, as_module, device_of
 from robobench.execution.load import load as load
@@ -208,7 +208,7 @@ def score(
         flags: norm, one eps, and the other flags of `evaluate`.
 
     Raises:
-        RequestError: the file holds no images or too many, or a wrong value.
+        RequestError: the file holds no images, too many, or other labels than the data; or a wrong value.
     """
     from robobench.evaluation.score import score_images
 
@@ -229,6 +229,8 @@ def score(
         index = torch.arange(min(examples or len(adv), len(test)))
         images, labels = test.images(index), test.labels[index]
         batch_size = planner.settings.run.eval_batch_size
+    if not isinstance(submitted, Tensor):
+        check_file_labels(Path(submitted), labels)
     data, judged = TensorImages(images, labels, device), adapt_model(model, None, Randomness.parse(None, verdict))
     return score_images(judged.to(device), adv[:examples], data, one_threat(norm, eps, dataset), batch_size)
 

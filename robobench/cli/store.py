@@ -110,13 +110,15 @@ def merge(
     for place in (into, other):
         any(_folders(place))  # refuses a folder that is no store
     store = Store(into, log=lambda line: typer.echo(line, err=True))
-    done = merge_stores(store, Store(other), dry_run=dry_run)
+    try:
+        done = merge_stores(store, Store(other), dry_run=dry_run)
+    finally:
+        if not dry_run:
+            rewrite_rows(store)
     for line in done.left_out:
         print(f"left out: {line}")
     copied = ", ".join(f"{count} {kind}" for kind, count in done.copied.items()) or "nothing"
     print(f"{'would copy' if dry_run else 'copied'} {copied}; {done.present} artifacts were there")
-    if done.copied and not dry_run:
-        rewrite_rows(store)
     return 0
 
 

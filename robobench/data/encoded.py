@@ -67,6 +67,8 @@ class EncodedImages:
         order = permutation(len(self.names), "imagefolder").tolist()
 
         def read(index: Tensor) -> Tensor:
+            if not len(index):
+                return torch.empty(0, 3, resize.side, resize.side, dtype=torch.uint8)
             return torch.stack([self._decode(order[i], resize) for i in index.tolist()])
 
         labels = torch.tensor([self.labels[number] for number in order])

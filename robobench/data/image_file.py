@@ -49,6 +49,7 @@ def write_image_file(file: Path, adv: Tensor, labels: Tensor, threat: str) -> No
             AutoAttack's script writes it.
     """
     check_output_file(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{file.name}.part")
     try:
         if file.suffix == ".safetensors":
@@ -63,19 +64,7 @@ def write_image_file(file: Path, adv: Tensor, labels: Tensor, threat: str) -> No
 
 def read_image_file(path: Path) -> tuple[Tensor, list[str]]:
     """Read images (N, C, H, W) float32 on the [0, 1] scale, and say what was converted; raises RequestError."""
-    try:
-        if path.suffix == ".npy":
-            held: Any = torch.from_numpy(np.load(path, allow_pickle=False))
-        elif path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                held = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-        elif path.suffix == ".safetensors":
-            held = load_file(path)
-        else:
-            held = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as err:  # every library raises other errors for a damaged file
-        raise RequestError(f"cannot read '{path}': {' '.join(str(err).split())[:200]}") from None
-    name, images = _find_images(path, held)
+    name, images = _find_images(path, _read(path))
     notes = [f"'{path}': the images are '{name}'"] if name not in ("", *ARRAY_NAMES[:2]) else []
     shape = " x ".join(map(str, images.shape))
     if images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
@@ -89,6 +78,38 @@ def read_image_file(path: Path) -> tuple[Tensor, list[str]]:
         notes.append(f"'{path}': values up to {most:g} are divided by 255")
     images = images.float().contiguous()
     return images, notes
+
+
+def check_file_labels(path: Path, labels: Tensor) -> None:
+    """Raise RequestError if the file has labels (N,) other than the test labels of the same images."""
+    held = _read(path)
+    given = held.get("labels") if isinstance(held, Mapping) else None
+    if not isinstance(given, Tensor) or given.dim() != 1:
+        return
+    count = min(len(given), len(labels))
+    wrong = (given[:count].long().cpu() != labels[:count].long().cpu()).nonzero()
+    if len(wrong):
+        raise RequestError(
+            f"'{path}': label {int(wrong[0])} and {len(wrong) - 1} others are not those of the test images; image i "
+            "must belong to test image i"
+        )
+
+
+def _read(path: Path) -> Any:
+    """Return the content of a file, as tensors; raises RequestError."""
+    try:
+        if path.suffix == ".npy":
+            held: Any = torch.from_numpy(np.load(path, allow_pickle=False))
+        elif path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                held = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+        elif path.suffix == ".safetensors":
+            held = load_file(path)
+        else:
+            held = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as err:  # every library raises other errors for a damaged file
+        raise RequestError(f"cannot read '{path}': {' '.join(str(err).split())[:200]}") from None
+    return held
 
 
 def _find_images(path: Path, held: Any) -> tuple[str, Tensor]:

@@ -92,6 +92,8 @@ def read_study(file: Path, overrides: Mapping[str, Any] = MappingProxyType({})) 
         raise RequestError(
             f"'{file}': run is a list of tables, written [[run]]; settings belong to [set], as run.FIELD"
         )
+    if not runs or (not data and not any(runs)):
+        raise RequestError(f"'{file}' holds no keys, or no [[run]]; see docs/howto/studies.md for a file to start from")
     baseline = data.pop("baseline", None)
     if not isinstance(baseline, str | None):
         raise RequestError(f"'{file}': baseline takes the name of a defense, got {baseline!r}")
@@ -184,7 +186,7 @@ def _alternatives(name: str, value: Any, is_list: bool, file: Path) -> list[Any]
         is_list: whether one value is a list, so that only a list of lists spans.
     """
     spans = isinstance(value, list) and (not is_list or (bool(value) and all(isinstance(v, list) for v in value)))
-    if spans and not value:
+    if value == []:
         raise RequestError(f"'{file}': {name} is an empty list; give a value, or leave the key out")
     if spans and name in FIXED:
         raise RequestError(f"'{file}': {name} takes one value for all runs, got {value}")

@@ -95,7 +95,9 @@ def merge_stores(into: Store, other: Store, *, dry_run: bool = False) -> Merge:
     """
     done, other_weights = Merge(), set[str]()
     for kind, folder, manifest in _artifacts(other):
-        name = folder.name
+        name, sources = folder.name, dict.fromkeys(manifest["files"], folder)
+        if kind == "evaluations":
+            other.verify(folder)
         if kind == "evaluations" and _training(folder) in other_weights:
             done.left_out.append(f"{kind} {name}: it belongs to other weights of '{_training(folder)}'")
             continue
@@ -110,15 +112,16 @@ def merge_stores(into: Store, other: Store, *, dry_run: bool = False) -> Merge:
             if differ and kind != "model":  # two evaluations of a cell: their seconds differ
                 done.left_out.append(f"{kind} {name}: '{into.root}' has another result")
                 continue
-            if differ or manifest["files"].keys() <= mine["files"].keys():
+            if sources.keys() <= mine["files"].keys():
                 done.present += 1
                 continue
+            sources |= dict.fromkeys(mine["files"], into.folder(kind, name))  # other selections of the same training
         other.verify(folder)
         done.copied[kind] = done.copied.get(kind, 0) + 1
         if not dry_run:
             with into.lock(kind, name), into.create(kind, name, manifest["recipe"]) as work:
-                for file in manifest["files"]:
-                    shutil.copyfile(folder / file, work / file)
+                for file, source in sources.items():
+                    shutil.copyfile(source / file, work / file)
     return done
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import robobench
 from robobench.cli import main
 from robobench.core.threat import ThreatModel
-from robobench.data.image_file import read_image_file
+from robobench.data.image_file import read_image_file, write_image_file
 from robobench.errors import RequestError
 from tests.helpers.attacks import Threshold, pixels
 
@@ -50,6 +50,12 @@ def test_saved_images_score_as_evaluated(tmp_path, digits_net, digits, name):
     first = result.clean & ~result.outcomes["fgsm", 0.2, "white-box"]
     assert torch.equal(adv[first], result.adversarial["fgsm", 0.2, "white-box"][first])
     assert torch.equal(adv[~result.clean], images[~result.clean])
+
+
+def test_file_with_other_labels_is_refused(tmp_path):
+    write_image_file(tmp_path / "new" / "adv.safetensors", IMAGES, LABELS + 1, "Linf 0.1")
+    with pytest.raises(RequestError, match="label 0 and 5 others"):
+        robobench.score(tmp_path / "new" / "adv.safetensors", model=Threshold(), images=IMAGES, labels=LABELS, eps=0.1)
 
 
 def test_command_line_saves_resumes_and_scores(tmp_path, factory, capsys):

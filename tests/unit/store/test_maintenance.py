@@ -5,7 +5,7 @@ import pytest
 
 from robobench.cli import main
 from robobench.errors import ArtifactError
-from robobench.store.artifacts import Store
+from robobench.store.artifacts import MANIFEST, Store
 from robobench.store.maintenance import find_leftovers, merge_stores, remove
 
 
@@ -56,6 +56,20 @@ def test_merge_completes_model_of_a_snapshot(stores):
     put(a, "model", "at-1", config_json="{}")
     merge_stores(a, b)
     assert (a.root / "at-1" / "model.safetensors").read_text() == "weights"
+
+
+def test_merge_joins_weights_of_one_training(stores):
+    """Two runs of a training keep weights of different epochs, and their seconds differ."""
+    a, b = stores
+    put(a, "model", "at-1", model_safetensors="weights", best_safetensors="best", timing_json="1")
+    put(b, "model", "at-1", model_safetensors="weights", average_safetensors="average", timing_json="2")
+    merge_stores(a, b)
+    found = {file.name: file.read_text() for file in (a.root / "at-1").iterdir() if file.name != MANIFEST}
+    assert found.pop("timing.json") == "1"
+    assert found == {
+        f"{name}.safetensors": text for name, text in (("model", "weights"), ("best", "best"), ("average", "average"))
+    }
+    a.verify(a.folder("model", "at-1"))
 
 
 def test_merge_refuses_damaged_artifact(stores):
