@@ -37,7 +37,7 @@ run.eval_batch_size = 16
 """
 TIMES = [
     *("train_seconds", "total_train_seconds", "train_cpu_seconds", "total_train_cpu_seconds", "warmup_seconds"),
-    *("peak_memory_bytes", "stage_memory"),
+    *("peak_memory_bytes", "stage_memory", "commit"),  # a tree with changes has another commit
 ]
 KILL_AFTER = 4  # trained models
 
@@ -73,7 +73,8 @@ def name(process: psutil.Process) -> str:
     """Return the command of a process; a Ray worker shows its task there."""
     try:
         words = " ".join(process.cmdline())
-        return "run_remote_task " + words if words.startswith("ray::") and "IDLE" not in words else words
+        task = words.startswith("ray::") and not any(part in words for part in ("IDLE", "Agent"))
+        return "run_remote_task " + words if task else words
     except psutil.Error:
         return ""
 

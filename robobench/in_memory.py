@@ -33,10 +33,10 @@ from robobench.evaluation.accuracy import batch_indices, clean_outcomes, transfe
 from robobench.evaluation.diagnostics import Diagnosis, diagnose
 from robobench.evaluation.distances import Distances, find_distances, widest
 from robobench.evaluation.model_checks import quick_model_checks, tell_about_masking
-from robobench.evaluation.tensors import TensorImages, as_module, attack_tensors, combine_examples, device_of
+from robobench.evaluation.tensors import TensorImages, as_module, attack_tensors, combine_examples, device_of, logits_of
 from robobench.planning.attacks import check_one_ball, choose_eot, gradient_free_attacks
 from robobench.planning.parsing import build_config, parse_fields, parse_sets
-from robobench.planning.request import EVAL_BATCH_SIZE, RunConfig
+from robobench.planning.request import EVAL_BATCH_SIZE
 from robobench.plugins.discovery import parse_attack_spec
 from robobench.results.records import EvaluationRecord, FindingRecord
 from robobench.results.rows import make_frame
@@ -45,6 +45,7 @@ from robobench.results.statistics import to_bitstring
 if TYPE_CHECKING:
     import pandas as pd
 
+DEFAULT_ATTACKS = ("fgsm", "pgd", "apgd-t")
 CHECKED_IMAGES = 128  # of the quick model checks
 Model = Callable[[Tensor], Tensor]
 Eps = str | float | Sequence[str | float]
@@ -77,14 +78,14 @@ def make_attacks(
     """Return attacks by name at each radius.
 
     Args:
-        attacks: names, or one text with commas; default: those of a run.
+        attacks: names, or one text with commas; default: FGSM, PGD and targeted APGD.
         eps: radii on the [0, 1] scale, such as 0.5 or "8/255"; default: those of the data set.
         sets: NAME.FIELD=VALUE, as for `--set`.
 
     Raises:
         RequestError: an unknown name, one without a form in this norm, or a wrong or missing radius.
     """
-    names = attacks.split(",") if isinstance(attacks, str) else list(attacks or RunConfig().attacks)
+    names = attacks.split(",") if isinstance(attacks, str) else list(attacks or DEFAULT_ATTACKS)
     given = parse_sets(sets)
     out: list[Attack] = []
     for name in dict.fromkeys(name.strip() for name in names):
@@ -158,10 +159,8 @@ def evaluate_model(
     Args:
         model: images (B, C, H, W) in [0, 1] -> logits (B, K); a module, or a function.
         images, labels: (N, C, H, W) float in [0, 1], (N,) int64; default: the test images of `dataset`.
-        examples: number of images; default: all.
-        attacks, norm, eps, sets: as for `make_attacks`.
-        transfer_source: another model, to evaluate examples made on it too.
-        device: where to compute; default: where the model is.
+        attacks, norm, eps, sets, transfer_source: as for `make_attacks`; another model to make examples on too.
+        examples, device: number of images, where to compute; default: all, where the model is.
         keep_adversarial: return the adversarial images too.
         save_adversarial: file for one adversarial image per image: .safetensors, or .pt as AutoAttack's script writes.
         eot, verdict: for random outputs: passes to average over; K/N, misclassified if K of N fresh passes are wrong.
@@ -177,6 +176,8 @@ def evaluate_model(
     randomness = Randomness.parse(choose_eot(made) if eot is None else eot, verdict)
     attacked = adapt_model(module, as_module(bpda) if bpda is not None else None, randomness)
     data = TensorImages(images, labels, device)
+    if attacks is None:
+        made = [attack for attack in made if attack.min_classes <= logits_of(module, images, device)]
     batches = batch_indices(len(data), batch_size)
     clean = torch.cat([clean_outcomes(attacked, data, index, str(device)) for index in batches])
     shared = _describe(model, data, batches[0], [attack.threat for attack in made])

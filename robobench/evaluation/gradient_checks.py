@@ -1,6 +1,6 @@
 """Quick checks that a model's input gradient means something: what it predicts is compared with what is measured.
 
-They cost about 900 forward passes of one image, whatever the number of test images.
+They cost about 1,000 forward passes of one image, whatever the number of test images.
 
 Thresholds: a random gradient of 32 images has a cosine of 0 +- 0.18. On the 17 networks of the committed board (Linf
 8/255 and L2 0.5, photographs 0 to 127) it was at least 0.99, or 0.94 with equal weights; with the gradient of another

@@ -144,10 +144,15 @@ class ModelChecker:
             top = logits.topk(2, 1).values
             ties = int(((top[:, 0] == top[:, 1]) & self.correct).sum())
             self.add_count("tied-logits", ties, "are correct only because equal logits count for the first class")
-            others, least, span = logits.sort(1).values[:, :-1], logits.min(), logits.max() - logits.min()
-            ends = (others - least < END_WIDTH * span) | (logits.max() - others < END_WIDTH * span)
-            share = float(ends.float().mean())
-            self.add("saturated-logits", share >= SATURATED_SHARE, f"{100 * share:.0f} % of the logits but the largest")
+            self._check_saturation(logits)
+
+    def _check_saturation(self, logits: Tensor) -> None:
+        used = logits.amax(0) > logits.amin(0)  # a class that is masked has the same logit on every image
+        logits = logits[:, used] if int(used.sum()) > 1 else logits
+        others, least, span = logits.sort(1).values[:, :-1], logits.min(), logits.max() - logits.min()
+        ends = (others - least < END_WIDTH * span) | (logits.max() - others < END_WIDTH * span)
+        share = float(ends.float().mean())
+        self.add("saturated-logits", share >= SATURATED_SHARE, f"{100 * share:.0f} % of the logits but the largest")
 
     def _check_softmax(self, logits: Tensor) -> None:
         error = (logits.sum(1) - 1).abs().max().item()
@@ -157,13 +162,12 @@ class ModelChecker:
 
     def check_gradients(self) -> bool:
         """Check the gradient of the cross-entropy at clean images; return False if none reaches the images."""
-        rows = self.correct.nonzero().flatten()[: g.GRADIENT_IMAGES]
-        images, labels = self.images[rows], self.labels[rows]
+        images, labels = self.images[self.correct], self.labels[self.correct]
         if len(labels) == 0:
             return False
 
         def cross_entropy(adv: Tensor) -> Tensor:
-            return attack_cross_entropy(self.model(adv), labels)
+            return attack_cross_entropy(self.model(adv), labels[: len(adv)])
 
         def margin_loss(adv: Tensor) -> Tensor:
             return margin(self.model(adv), labels)
@@ -171,6 +175,7 @@ class ModelChecker:
         try:
             with attack_mode(self.model):
                 grad = input_gradient(cross_entropy, images).flatten(1)
+                few = input_gradient(cross_entropy, images[:SMALL_BATCH]).flatten(1)
                 zero = int((grad == 0).all(1).sum())
                 flat = int((input_gradient(margin_loss, images).flatten(1) == 0).all(1).sum()) if zero else 0
         except RuntimeError as err:  # torch's own message for a graph that does not reach the images
@@ -178,6 +183,12 @@ class ModelChecker:
                 raise
             self.add("zero-gradients", True, "no gradient reaches the images: forward() cuts the graph")
             return False
+        cosine = F.cosine_similarity(few.double(), grad[:SMALL_BATCH].double(), eps=1e-300)
+        moved = few.ne(0).any(1) | grad[:SMALL_BATCH].ne(0).any(1)
+        if not self.raised & {"random-output", "batch-dependent"} and bool(moved.any()):
+            least = float(cosine[moved].min())
+            text = f"gradients in batches of {len(few)} and {len(grad)} have a cosine of {least:.2g}"
+            self.add("batch-dependent", least < g.MIN_COSINE, text)
         infinite = int((~torch.isfinite(grad)).any(1).sum())
         text = f"{zero} of {len(labels)} images under cross-entropy"
         text += f", {flat} under the margin loss" if zero else ""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robobench.attack_engine.base import Attack
+from robobench.core.module_state import attack_mode
 from robobench.core.threat import check_unit_range
 from robobench.errors import RequestError
 from robobench.evaluation.accuracy import attack_rng, attack_white_box
@@ -59,6 +60,12 @@ def device_of(model: nn.Module, images: Tensor) -> torch.device:
     """Return the device of the model's first parameter or buffer; that of the images if it has neither."""
     first = next(model.parameters(), next(model.buffers(), images))
     return first.device
+
+
+def logits_of(model: nn.Module, images: Tensor, device: torch.device) -> int:
+    """Return how many logits the model has."""
+    with torch.no_grad(), attack_mode(model):
+        return int(model(images[:1].to(device)).shape[-1])
 
 
 def check_images(images: Tensor, labels: Tensor) -> None:

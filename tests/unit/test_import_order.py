@@ -97,7 +97,7 @@ def test_core_names_no_plugin():
         "models/robustbench_zoo.py": {"autoattack", "pyautoattack"},  # packages
         "data/views.py": {"jitter"},  # a draw
         "cli/distances.py": {"fmn"},  # the default, as in_memory.py's
-        "in_memory.py": {"autoattack", "fmn"},  # what RobustBench's benchmark is, and the default of distances
+        "in_memory.py": {"autoattack", "fmn", "fgsm", "pgd", "apgd-t"},  # defaults; RobustBench's benchmark
     }
     names = {name for kind in KINDS for name in discover(kind)} - {"transfer"}  # a protocol's name
     for path in FILES:
