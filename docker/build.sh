@@ -3,6 +3,6 @@
 set -euo pipefail
 tag=${1:-robobench}
 cd "$(dirname "$0")/.."
-git archive --format=tar HEAD | docker build --file docker/Dockerfile --tag "$tag" -
+git archive --format=tar HEAD | docker build --build-arg PIP_EXTRA_INDEX_URL --file docker/Dockerfile --tag "$tag" -
 docker run --rm "$tag" --version
 docker run --rm "$tag" env
