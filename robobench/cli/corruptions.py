@@ -34,18 +34,15 @@ Examples:
 
 
 def main(
-    checkpoint: Annotated[
-        str | None,
-        typer.Argument(help="Name of a model in the store, or a weights file. Not needed if --model loads weights."),
-    ] = None,
+    checkpoint: o.Checkpoint = None,
     folder: Annotated[Path | None, typer.Option(help="Unpacked folder of corrupted images.")] = None,
     kinds: Annotated[str | None, typer.Option(help="Comma-separated names; default: the 15 of the paper.")] = None,
     dataset: o.Dataset = "digits",
     model: o.Model = "cnn",
     preset: o.Preset = None,
     weights_key: o.WeightsKey = None,
-    mean: Annotated[str | None, typer.Option(help="Mean of the model's normalization, such as 0.5,0.5,0.5.")] = None,
-    std: Annotated[str | None, typer.Option(help="Standard deviation of the model's normalization.")] = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
     device: o.Device = "auto",
     threads: o.Threads = None,
     examples: o.Examples = None,

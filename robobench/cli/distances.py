@@ -29,10 +29,7 @@ Examples:
 
 
 def main(
-    checkpoint: Annotated[
-        str | None,
-        typer.Argument(help="Name of a model in the store, or a weights file. Not needed if --model loads weights."),
-    ] = None,
+    checkpoint: o.Checkpoint = None,
     attack: Annotated[str, typer.Option(help="A minimum-norm attack: fmn, ddn or fab-t.")] = "fmn",
     radii: Annotated[str | None, typer.Option(help="Comma-separated; default: 21 up to the largest distance.")] = None,
     dataset: o.Dataset = "digits",
@@ -40,8 +37,8 @@ def main(
     preset: o.Preset = None,
     norm: o.Norm = "L2",
     weights_key: o.WeightsKey = None,
-    mean: Annotated[str | None, typer.Option(help="Mean of the model's normalization, such as 0.5,0.5,0.5.")] = None,
-    std: Annotated[str | None, typer.Option(help="Standard deviation of the model's normalization.")] = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
     device: o.Device = "auto",
     threads: o.Threads = None,
     examples: o.Examples = None,

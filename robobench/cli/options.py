@@ -50,6 +50,12 @@ ImageSize = Annotated[
         help="Side of the images in px; default: 32 or the preset's, and the own size of npz and imagefolder."
     ),
 ]
+Checkpoint = Annotated[
+    str | None,
+    typer.Argument(help="Name of a model in the store, or a weights file. Not needed if --model loads weights."),
+]
+Mean = Annotated[str | None, typer.Option(help="Mean of the model's normalization, such as 0.5,0.5,0.5.")]
+Std = Annotated[str | None, typer.Option(help="Standard deviation of the model's normalization.")]
 WeightsKey = Annotated[
     str | None, typer.Option(help="Which model of a weights file with several, such as model_ema: its key there.")
 ]

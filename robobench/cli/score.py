@@ -31,10 +31,7 @@ Examples:
 
 def main(
     file: Annotated[Path, typer.Argument(help="Images as .npz, .npy, .safetensors, .pt or .pth.")],
-    checkpoint: Annotated[
-        str | None,
-        typer.Argument(help="Name of a model in the store, or a weights file. Not needed if --model loads weights."),
-    ] = None,
+    checkpoint: o.Checkpoint = None,
     dataset: o.Dataset = "digits",
     model: o.Model = "cnn",
     preset: o.Preset = None,
@@ -45,8 +42,8 @@ def main(
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the score as JSON.")] = None,
     weights_key: o.WeightsKey = None,
-    mean: Annotated[str | None, typer.Option(help="Mean of the model's normalization, such as 0.5,0.5,0.5.")] = None,
-    std: Annotated[str | None, typer.Option(help="Standard deviation of the model's normalization.")] = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
     device: o.Device = "auto",
     threads: o.Threads = None,
     examples: o.Examples = None,
