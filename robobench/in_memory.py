@@ -33,7 +33,7 @@ from robobench.evaluation.accuracy import batch_indices, clean_outcomes, transfe
 from robobench.evaluation.diagnostics import Diagnosis, diagnose
 from robobench.evaluation.distances import Distances, find_distances, widest
 from robobench.evaluation.model_checks import quick_model_checks, tell_about_masking
-from robobench.evaluation.tensors import TensorImages, as_module, attack_tensors, combine_examples, device_of, logits_of
+from robobench.evaluation.tensors import TensorImages, as_module, attack_tensors, combine_examples, device_of, supported
 from robobench.planning.attacks import check_one_ball, choose_eot, gradient_free_attacks
 from robobench.planning.parsing import build_config, parse_fields, parse_sets
 from robobench.planning.request import EVAL_BATCH_SIZE
@@ -177,7 +177,7 @@ def evaluate_model(
     attacked = adapt_model(module, as_module(bpda) if bpda is not None else None, randomness)
     data = TensorImages(images, labels, device)
     if attacks is None:
-        made = [attack for attack in made if attack.min_classes <= logits_of(module, images, device)]
+        made = supported(made, module, images, device)
     batches = batch_indices(len(data), batch_size)
     clean = torch.cat([clean_outcomes(attacked, data, index, str(device)) for index in batches])
     shared = _describe(model, data, batches[0], [attack.threat for attack in made])

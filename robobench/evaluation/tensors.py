@@ -62,10 +62,11 @@ def device_of(model: nn.Module, images: Tensor) -> torch.device:
     return first.device
 
 
-def logits_of(model: nn.Module, images: Tensor, device: torch.device) -> int:
-    """Return how many logits the model has."""
+def supported(attacks: list[Attack], model: nn.Module, images: Tensor, device: torch.device) -> list[Attack]:
+    """Return the attacks that need no more classes than the model has."""
     with torch.no_grad(), attack_mode(model):
-        return int(model(images[:1].to(device)).shape[-1])
+        classes = model(images[:1].to(device)).shape[-1]
+    return [attack for attack in attacks if attack.min_classes <= classes]
 
 
 def check_images(images: Tensor, labels: Tensor) -> None:
