@@ -38,9 +38,11 @@ def parse_value(text: str, kind: Any, what: str) -> Any:
 
 def parse_fields(cls: type, values: Mapping[str, str], who: str) -> dict[str, Any]:
     """Parse texts as the fields of a config class; raises RequestError for an unknown field or a wrong value."""
+    out: dict[str, Any] = {}
+    if not values:
+        return out
     hints = typing.get_type_hints(cls)
     names = [f.name for f in dataclasses.fields(cls)]
-    out = {}
     for name, text in values.items():
         if name not in names:
             raise unknown_name(f"field of {who}", name, names)

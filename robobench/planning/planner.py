@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from robobench.core.paths import check_writable
 from robobench.core.randomness import Randomness
@@ -30,14 +31,17 @@ class Planner:
 
     Args:
         dry: missing data become a line of the plan instead of an error.
+        loaded: data sets of earlier requests by how they were loaded; this one's is added.
 
     Raises:
         RequestError: anything that cannot be done.
     """
 
-    def __init__(self, request: ExperimentConfig, *, dry: bool = False) -> None:
+    def __init__(
+        self, request: ExperimentConfig, *, dry: bool = False, loaded: dict[tuple[Any, ...], Dataset] | None = None
+    ) -> None:
         request = check_request(use_published_weights(request))
-        self.request, self.dry = request, dry
+        self.request, self.dry, self.loaded = request, dry, {} if loaded is None else loaded
         self.unavailable_data: list[str] = []
         self.settings = resolve_settings(request, dry=dry)
         self.attacks = plan_attacks(self.settings)
@@ -60,20 +64,7 @@ class Planner:
         settings, own = self.settings, ":" in self.request.dataset
         resolution = settings.run.attack_resolution if not own or "attack_resolution" in settings.given else None
         try:
-            dataset = load_dataset(
-                self.request.dataset,
-                data_dir=self.request.data_dir,
-                resolution=resolution,
-                need_train=bool(self.request.defenses),
-                device=self.settings.device,
-                download=not self.dry,
-                published=self._published_resize() if own else None,
-            )
-            if self.request.extra is not None and self.request.defenses:
-                classes, side = dataset.num_classes, dataset.resolution
-                path, device = Path(self.request.extra), settings.device
-                extra = load_extra(path, num_classes=classes, resolution=side, device=device)
-                dataset = replace(dataset, extra=extra)
+            dataset = self._load_once(resolution, self._published_resize() if own else None)
         except RequestError as err:
             placeholder = placeholder_dataset(self.request.dataset, resolution) if self.dry else None
             if placeholder is None:
@@ -88,6 +79,29 @@ class Planner:
             side = settings.run.image_size if "image_size" in settings.given else dataset.resolution
             settings.run = replace(settings.run, attack_resolution=dataset.resolution, image_size=side)
         return dataset
+
+    def _load_once(self, resolution: int | None, published: Resize | None) -> Dataset:
+        """Load the data set with its extra images, or take it from `loaded`."""
+        request, device = self.request, self.settings.device
+        need_train = bool(request.defenses)
+        extra = request.extra if need_train else None
+        how = (request.dataset, request.data_dir, resolution, need_train, device, published, extra)
+        if how not in self.loaded:
+            dataset = load_dataset(
+                request.dataset,
+                data_dir=request.data_dir,
+                resolution=resolution,
+                need_train=need_train,
+                device=device,
+                download=not self.dry,
+                published=published,
+            )
+            if extra is not None:
+                classes, side = dataset.num_classes, dataset.resolution
+                images = load_extra(Path(extra), num_classes=classes, resolution=side, device=device)
+                dataset = replace(dataset, extra=images)
+            self.loaded[how] = dataset
+        return self.loaded[how]
 
     def _published_resize(self) -> Resize | None:
         """Return how images are resized for the model's published weights; None if it has or uses none."""
@@ -287,10 +301,11 @@ def prepare(request: ExperimentConfig, *, dry: bool = False) -> tuple[Plan, Data
 
 
 def prepare_all(requests: Sequence[ExperimentConfig], *, dry: bool = False) -> list[tuple[Plan, Dataset]]:
-    """Resolve requests as `prepare` does. Equal data sets are kept once, and equal settings are checked once."""
+    """Resolve requests as `prepare` does. Equal data sets are loaded once, and equal settings are checked once."""
     out, datasets, checked = [], dict[tuple[str, ...], Dataset](), set[str]()
+    loaded: dict[tuple[Any, ...], Dataset] = {}
     for request in requests:
-        planner = Planner(request, dry=dry)
+        planner = Planner(request, dry=dry, loaded=loaded)
         plan = planner.plan()
         for model in plan.training_order():
             if isinstance(model, TrainingJob) and model.config_digest not in checked:

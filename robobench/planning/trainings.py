@@ -26,7 +26,8 @@ from robobench.plugins.digest import code_digest
 from robobench.plugins.discovery import load_defense
 from robobench.store.artifacts import Store
 from robobench.store.hub import is_hub_name
-from robobench.training.config import recorded_values
+from robobench.training.base import Defense
+from robobench.training.config import TrainConfig, recorded_values
 
 
 class ModelPlanner:
@@ -38,6 +39,7 @@ class ModelPlanner:
         self.threat = train_threat(settings)
         self.init = find_initial_weights(settings.request) if settings.request.defenses else None
         self._planned: dict[tuple[str, int], TrainingJob] = {}
+        self._methods: dict[str, tuple[type[Defense], TrainConfig, dict[str, Any]]] = {}
         self._user_model: Any = None  # a model that is not ours, built to inspect it
         self._has_batchnorm: bool | None = None  # None: not looked up yet
 
@@ -77,15 +79,45 @@ class ModelPlanner:
             raise RequestError(f"defense '{name}' requires itself through {' -> '.join((*below, name))}")
         if (name, seed) in self._planned:
             return self._planned[name, seed]
-        settings, request = self.settings, self.settings.request
+        if name not in self._methods:
+            self._methods[name] = self._method(name)
+        cls, config, shared = self._methods[name]
+        requires: dict[str, PlannedModel] = {
+            role: self._teacher(role, name) if role in self.teachers else self.training(other, seed, (*below, name))
+            for role, other in cls(config).requires.items()
+        }
+        spec, keys = self._own_spec(seed), {role: other.key for role, other in requires.items()}
+        self._planned[name, seed] = TrainingJob(
+            defense=cls,
+            config=config,
+            seed=seed,
+            spec=spec,
+            threat=self.threat if cls.adversarial else None,
+            requires=requires,
+            recipe={**shared, "model": spec.recipe(), "seed": seed, "requires": keys},
+            dataset=self.settings.request.dataset,
+        )
+        return self._planned[name, seed]
+
+    def _own_spec(self, seed: int) -> ModelSpec:
+        """Return the model that defenses train, with what --init changes of it."""
+        return self.spec(seed) if self.init is None else self.init.adapt(self.spec(seed))
+
+    def _method(self, name: str) -> tuple[type[Defense], TrainConfig, dict[str, Any]]:
+        """Return a defense, its config, and the part of the recipe that its trainings of all seeds share.
+
+        Raises:
+            RequestError: a setting is wrong, or the model lacks something that the defense needs.
+        """
+        settings = self.settings
         cls = load_defense(name)
         config = settings.plugin_config(cls, name, {})
         if not settings.info.flips and "flip" in config.augment:
             settings.note(
-                f"{name}.augment={config.augment} mirrors images of '{request.dataset}', some of which then show "
-                "another class; crop and none do not"
+                f"{name}.augment={config.augment} mirrors images of '{settings.request.dataset}', some of which then "
+                "show another class; crop and none do not"
             )
-        spec = self.spec(seed) if self.init is None else self.init.adapt(self.spec(seed))
+        spec = self._own_spec(0)
         check_pretrained(spec)
         missing = self._missing_attributes(spec, cls.model_attributes)
         if missing:
@@ -93,49 +125,34 @@ class ModelPlanner:
                 f"defense '{name}' needs {' and '.join(missing)} of the model, and '{spec.name}' has none; "
                 "add them (features(images) -> (B, D), and the last nn.Linear as head) or choose another model"
             )
-        requires: dict[str, PlannedModel] = {
-            role: self._teacher(role, name) if role in self.teachers else self.training(other, seed, (*below, name))
-            for role, other in cls(config).requires.items()
-        }
-        job = TrainingJob(
-            defense=cls,
-            config=config,
-            seed=seed,
-            spec=spec,
-            threat=self.threat if cls.adversarial else None,
-            requires=requires,
-            recipe={},
-            dataset=request.dataset,
-        )
-        self._planned[name, seed] = replace(job, recipe=self._recipe(job))
-        return self._planned[name, seed]
+        return cls, config, self._shared_recipe(cls, config, spec)
 
-    def _recipe(self, job: TrainingJob) -> dict[str, Any]:
-        """Return everything that the weights of a training depend on; the job's key is its hash."""
+    def _shared_recipe(self, cls: type[Defense], config: TrainConfig, spec: ModelSpec) -> dict[str, Any]:
+        """Return what the weights of a training depend on beside model, seed and required models.
+
+        The key of a training is the hash of all.
+        """
         settings, extra = self.settings, self.dataset.extra
-        images_seen = job.config.epochs * self.train_images
+        images_seen = config.epochs * self.train_images
         compiled = should_compile(settings.request.compile, settings.device, images_seen)
         return {
-            "defense": job.defense.name,
-            "version": job.defense.version,
-            "code": code_digest(job.defense),
-            "config": recorded_values(job.config),
-            "model": job.spec.recipe(),
+            "defense": cls.name,
+            "version": cls.version,
+            "code": code_digest(cls),
+            "config": recorded_values(config),
             "data": self.dataset.digest,
             "train_images": self.train_images,
             "held_out": settings.run.held_out,
             "resolution": settings.run.attack_resolution,
-            "threat": asdict(job.threat) if job.threat else None,
-            "seed": job.seed,
+            "threat": asdict(self.threat) if cls.adversarial else None,
             "precision": settings.precision,
             "device": torch.device(settings.device).type,
             "threads": settings.threads,
             "torch": torch.__version__,
             "store": STORE_VERSION,
             **tf32_setting(settings.device),
-            "requires": {role: other.key for role, other in job.requires.items()},
-            **({"compiled": True} if compiled and not job.defense.second_derivatives else {}),
-            **self._device_count_key(job.spec),
+            **({"compiled": True} if compiled and not cls.second_derivatives else {}),
+            **self._device_count_key(spec),
             **({"init": self.init.recipe()} if self.init else {}),
             **({"extra": extra.digest, "extra_fraction": settings.run.extra_fraction} if extra else {}),
         }
