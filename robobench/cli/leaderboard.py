@@ -31,6 +31,8 @@ Examples:
 
   robobench leaderboard --union Linf:8/255,L2:0.5,L1:12
 
+  robobench leaderboard leaderboards/cifar10-jpeg-resnet20 --baseline at
+
   robobench leaderboard hf:OWNER/REPO
 
   robobench leaderboard --published cifar10-Linf
@@ -57,7 +59,8 @@ def main(
         str,
         typer.Option(
             help="worst, clean, transfer, gap (transfer - white-box), train_seconds, total_train_seconds, "
-            "train_cpu_seconds, total_train_cpu_seconds, train_forwards, total_train_forwards or defense."
+            "train_cpu_seconds, total_train_cpu_seconds, train_forwards, total_train_forwards, train_flops, "
+            "total_train_flops or defense."
         ),
     ] = "worst",
     filter_: Annotated[
@@ -82,12 +85,22 @@ def main(
     by: Annotated[
         str, typer.Option(help="model, or defense: one line for all seeds, mean ± standard deviation.")
     ] = "model",
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="A defense: show gains over it with p-values, costs as multiples, all kinds of weights."),
+    ] = None,
 ) -> int:
     """Print the leaderboards to stdout."""
     if published:
         return _print_published(str(place) if place else None)
     if union is not None:
         return _print_union(o.fetch_place(place, weights=False) or out, union, form)
+    if baseline is not None:
+        from robobench.report.gains import gains
+        from robobench.results.rows import read_records
+
+        print(gains(read_records(o.fetch_place(place, weights=False) or out), baseline, form, filter_ or ()), end="")
+        return 0
     from robobench.report.leaderboard_formats import leaderboard
 
     rows, note = _read_rows(o.fetch_place(place, weights=False), out)

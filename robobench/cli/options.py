@@ -62,7 +62,9 @@ WeightsKey = Annotated[
 Epochs = Annotated[int | None, typer.Option(help="Epochs of every defense's main stage.")]
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", help="NAME.FIELD=VALUE, such as trades.beta=3 or run.train_images=500."),
+    typer.Option(
+        "--set", help="NAME.FIELD=VALUE, such as trades.beta=3 or run.train_images=500; '*' is every defense."
+    ),
 ]
 Plugins = Annotated[list[str] | None, typer.Option("--plugin", help="A .py file with your own defenses or attacks.")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder of data sets; default: $ROBOBENCH_DATA, then the cache.")]

@@ -12,6 +12,8 @@ from robobench.core.numbers import parse_number, split_numbers
 from robobench.core.registry import unknown_name
 from robobench.errors import RequestError
 
+ALL_DEFENSES = "*"  # in place of a name in --set: every defense of the run that has the field
+
 
 def parse_value(text: str, kind: Any, what: str) -> Any:
     """Parse a text as a field's type; raises RequestError, which names `what`."""

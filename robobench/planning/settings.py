@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from robobench.core.registry import unknown_name
 from robobench.data.info import DatasetInfo, dataset_info
 from robobench.distributed import launch
 from robobench.errors import RequestError
-from robobench.planning.parsing import build_config, parse_fields, parse_sets
+from robobench.planning.parsing import ALL_DEFENSES, build_config, parse_fields, parse_sets
 from robobench.planning.presets import PRESETS, plugin_preset, preset_layers, preset_values
 from robobench.planning.request import ExperimentConfig, RunConfig
 from robobench.planning.validate import check_executor
@@ -38,6 +38,7 @@ class Settings:
     given: frozenset[str] = frozenset()  # fields of `run` that --set or a flag names
     notes: list[str] = field(default_factory=list)
     used_names: set[str] = field(default_factory=set)  # plug-ins of this run, which --set may name
+    defense_fields: set[str] = field(default_factory=set)  # of the defenses of this run, which --set "*" may name
 
     def note(self, text: str) -> None:
         """Add a note, once."""
@@ -45,7 +46,7 @@ class Settings:
             self.notes.append(text)
 
     def plugin_config(self, cls: Any, name: str, base: Mapping[str, Any]) -> Any:
-        """Build a plug-in's config: base values, then its preset values, flags and `--set` values.
+        """Build a plug-in's config: base values, then its preset values, flags, `--set` of all defenses, and its own.
 
         Args:
             cls: the class of a defense or an attack.
@@ -55,13 +56,20 @@ class Settings:
         if issubclass(cls, Defense):
             flags = {"epochs": self.request.epochs, "batch_size": self.request.batch_size}
             values.update({k: v for k, v in flags.items() if v is not None})
+            names = {f.name for f in fields(cls.Config)}
+            self.defense_fields |= names
+            shared = {k: v for k, v in self.sets.get(ALL_DEFENSES, {}).items() if k in names}
+            values.update(parse_fields(cls.Config, shared, name))
         values.update(parse_fields(cls.Config, self.sets.get(name, {}), name))
         self.used_names.add(name)
         return build_config(cls.Config, values, name)
 
     def check_sets_used(self) -> None:
-        """Raise RequestError if `--set` names a plug-in that this run does not use."""
-        for name in self.sets:
+        """Raise RequestError if `--set` names a plug-in that this run does not use, or a field that no defense has."""
+        for name in self.sets.get(ALL_DEFENSES, {}):
+            if name not in self.defense_fields:
+                raise unknown_name("field of every defense of this run", name, self.defense_fields)
+        for name in self.sets.keys() - {ALL_DEFENSES}:
             if name not in self.used_names:
                 raise unknown_name("name in --set", name, self.used_names | {"run"})
 

@@ -23,7 +23,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from robobench.core.registry import match_name, unknown_name
 from robobench.errors import RequestError
-from robobench.planning.parsing import parse_value
+from robobench.planning.parsing import ALL_DEFENSES, parse_value
 from robobench.planning.request import ExperimentConfig, RunConfig
 from robobench.plugins.discovery import add_plugin_file, discover, load_plugin
 
@@ -222,10 +222,16 @@ def _takes_list(name: str) -> bool:
     section, _, field = name.rpartition(".")
     plugin = section.partition(":")[0]
     kinds = [kind for kind in ("defense", "attack") if plugin in discover(kind)]
-    if plugin != "run" and not kinds:
+    configs: list[Any]
+    if plugin == ALL_DEFENSES:
+        configs = [load_plugin("defense", name).Config for name in discover("defense")]
+    elif plugin == "run":
+        configs = [RunConfig]
+    elif kinds:
+        configs = [load_plugin(kinds[0], plugin).Config]
+    else:
         raise unknown_name("name in [set]", section, [*discover("defense"), *discover("attack"), "run"])
-    config: Any = RunConfig if plugin == "run" else load_plugin(kinds[0], plugin).Config
-    hints = {f.name: get_type_hints(config)[f.name] for f in fields(config)}
+    hints = {f.name: get_type_hints(config)[f.name] for config in configs for f in fields(config)}
     if field not in hints:
         raise unknown_name(f"field of {section}", field, hints)
     return any(get_origin(kind) is tuple for kind in (hints[field], *get_args(hints[field])))

@@ -12,19 +12,21 @@ from robobench.errors import RequestError
 from robobench.planning.repro_command import ReproCommands, format_value, json_roundtrip
 from robobench.plugins.discovery import load_defense
 from robobench.report.formatting import format_threat
+from robobench.report.gains import gains
 from robobench.report.leaderboard_formats import markdown, markdown_escape
 from robobench.report.method_summary import method_summary, short_summary
 from robobench.results.records import EvaluationRecord
 from robobench.results.rows import make_frame, read_records
 from robobench.store.artifacts import write_atomic
 
-TABLE = re.compile(r"(<!-- (board|summary|details): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+TABLE = re.compile(r"(<!-- (board|summary|details|gains over \S+): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def update_tables(text: str, base: Path) -> str:
     """Rewrite the text between `<!-- KIND: FOLDER -->` and `<!-- end -->`.
 
-    KIND is board (every attack and radius), summary (at most 8 columns) or details (setting, stages, commands).
+    KIND is board (every attack and radius), summary (at most 8 columns), gains over DEFENSE (p-values, relative costs)
+    or details (setting, stages, commands).
 
     Args:
         text: Markdown.
@@ -36,7 +38,9 @@ def update_tables(text: str, base: Path) -> str:
         place = base / name
         if not (place / "rows.csv").is_file():
             return f"{begin}\nNo results in `{name}` yet.\n\n{end}"
-        return f"{begin}\n{TABLES[kind](place)}\n\n{end}"
+        what, _, baseline = kind.partition(" over ")
+        table = gains(read_records(place), baseline, "md").strip() if what == "gains" else TABLES[kind](place)
+        return f"{begin}\n{table}\n\n{end}"
 
     return TABLE.sub(rewrite, text)
 

@@ -35,7 +35,7 @@ def format_count(value: Any) -> str:
     """Format a count with three digits and a unit: 3.21k, 45.6M, 1.2G; MISSING for NaN or None."""
     if pd.isna(value):
         return MISSING
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+    for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
             return f"{value / size:.3g}{unit}"
     return f"{value:.3g}"

@@ -28,18 +28,19 @@ from robobench.report.formatting import (
     iter_groups,
 )
 from robobench.results.checks import CHECKS
+from robobench.results.rows import OPTIONAL_COLUMNS
 
 # Lines with the same values are ranked together.
 LEADERBOARD_KEYS = [*COMPARABLE_KEYS, "threat_norm", "threat_eps", "attacks", "budgets"]
 BUDGET_SEPARATOR = "; "  # between the budgets of two attacks
 COSTS = (
     *("train_seconds", "total_train_seconds", "train_cpu_seconds", "total_train_cpu_seconds"),
-    *("train_forwards", "total_train_forwards"),
+    *("train_forwards", "total_train_forwards", "train_flops", "total_train_flops"),
 )
 LEADERBOARD = [
     *("defense", "model", "clean", "worst", "ci_low", "ci_high", "best", "transfer", "gap", *COSTS),
     *("flags", "preset", "seed", "precision", "hardware", "config_digest", "weights_digest", "reduced_budgets"),
-    *("resolution", "unranked"),
+    *("resolution", "selection", "unranked"),
 ]
 
 # --sort: column -> ascending
@@ -66,6 +67,8 @@ HEADINGS = {
     "total_train_cpu_seconds": "CPU incl. teachers (s)",
     "train_forwards": "train cost (forward equiv.)",
     "total_train_forwards": "cost incl. teachers (forward equiv.)",
+    "train_flops": "train cost (FLOPs)",
+    "total_train_flops": "cost incl. teachers (FLOPs)",
     **{name: name for name in ("flags", "preset", "seed", "precision", "hardware")},
     "n": "seeds",  # number of trainings; of `combine_seeds` only
 }
@@ -88,7 +91,7 @@ def rank_models(rows: pd.DataFrame) -> pd.DataFrame:
         differ in LEADERBOARD_KEYS are not comparable.
     """
     at = [*COMPARABLE_KEYS, *MODEL_COLUMNS, "threat_norm", "threat_eps"]
-    rows = rows if "resolution" in rows else rows.assign(resolution=float("nan"))  # an older table
+    rows = rows.assign(**{name: float("nan") for name in OPTIONAL_COLUMNS if name not in rows})  # of an older table
     rows = rows.assign(attempted=rows["weights_digest"].notna() | (rows["status"] == "ok"))  # the model exists
     rows = rows.sort_values("status", key=lambda status: status != "ok", kind="stable")
     white_box = rows[rows["attempted"] & (rows["protocol"] == "white-box")]
@@ -118,7 +121,7 @@ def rank_models(rows: pd.DataFrame) -> pd.DataFrame:
             "worst_case_ci_high": "ci_high",
         }
     )
-    numbers = ["clean", "worst", "ci_low", "ci_high", "transfer"]
+    numbers = ["clean", "worst", "ci_low", "ci_high", "transfer", *COSTS]
     out[numbers] = out[numbers].apply(pd.to_numeric)  # a column of only None is no number
     out["gap"] = out["transfer"] - out["worst"]
     out["unranked"] = [_why_unranked(*values) for values in out[["worst", "failed", "flags"]].itertuples(index=False)]
@@ -264,7 +267,7 @@ def format_leaderboard(lines: pd.DataFrame, columns: Sequence[str] = DEFAULT_COL
         **dict.fromkeys(("clean", "worst", "transfer", "gap"), format_percent),
         **dict.fromkeys(("train_seconds", "total_train_seconds"), format_seconds),
         **dict.fromkeys(("train_cpu_seconds", "total_train_cpu_seconds"), format_seconds),
-        **dict.fromkeys(("train_forwards", "total_train_forwards"), format_count),
+        **dict.fromkeys([name for name in COSTS if name.endswith(("forwards", "flops"))], format_count),
         "flags": lambda flags: format_text(flags).replace(",", ", "),
         "rank": lambda rank: MISSING if pd.isna(rank) else f"{rank:g}",
         "seed": lambda seed: MISSING if pd.isna(seed) else seed if isinstance(seed, str) else f"{seed:g}",

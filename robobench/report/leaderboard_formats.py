@@ -207,7 +207,7 @@ def render_leaderboard(title: str, lines: pd.DataFrame, columns: Sequence[str] |
         if _natural_width(table, console) <= console.width:
             return Group(Text(title), table, *notes)
     if columns:
-        return Group(Text(title), *_split_table(shown, lines["best"], console), *notes)
+        return Group(Text(title), *split_table(shown, console, lines["best"]), *notes)
     shown = format_leaderboard(lines, [c for c in usual if c not in ("model", "flags")], MARK)
     interval = interval_heading(lines)
     shown[interval] = shown[interval].str.strip("[]").str.replace(", ", "-")
@@ -226,8 +226,13 @@ def render_leaderboard(title: str, lines: pd.DataFrame, columns: Sequence[str] |
     return Group(Text(title), table, *map(Text, flag_notes(zip(names, flags, strict=True))), *notes)
 
 
-def _split_table(shown: pd.DataFrame, best: pd.Series, console: Console) -> list[Table | Text]:
-    """Split a leaderboard into tables that fit the console; rank and defense come first in each."""
+def split_table(shown: pd.DataFrame, console: Console, best: pd.Series | None = None) -> list[Table | Text]:
+    """Split a leaderboard into tables that fit the console; rank and defense come first in each.
+
+    Args:
+        best: the lines to mark; None: none of them.
+    """
+    best = pd.Series(False, shown.index) if best is None else best
     lead = [c for c in ("rank", "defense") if c in shown]
     parts: list[list[str]] = [[]]
     for column in (str(c) for c in shown.columns if c not in lead):

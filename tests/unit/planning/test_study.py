@@ -45,6 +45,16 @@ def test_list_of_lists_spans_a_list_field(read):
     ]
 
 
+def test_star_is_every_defense(read):
+    """A list of values spans; a field that no defense has is refused."""
+    points = read('[set]\n"*".average = ["ema", "swa"]\n"*".drops = [0.5, 0.9]\nat.average = "none"').points
+    assert [p.request.sets for p in points] == [
+        (f"*.average={kind}", "*.drops=0.5,0.9", "at.average=none") for kind in ("ema", "swa")
+    ]
+    with pytest.raises(RequestError, match=r"unknown field of .* 'averge'; did you mean 'average'"):
+        read('[set]\n"*".averge = ["ema", "swa"]')
+
+
 def test_overrides_replace_fields_and_single_settings(read):
     points = read(STUDY, model="cnn", sets={"TRADES.beta": "1"}).points
     assert len(points) == 1 and points[0].label == "" and points[0].request.model == "cnn"

@@ -1,0 +1,216 @@
+"""Every model beside a baseline: accuracy of last and averaged weights, gain with its p-value, cost as a multiple."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.text import Text
+
+from robobench.core.registry import unknown_name
+from robobench.report.by_defense import SEED
+from robobench.report.formatting import MISSING, SELECTION_MARKS, format_percent, format_text
+from robobench.report.leaderboard import (
+    filter_rows,
+    rank_models,
+    split_leaderboards,
+    unranked_notes,
+)
+from robobench.report.leaderboard_formats import markdown, markdown_escape, split_table
+from robobench.results.records import EvaluationRecord
+from robobench.results.rows import group_by_model, make_frame, worst_case
+from robobench.results.statistics import PerImageOutcomes, holm, mcnemar
+
+FORMATS = ("table", "md", "csv", "json")
+LEVEL = 0.05
+SELECTIONS = {"last": "last", "best": "best", "average": "average", "best-average": "average of best"}  # in this order
+RATIOS = {  # cost -> heading
+    "total_train_seconds": "time",
+    "total_train_cpu_seconds": "CPU time",
+    "total_train_forwards": "passes",
+    "total_train_flops": "FLOPs",
+}
+NOTE = (
+    "Accuracies in percent; worst: white-box worst case per image. gain over {baseline}: difference of the worst case "
+    "to that of {baseline} with the same kind of weights, in percentage points; in brackets the p-value of the exact "
+    "McNemar test on the same images, Holm-corrected over the table. This compares trained models, not methods. Costs "
+    "are multiples of {baseline}'s, with all models that a training required. A pass of another network, such as an "
+    "autoencoder, counts as one of the model."
+)
+
+
+def gain_lines(records: list[EvaluationRecord], baseline: str, filters: Sequence[str] = ()) -> pd.DataFrame:
+    """Compare every model with a baseline of the same seed and the same kind of weights.
+
+    Args:
+        records: of a store.
+        baseline: name of a defense as leaderboards show it.
+        filters: NAME=VALUE[,VALUE] each, as in `filter_rows`.
+
+    Returns:
+        The lines of `rank_models`, with `gain`, `p`, and the costs as multiples of the baseline's, `NAME_ratio`. `gain`
+        is a difference of white-box worst cases and `p` its p-value, Holm-corrected over the leaderboard. Both are
+        missing for the baseline, without a baseline, and for a line without a rank.
+
+    Raises:
+        RequestError: no model has the baseline's name.
+    """
+    rows = filter_rows(make_frame(records), filters)
+    lines = rank_models(rows)
+    own = lines["weights_digest"].isin(set(rows["source_digest"].dropna()))
+    lines["transfer"] = lines["transfer"].astype(float).mask(own)  # of its own examples
+    lines["defense"] = _names(lines)
+    root = lines["defense"].str.replace(SEED, "", regex=True)
+    if baseline not in set(root):
+        raise unknown_name("baseline", baseline, root)
+    lines["_base"] = root == baseline
+    outcomes = _worst_cases(records)
+    parts = [_compare(part.reset_index(drop=True), outcomes) for _, part in split_leaderboards(lines)]
+    return pd.concat(parts, ignore_index=True).drop(columns="_base")
+
+
+def _names(lines: pd.DataFrame) -> list[str]:
+    """Return the names of models without their selection: one name for the last and the averaged weights of a training.
+
+    A prime marks another training of the same name.
+    """
+    names: dict[tuple[Any, ...], str] = {}
+    taken: set[tuple[str, str]] = set()
+    seen: dict[tuple[Any, ...], dict[str, int]] = {}
+    out = []
+    for line in lines.to_dict("records"):
+        name = str(line["defense"]).removesuffix(SELECTION_MARKS.get(line["selection"], ""))
+        setting = (name, line["model"], line["precision"], line["config_digest"])
+        weights = seen.setdefault((*setting, line["selection"]), {})
+        nth = weights.setdefault(str(line["weights_digest"]), len(weights))  # two trainings with the same settings
+        if (*setting, nth) not in names:
+            while (name, line["model"]) in taken:
+                name += "'"
+            taken.add((name, line["model"]))
+            names[(*setting, nth)] = name
+        out.append(names[(*setting, nth)])
+    return out
+
+
+def _worst_cases(records: list[EvaluationRecord]) -> dict[tuple[Any, ...], PerImageOutcomes]:
+    """Return the white-box worst case of every model at every threat."""
+    out: dict[tuple[Any, ...], PerImageOutcomes] = {}
+    for group in group_by_model(records).values():
+        for record in group:
+            if record["protocol"] == "white-box" and record["status"] == "ok":
+                key = (record["weights_digest"], record["precision"], record["data_digest"], record["examples"])
+                found = worst_case(group, record, "white-box")
+                if found is not None:
+                    out[(*key, record["threat_norm"], record["threat_eps"])] = found
+    return out
+
+
+def _compare(part: pd.DataFrame, outcomes: dict[tuple[Any, ...], PerImageOutcomes]) -> pd.DataFrame:
+    """Add gain, p-value and cost ratios to the lines of one leaderboard."""
+    at = ["weights_digest", "precision", "data_digest", "examples", "threat_norm", "threat_eps"]
+    keys = list(part[at].itertuples(index=False, name=None))
+    same = list(part[["model", "seed", "precision"]].itertuples(index=False, name=None))
+    bases: dict[tuple[Any, ...], int] = {}  # (model, seed, precision, selection) -> line of the baseline
+    for i in part.index[part["_base"]]:
+        bases.setdefault((*same[i], part.loc[i, "selection"]), i)
+    gains, raw = dict[int, float](), dict[int, float]()
+    ratios = {f"{name}_ratio": [float("nan")] * len(part) for name in RATIOS}
+    for i in part.index:
+        base = bases.get((*same[i], part.loc[i, "selection"]))
+        if base is None:
+            continue
+        for name in RATIOS:
+            if part.loc[base, name] > 0:
+                ratios[f"{name}_ratio"][i] = part.loc[i, name] / part.loc[base, name]
+        if (part.loc[[i, base], "unranked"] == "").all() and not part.loc[i, "_base"]:
+            mine, theirs = outcomes[keys[i]], outcomes[keys[base]]
+            gains[i] = mine.accuracy - theirs.accuracy
+            raw[i] = mcnemar(mine.count_lost_in(theirs), theirs.count_lost_in(mine))
+    corrected = dict(zip(raw, holm(list(raw.values())), strict=True))
+    return part.assign(gain=pd.Series(gains, dtype=float), p=pd.Series(corrected, dtype=float), **ratios)
+
+
+def format_gains(part: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """Format one leaderboard of `gain_lines` as text: a line for a training, a column for each kind of its weights."""
+    kinds = [name for name in SELECTIONS if name in set(part["selection"])]
+    several = part["model"].nunique() > 1
+
+    def heading(name: str, kind: str) -> str:
+        return f"{name}, {SELECTIONS[kind]}" if len(kinds) > 1 else name
+
+    out = []
+    for _, own in part.groupby(["defense", "model"], sort=False):
+        by_kind = {line["selection"]: line for line in own.to_dict("records")}
+        first = own.iloc[0]
+        line = {"defense": f"{first['defense']} {first['model']}" if several else first["defense"]}
+        for name in ("clean", "worst", "transfer"):
+            line |= {heading(name, k): format_percent(by_kind[k][name]) if k in by_kind else MISSING for k in kinds}
+        line |= {heading(f"gain over {baseline}", k): _format_gain(by_kind.get(k)) for k in kinds}
+        for name, title in RATIOS.items():
+            ratio = own[f"{name}_ratio"].max()
+            line[f"{title} / {baseline}"] = MISSING if pd.isna(ratio) else f"{ratio:.2f}"
+        line["flags"] = format_text(",".join(sorted({f for flags in own["flags"] for f in flags.split(",") if f})))
+        out.append(line)
+    table = pd.DataFrame(out)
+    return table.loc[:, [name == "defense" or bool((table[name] != MISSING).any()) for name in table]]
+
+
+def _format_gain(line: dict[Any, Any] | None) -> str:
+    if line is None or pd.isna(line["gain"]):
+        return MISSING
+    p = f"{line['p']:.2g}" if line["p"] >= 1e-4 else "<1e-4"
+    return f"{100 * line['gain']:+.1f} ({p})"
+
+
+def gain_statements(part: pd.DataFrame, baseline: str) -> list[str]:
+    """Say which models are more and less robust than the baseline at p < 0.05, and which are undecided."""
+    kinds = [name for name in SELECTIONS if name in set(part["selection"])]
+    out = []
+    for kind in kinds:
+        some = part[(part["selection"] == kind) & part["p"].notna()]
+        significant = some["p"] < LEVEL
+        groups = {
+            f"more robust than {baseline}": some[significant & (some["gain"] > 0)],
+            "less robust": some[significant & (some["gain"] < 0)],
+            f"undecided (p >= {LEVEL})": some[~significant],
+        }
+        texts = [f"{what}: {', '.join(found['defense']) or 'none'}" for what, found in groups.items()]
+        out.append((f"{SELECTIONS[kind]}: " if len(kinds) > 1 else "") + "; ".join(texts))
+    return out
+
+
+def gains(records: list[EvaluationRecord], baseline: str, form: str = "table", filters: Sequence[str] = ()) -> str:
+    """Write the comparison of all models with a baseline as text, a table for every leaderboard.
+
+    Args:
+        form: one of FORMATS.
+
+    Raises:
+        RequestError: an unknown format or filter, or no model has the baseline's name.
+    """
+    if form not in FORMATS:
+        raise unknown_name("format with --baseline", form, FORMATS)
+    lines = gain_lines(records, baseline, filters)
+    if form == "csv":
+        return lines.to_csv(index=False)
+    if form == "json":
+        return json.dumps(json.loads(lines.to_json(orient="records")), indent=1) + "\n"
+    console = Console(file=io.StringIO())
+    parts, note = [], NOTE.format(baseline=baseline)
+    for title, part in split_leaderboards(lines):
+        table = format_gains(part, baseline)
+        notes = [*gain_statements(part, baseline), *unranked_notes(part)]
+        if form == "md":
+            bullets = "\n".join("* " + markdown_escape(line) for line in notes)
+            parts.append(f"**{markdown_escape(title)}**\n\n{markdown(table.map(markdown_escape))}\n\n{bullets}")
+        else:
+            console.print(Text(title), *split_table(table, console), *map(Text, notes), "")
+    if form == "md":
+        return "\n\n".join([*parts, markdown_escape(note)]) + "\n"
+    console.print(Text(note))
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
