@@ -118,14 +118,15 @@ def _compare(part: pd.DataFrame, outcomes: dict[tuple[Any, ...], PerImageOutcome
     for i in part.index[part["_base"]]:
         bases.setdefault((*same[i], part.loc[i, "selection"]), i)
     gains, raw = dict[int, float](), dict[int, float]()
+    costs = {name: part[name].astype(float).tolist() for name in RATIOS}
     ratios = {f"{name}_ratio": [float("nan")] * len(part) for name in RATIOS}
     for i in part.index:
         base = bases.get((*same[i], part.loc[i, "selection"]))
         if base is None:
             continue
         for name in RATIOS:
-            if part.loc[base, name] > 0:
-                ratios[f"{name}_ratio"][i] = part.loc[i, name] / part.loc[base, name]
+            if costs[name][base] > 0:
+                ratios[f"{name}_ratio"][i] = costs[name][i] / costs[name][base]
         if (part.loc[[i, base], "unranked"] == "").all() and not part.loc[i, "_base"]:
             mine, theirs = outcomes[keys[i]], outcomes[keys[base]]
             gains[i] = mine.accuracy - theirs.accuracy

@@ -1,11 +1,12 @@
 """Plans of many requests."""
 
+from robobench.data import load_dataset
 from robobench.planning import planner
 from robobench.planning.request import ExperimentConfig
 
 
 def test_grid_loads_equal_data_once(tmp_path, monkeypatch):
-    loaded, load = [], planner.load_dataset
+    loaded, load = [], load_dataset
     monkeypatch.setattr(planner, "load_dataset", lambda *names, **how: loaded.append(names) or load(*names, **how))
     common = {"defenses": ("at", "trades"), "model": "cnn", "seeds": (0, 1), "attacks": ("fgsm",), "out": tmp_path}
     requests = [ExperimentConfig(epochs=epochs, **common) for epochs in (1, 2)]
