@@ -16,7 +16,6 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from robobench.core.formatting import format_eps
 from robobench.report.formatting import format_threat
@@ -135,49 +134,6 @@ def plot_clean_against_robust(lines: pd.DataFrame) -> Figure:
         legend = figure.legend(loc="outside right upper")
         for handle in legend.legend_handles:
             handle.set_sizes([40])  # type: ignore[union-attr]
-        return figure
-
-
-def pareto_front(cost: np.ndarray[Any, Any], gain: np.ndarray[Any, Any]) -> list[int]:
-    """Return the indices of the Pareto-optimal points of cost (N,) and gain (N,), cheapest first."""
-    order = sorted(range(len(cost)), key=lambda i: (cost[i], -gain[i]))
-    front: list[int] = []
-    for i in order:
-        if not front or gain[i] > gain[front[-1]]:
-            front.append(i)
-    return front
-
-
-def plot_cost(lines: pd.DataFrame) -> Figure:
-    """Plot the white-box worst case (%) against training time including teachers, with the Pareto front.
-
-    Args:
-        lines: one leaderboard. Lines without a training time are left out.
-    """
-    lines = lines[lines["total_train_seconds"].notna() & (lines["total_train_seconds"] > 0)]
-    cost, gain = lines["total_train_seconds"].to_numpy(float), 100 * lines["worst"].to_numpy(float)
-    with figure_style():
-        figure = new_figure()
-        axes = figure.add_subplot()
-        low, high = lines["ci_low"].to_numpy(float), lines["ci_high"].to_numpy(float)
-        errors = np.clip([gain - 100 * low, 100 * high - gain], 0, None)
-        axes.errorbar(cost, gain, yerr=errors, fmt="o", color=COLORS[0], ecolor=COLORS[5], elinewidth=1, capsize=2)
-        front = pareto_front(cost, gain)
-        axes.step(cost[front], gain[front], where="post", color=COLORS[1], label="Pareto front")
-        named = front if len(lines) > MAX_MODELS else range(len(lines))
-        for number, i in enumerate(sorted(named, key=lambda i: cost[i])):
-            place = (4, 4 if number % 2 == 0 else -10)  # alternately above and below
-            axes.annotate(
-                str(lines["defense"].iloc[i]), (cost[i], gain[i]), xytext=place, textcoords="offset points", fontsize=8
-            )
-        axes.margins(y=0.12)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set(xlabel="train time incl. teachers (s)", ylabel="worst case, %")
-        axes.set_title("Robust accuracy against training cost")
-        axes.legend(loc="best")
         return figure
 
 

@@ -20,6 +20,7 @@ from robobench.core.provenance import version
 from robobench.errors import ArtifactError
 from robobench.planning.repro_command import ReproCommands
 from robobench.report import figures
+from robobench.report.cost_figure import has_costs, plot_cost
 from robobench.report.formatting import (
     COMPARABLE_KEYS,
     add_names,
@@ -233,12 +234,12 @@ def _accuracy_figures(prefix: str, lines: pd.DataFrame) -> list[PageFigure]:
         caption = "Solid: white-box worst case, an upper bound of robustness. Dotted: transfer. eps 0: clean accuracy."
         out.append(PageFigure(f"{prefix}-eps-{norm}", figures.plot_accuracy_curve(some, norm), caption))
         at = some[some["threat_eps"] == some["threat_eps"].max()]
-        if at["total_train_seconds"].notna().any():
+        if has_costs(at):
             caption = (
-                f"{format_threat(norm, at['threat_eps'].iloc[0])}, with 95 % CI. Cost includes every stage that had to "
-                "run. Compare times of the same hardware only."
+                "Costs include every stage and teacher that had to run. The line is the Pareto front: no other model "
+                "is both cheaper and more robust. Compare times of the same hardware only."
             )
-            out.append(PageFigure(f"{prefix}-cost-{norm}", figures.plot_cost(at), caption))
+            out.append(PageFigure(f"{prefix}-cost-{norm}", plot_cost(at), caption))
     return out
 
 

@@ -5,11 +5,6 @@ from robobench.report.leaderboard import rank_models
 from tests.helpers.rows import make_table_rows
 
 
-def test_pareto_front_keeps_undominated_points():
-    cost, gain = np.array([1.0, 2.0, 3.0, 2.0, 4.0]), np.array([0.0, 5.0, 4.0, 7.0, 8.0])
-    assert figures.pareto_front(cost, gain) == [0, 3, 4]
-
-
 def test_difference_is_magnified_around_gray():
     images = np.full((2, 3, 8, 8), 0.5)
     adv = images.copy()
