@@ -184,7 +184,7 @@ def _align(shown: pd.DataFrame, heading_width: int) -> list[list[str]]:
     height = max(map(len, headings))
     columns = []
     for column, heading in zip(shown.columns, headings, strict=True):
-        cells = [*[""] * (height - len(heading)), *heading, *shown[column]]
+        cells = [*[""] * (height - len(heading)), *heading, *shown[column].tolist()]
         width = max(map(len, cells))
         columns.append([c.ljust(width) if column in TEXT_HEADINGS else c.rjust(width) for c in cells])
     return columns

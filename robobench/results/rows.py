@@ -19,7 +19,7 @@ from robobench.core.numbers import canonical_eps
 from robobench.errors import ArtifactError, RequestError
 from robobench.results.checks import check_records, min_count, raised_by_examination
 from robobench.results.confidence_sequence import confidence_sequence
-from robobench.results.index import Index, join_rows, load_index, plain_types, save_index, scan
+from robobench.results.index import join_rows, load_index, plain_types, save_index, scan
 from robobench.results.records import EvaluationRecord, TrainingTiming
 from robobench.results.statistics import (
     PerImageOutcomes,
@@ -278,46 +278,46 @@ def rewrite_rows(store: Store, keys: Collection[str] = ()) -> list[EvaluationRec
     with wrap_write_errors(root / "rows.csv"), FileLock(root / ".rows.lock"):
         for file in root.glob(".rows.csv.*"):  # of a process that died while writing
             file.unlink(missing_ok=True)
-        rows = _all_rows(root, repair=store)
+        rows = _all_rows(root, [*COLUMNS, "_key", "_training"], repair=store)
         write_atomic(root / "rows.csv", rows[COLUMNS].to_csv(index=False))
     trainings = set(rows.loc[rows["_key"].isin(keys), "_training"])
     needed = rows.loc[rows["_training"].isin(trainings), "_key"]
     return [record for record in read_records(root, repair=store, only=needed) if record["key"] in keys]
 
 
-def _all_rows(root: Path, repair: Store | None = None) -> pd.DataFrame:
-    """Return the rows of a store with the columns of the index. Only trainings that the index lacks are read.
+def _all_rows(root: Path, columns: list[str], repair: Store | None = None) -> pd.DataFrame:
+    """Return columns of the rows of a store. Only trainings that the index lacks are read.
 
     Args:
+        columns: of COLUMNS and of the index.
         repair: as in `read_records`.
 
     Raises:
         ArtifactError: a record is damaged.
     """
-
     states, index = scan(root), load_index(root)
     if index is None:
         rows = _rows_with_origin(read_records(root, repair))
     elif index.states == states:
-        return index.rows
+        return index.rows(columns)
     else:
-        was = index.states
+        was, rows = index.states, index.rows()
         new = {key for key, state in states.records.items() if was.records.get(key) != state}
         gone = was.records.keys() - states.records.keys()
         models = {name for name in states.models.keys() | was.models if states.models.get(name) != was.models.get(name)}
-        trainings = set(index.rows.loc[index.rows["_key"].isin(new | gone), "_training"])
+        trainings = set(rows.loc[rows["_key"].isin(new | gone), "_training"])
         trainings |= {record["training"] for record in read_records(root, repair, only=new)}
-        uses = index.rows["_depends_on"].str.split("\0").map(models.isdisjoint)
-        affected = index.rows["_training"].isin(trainings) | ~uses
-        again = new | set(index.rows.loc[affected, "_key"]) - gone
+        uses = rows["_depends_on"].str.split("\0").map(models.isdisjoint)
+        affected = rows["_training"].isin(trainings) | ~uses
+        again = new | set(rows.loc[affected, "_key"]) - gone
         fresh = _rows_with_origin(read_records(root, repair, only=again))
-        rows = join_rows(index.rows[~affected], fresh)
+        rows = join_rows(rows[~affected], fresh)
         first = rows.groupby("_group")["_order"].transform("min")
         rows = rows.assign(_first=first).sort_values(["_first", "_order"], kind="stable").drop(columns="_first")
         rows = plain_types(rows.reset_index(drop=True))
     # Files that changed while they were read are read again the next time, since `states` is older.
-    save_index(root, Index(rows, states))
-    return rows
+    save_index(root, rows, states)
+    return rows[columns]
 
 
 def _rows_with_origin(records: list[EvaluationRecord]) -> pd.DataFrame:
@@ -350,9 +350,9 @@ def read_rows(place: Path) -> pd.DataFrame:
         RequestError: there are no rows, or rows.csv is not a table of rows.
         ArtifactError: a record of the store is damaged.
     """
-    file, found = place / "rows.csv", _all_rows(place)
+    file, found = place / "rows.csv", _all_rows(place, COLUMNS)
     if not found.empty:
-        return found[COLUMNS]
+        return found
     if not file.is_file():
         raise RequestError(
             f"no rows in '{place}' (no rows.csv); run 'robobench run' or 'robobench compare' first, "
