@@ -1,14 +1,16 @@
-"""A grid of 3 defenses, 2 models and 3 seeds from an experiment file: serial and Ray, a worker killed in each.
+"""A grid of 3 defenses, 2 models and 3 seeds from an experiment file: serial, Ray and Slurm, a worker killed in each.
 
-Checks that both give the same rows, and that no artifact is built twice: each training begins once, except for the one
-that was killed, and a second call changes no file of the store.
+Checks that all give the same rows, and that no artifact is built twice: each training begins once, except for the one
+that was killed, and a second call changes no file of the store. A store with rows is not run again.
 
-    python benchmarks/study_grid.py FOLDER
+    python benchmarks/study_grid.py FOLDER [--executors serial,ray]
+    benchmarks/slurm_node.sh NODE python benchmarks/study_grid.py FOLDER --executors serial,slurm
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import signal
@@ -18,7 +20,6 @@ import time
 from pathlib import Path
 
 import pandas as pd
-import psutil  # type: ignore[import-untyped]
 
 STUDY = """
 defenses = ["standard", "fast-at", "trades"]
@@ -55,28 +56,15 @@ def models(store: Path) -> list[Path]:
 
 
 def kill_one(run: subprocess.Popen[bytes], store: Path) -> str:
-    """Kill the process that trains, after KILL_AFTER models, with SIGKILL; return its command."""
-    while len(models(store)) < KILL_AFTER and run.poll() is None:
-        time.sleep(0.2)
+    """Kill the process that trains, after KILL_AFTER models, with SIGKILL; return what it trained."""
     while run.poll() is None:
-        workers = [p for p in psutil.Process(run.pid).children(recursive=True) if "run_remote_task" in name(p)]
-        victim = workers[0] if workers else psutil.Process(run.pid) if store.name == "serial" else None
-        if victim is not None:
-            words = name(victim)
-            os.kill(victim.pid, signal.SIGKILL)
-            return words
+        owners = list(store.glob("artifacts/locks/model-*.owner")) if len(models(store)) >= KILL_AFTER else []
+        with contextlib.suppress(OSError, IndexError):  # gone, or not written yet
+            for owner in owners:
+                os.kill(int(owner.read_text().split()[1]), signal.SIGKILL)
+                return owner.stem
         time.sleep(0.1)
     raise SystemExit("the run ended before a process could be killed")
-
-
-def name(process: psutil.Process) -> str:
-    """Return the command of a process; a Ray worker shows its task there."""
-    try:
-        words = " ".join(process.cmdline())
-        task = words.startswith("ray::") and not any(part in words for part in ("IDLE", "Agent"))
-        return "run_remote_task " + words if task else words
-    except psutil.Error:
-        return ""
 
 
 def files(store: Path) -> dict[str, tuple[int, int]]:
@@ -86,18 +74,21 @@ def files(store: Path) -> dict[str, tuple[int, int]]:
 
 
 def main() -> None:
-    """Run both executors and print what was found."""
+    """Run the executors and print what was found."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
+    parser.add_argument("--executors", default="serial,ray")
+    given = parser.parse_args()
+    folder, executors = given.folder, given.executors.split(",")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "study.toml").write_text(STUDY)
-    rows = {}
-    for executor in ("serial", "ray"):
+    for executor in executors:
         store = folder / executor
+        if (store / "rows.csv").exists():
+            continue
         begun = time.monotonic()
         run = start(folder, executor)
-        print(f"{executor}: killed: {kill_one(run, store)[:80]}", flush=True)
+        print(f"{executor}: killed while it trained {kill_one(run, store)}", flush=True)
         status = run.wait()
         if executor == "serial":
             print(f"serial: status {status}, {len(models(store))} models; the same command again", flush=True)
@@ -113,9 +104,10 @@ def main() -> None:
             f"a second call: status {again}, artifacts unchanged: {same}",
             flush=True,
         )
-        rows[executor] = pd.read_csv(store / "rows.csv").drop(columns=TIMES)
-    pd.testing.assert_frame_equal(rows["serial"], rows["ray"])
-    print(f"the same {len(rows['ray'])} rows", flush=True)
+    rows = {name: pd.read_csv(folder / name / "rows.csv").drop(columns=TIMES) for name in executors}
+    for name in executors[1:]:
+        pd.testing.assert_frame_equal(rows[executors[0]], rows[name])
+        print(f"{executors[0]} and {name}: the same {len(rows[name])} rows", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from pathlib import Path
 
-import torch
-
 
 def version() -> str:
     """Return robobench's version, "0+unknown" if it is not installed."""
@@ -24,6 +22,8 @@ def version() -> str:
 @functools.cache
 def hardware(device: str, devices: int = 1) -> str:
     """Return the name of the GPU, or of the CPU with its core count, preceded by the number of GPUs or processes."""
+    import torch
+
     if device.startswith("cuda"):
         several = f"{devices} x " if devices > 1 else ""
         return several + torch.cuda.get_device_name(torch.device(device))

@@ -8,9 +8,8 @@ import pandas as pd
 
 from robobench.core.paths import check_writable
 from robobench.errors import RequestError
-from robobench.report.figures import save_figures
 from robobench.report.formatting import COMPARABLE_KEYS, iter_groups
-from robobench.report.html.page import list_figures, make_sections, render_page
+from robobench.report.html.document import MAX_PAGE_MODELS, leaderboard_sections, list_figures, render_page
 from robobench.report.leaderboard_formats import leaderboard, markdown, markdown_escape
 from robobench.report.matrix import PROTOCOLS, cost_table, matrix
 from robobench.store.artifacts import write_atomic
@@ -49,11 +48,18 @@ def write_report(
     for folder, flag in ((page.parent, "--html"), (figures, "--figures"), (export, "--export")):
         if folder is not None:
             check_writable(folder, flag)
-    sections = make_sections(rows, place, data_dir)
+    if rows["weights_digest"].nunique() > MAX_PAGE_MODELS:
+        sections = leaderboard_sections(rows)
+    else:
+        from robobench.report.html.page import make_sections
+
+        sections = make_sections(rows, place, data_dir)
     page.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(page, render_page(sections, f"robobench: {place.resolve().name}"))
     written = [page]
     if figures:
+        from robobench.report.figures import save_figures
+
         written += save_figures(list_figures(sections), figures)
     if export:
         written += write_tables(rows, export / "tables")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from robobench.results import rows
 from robobench.results.index import OWN_COLUMNS, VERSION
@@ -25,7 +26,7 @@ TIMINGS = {
 }
 CLEAN, HALF, LOST = "1" * 190 + "0" * 10, "10" * 100, "0" * 200
 FOUND = {"flag": "noisy-gradient", "raised": True, "evidence": "sign differs", "value": 0.5}
-ATTACKS = [
+ATTACKS: list[dict[str, Any]] = [
     {"attack": "fgsm", "robust": HALF, "attack_budget": "1 step"},
     {"attack": "pgd", "robust": LOST},
     {"attack": "pgd", "robust": HALF, "protocol": "transfer", "source_digest": "5", "source_findings": [FOUND]},

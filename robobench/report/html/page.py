@@ -1,22 +1,16 @@
-"""The HTML report: one file that works offline, with tables, figures and the command that reproduces each row."""
+"""What the HTML report shows of each data set: tables, figures, and the command that reproduces each row."""
 
 from __future__ import annotations
 
 import functools
 import json
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from robobench.attack_engine.trace import TRACE_STEPS
-from robobench.core.provenance import version
 from robobench.errors import ArtifactError
 from robobench.planning.repro_command import ReproCommands
 from robobench.report import figures
@@ -33,6 +27,7 @@ from robobench.report.formatting import (
     threats,
 )
 from robobench.report.html import parts
+from robobench.report.html.document import ModelDetails, PageFigure, Section, Table
 from robobench.report.image_panels import (
     AdversarialPanel,
     LoadImages,
@@ -40,19 +35,12 @@ from robobench.report.image_panels import (
     method_panel,
     most_misclassified_images,
 )
-from robobench.report.leaderboard import (
-    default_columns,
-    format_leaderboard,
-    rank_models,
-    split_leaderboards,
-    unranked_notes,
-)
+from robobench.report.leaderboard import rank_models, split_leaderboards
 from robobench.report.matrix import PROTOCOLS, budget_notes, cost_table, failure_notes, matrix
 from robobench.results.checks import raised_by_examination
 from robobench.results.records import EvaluationRecord
 from robobench.store.artifacts import WEIGHT_FILES, Store
 
-HERE = Path(__file__).parent
 PROVENANCE = (
     *("defense", "defense_version", "model", "stem", "image_size", "interpolation", "dataset", "data_digest", "preset"),
     *("train_norm", "train_eps", "seed", "selection", "precision", "threads", "hardware", "torch_version", "commit"),
@@ -60,58 +48,7 @@ PROVENANCE = (
 )
 
 ModelFolders = dict[tuple[Any, ...], str]  # (defense, seed, digest of the weights) -> folder in the store
-MAX_PAGE_MODELS = 1000  # from which on a page has leaderboards only: it would take minutes and hundreds of megabytes
 NamedModels = list[tuple[str, pd.DataFrame, str | None]]  # name in tables, rows, folder in the store
-
-
-@dataclass
-class Table:
-    """A table of text."""
-
-    caption: str
-    head: list[str]
-    lines: list[list[str]]
-    best: list[bool] = field(default_factory=list)  # marked lines
-    notes: list[str] = field(default_factory=list)
-    left: tuple[str, ...] = ("defense", "model", "flags")  # left-aligned headings
-
-
-@dataclass
-class PageFigure:
-    """A figure with its caption."""
-
-    name: str
-    figure: Figure
-    caption: str
-
-    def svg(self) -> Markup:
-        """Return the figure as inline SVG. matplotlib has escaped its texts."""
-        return Markup(figures.to_svg(self.figure, self.name))
-
-
-@dataclass
-class ModelDetails:
-    """Where the rows of a model come from, and how to reproduce them."""
-
-    name: str
-    values: dict[str, str]
-    attacks: list[str]
-    command: str
-    flags: list[tuple[str, str]]  # flag and its evidence
-    stages: Table | None
-
-
-@dataclass
-class Section:
-    """The results on one data set and number of test images."""
-
-    title: str
-    outcomes: list[str]  # sentences
-    leaderboards: list[Table]
-    matrices: list[Table]
-    figures: list[PageFigure]
-    models: list[ModelDetails]
-    notes: list[str]
 
 
 def make_sections(rows: pd.DataFrame, place: Path, data_dir: Path | None = None) -> list[Section]:
@@ -120,8 +57,6 @@ def make_sections(rows: pd.DataFrame, place: Path, data_dir: Path | None = None)
     Args:
         data_dir: folder of data sets, for figures of images.
     """
-    if rows["weights_digest"].nunique() > MAX_PAGE_MODELS:
-        return _leaderboards_only(rows)
     store = Store(place)
     repro = ReproCommands(place)
     folders: ModelFolders = {}
@@ -131,24 +66,6 @@ def make_sections(rows: pd.DataFrame, place: Path, data_dir: Path | None = None)
             folders[config["defense"], config["seed"], files.get(file, "")[:16]] = name
     groups = iter_groups(rows, COMPARABLE_KEYS)
     return [_make_section(part, f"f{n}", store, repro, folders, data_dir) for n, part in enumerate(groups, 1)]
-
-
-def _leaderboards_only(rows: pd.DataFrame) -> list[Section]:
-    """Return the sections of a page with many models. No record is read for it, and all lines are formatted at once."""
-    lines = rank_models(rows)
-    shown = format_leaderboard(lines, default_columns(lines))
-    head, texts = list(shown.columns), shown.to_numpy().tolist()
-    tables: dict[str, list[Table]] = {}
-    for title, part in split_leaderboards(lines):
-        body = [texts[number] for number in part.index]
-        table = Table(title, head, body, part["best"].tolist(), unranked_notes(part))
-        first = part.iloc[0]
-        tables.setdefault(f"{first['dataset']}, {first['examples']} test images", []).append(table)
-    note = (
-        f"The store has more than {MAX_PAGE_MODELS} models, so this page has the leaderboards only. Choose fewer for "
-        "matrices, figures and commands, such as --filter defense=trades."
-    )
-    return [Section(title, [], found, [], [], [], [note]) for title, found in tables.items()]
 
 
 def _make_section(
@@ -376,23 +293,3 @@ def _stage_table(stages: list[dict[str, Any]]) -> Table:
         for stage in stages
     ]
     return Table("stages", ["stage", *columns, "peak memory (GiB)", "passes"], lines, left=("stage", "passes"))
-
-
-def render_page(sections: list[Section], title: str) -> str:
-    """Render the page. Every name in it is escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("page.html").render(
-        title=title,
-        sections=sections,
-        version=version(),
-        time=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        style=Markup((HERE / "page.css").read_text()),  # trusted: a file of this package
-        script=Markup((HERE / "page.js").read_text()),
-    )
-
-
-def list_figures(sections: list[Section]) -> dict[str, Figure]:
-    """Return every figure of the page by name."""
-    return {figure.name: figure.figure for section in sections for figure in section.figures}

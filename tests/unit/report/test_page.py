@@ -1,4 +1,6 @@
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -65,3 +67,8 @@ def test_page_of_a_thousand_rows_is_small(tmp_path):
     (page,) = write_report(rows.head(1000), tmp_path)
     assert page.stat().st_size < 2e6
     assert time.monotonic() - start < 40  # 20 s on an idle machine
+
+
+def test_leaderboards_alone_import_no_torch():
+    code = "import sys, robobench.report.export; sys.exit(bool({'torch', 'matplotlib'} & sys.modules.keys()))"
+    subprocess.run([sys.executable, "-c", code], check=True)
