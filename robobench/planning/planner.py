@@ -18,10 +18,11 @@ from robobench.models.pretrained import pretrained_is_cached, published_preproce
 from robobench.models.spec import TIMM, brings_own_normalization
 from robobench.planning.attacks import check_one_ball, choose_eot, plan_attacks
 from robobench.planning.initial_weights import use_published_weights
+from robobench.planning.parsing import ALL_DEFENSES
 from robobench.planning.plan import AttackSpec, DatasetIdentity, Plan, PlannedModel, TrainingJob
 from robobench.planning.precheck import check_request
 from robobench.planning.request import ExperimentConfig
-from robobench.planning.settings import resolve_settings
+from robobench.planning.settings import Settings, resolve_settings
 from robobench.planning.trainings import ModelPlanner
 from robobench.plugins.discovery import check_installed, load_defense
 
@@ -304,6 +305,7 @@ def prepare_all(requests: Sequence[ExperimentConfig], *, dry: bool = False) -> l
     """Resolve requests as `prepare` does. Equal data sets are loaded once, and equal settings are checked once."""
     out, datasets, checked = [], dict[tuple[str, ...], Dataset](), set[str]()
     loaded: dict[tuple[Any, ...], Dataset] = {}
+    planned = []
     for request in requests:
         planner = Planner(request, dry=dry, loaded=loaded)
         plan = planner.plan()
@@ -314,7 +316,19 @@ def prepare_all(requests: Sequence[ExperimentConfig], *, dry: bool = False) -> l
         dataset = planner.dataset
         extra = dataset.extra.digest if dataset.extra is not None else ""
         out.append((plan, datasets.setdefault((dataset.name, dataset.digest, extra), dataset)))
+        planned.append(planner.settings)
+    if unused := _unused_settings(planned):
+        planned[0].note(f"'{requests[0].study}': no request runs what these settings are for: {', '.join(unused)}")
     return out
+
+
+def _unused_settings(planned: Sequence[Settings]) -> list[str]:
+    """Return the settings NAME.FIELD of an experiment file whose plug-in no request uses."""
+    used = {ALL_DEFENSES, *(name for settings in planned for name in settings.used_names)}
+    names = {
+        f"{name}.{field}": name for settings in planned for name, values in settings.sets.items() for field in values
+    }
+    return [setting for setting, name in names.items() if name not in used]
 
 
 def make_plan(request: ExperimentConfig, *, dry: bool = False) -> Plan:

@@ -79,6 +79,7 @@ class ExperimentConfig:
     epochs: int | None = None
     batch_size: int | None = None
     sets: tuple[str, ...] = ()
+    study: Path | None = None  # experiment file of this request; its settings of methods that do not run are ignored
     teachers: tuple[str, ...] = ()  # ROLE=FILE, ROLE=MODEL=FILE or ROLE=FOLDER of a trained model
     extra: Path | None = None  # extra training images: an .npz, or a folder of .npy files
     init: str | None = None  # weights that trainings start from

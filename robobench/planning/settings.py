@@ -65,12 +65,15 @@ class Settings:
         return build_config(cls.Config, values, name)
 
     def check_sets_used(self) -> None:
-        """Raise RequestError if `--set` names a plug-in that this run does not use, or a field that no defense has."""
+        """Raise RequestError if `--set` names a plug-in that this run does not use, or a field that no defense has.
+
+        Requests of an experiment file share settings, so there `prepare_all` looks at all of them.
+        """
         for name in self.sets.get(ALL_DEFENSES, {}):
             if name not in self.defense_fields:
                 raise unknown_name("field of every defense of this run", name, self.defense_fields)
         for name in self.sets.keys() - {ALL_DEFENSES}:
-            if name not in self.used_names:
+            if name not in self.used_names and self.request.study is None:
                 raise unknown_name("name in --set", name, self.used_names | {"run"})
 
 

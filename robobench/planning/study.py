@@ -44,6 +44,7 @@ FIXED = (
     *("checkpoint_minutes", "overwrite", "slurm", "track"),
 )
 EXTERNAL = ("external", "weights", "weights_key", "transfer_source", "mean", "std", "name")  # of `evaluate`
+TOP_KEYS = ("baseline", "run")  # of the whole file, not of a [[run]] table
 SPELLINGS = MappingProxyType(  # of the flags
     {"defense": "defenses", "seed": "seeds", "teacher": "teachers", "plugin": "plugins", "set": "sets"}
 )
@@ -100,7 +101,8 @@ def read_study(file: Path, overrides: Mapping[str, Any] = MappingProxyType({})) 
     tables = [_values(data, file), *(_values(run, file) for run in runs), dict(overrides)]
     for plugin in {str(name) for table in tables for name in _parts("plugins", table.get("plugins", ()))}:
         add_plugin_file(plugin)
-    above, *grids, last = ({**table, "sets": _match_settings(table.get("sets", {}))} for table in tables)
+    above, *grids = ({**t, "sets": _match_settings(t.get("sets", {}), f"[set] of '{file}'")} for t in tables[:-1])
+    last = {**tables[-1], "sets": _match_settings(tables[-1].get("sets", {}), "--set")}
     requests = [r for grid in grids for r in _span(_merge(_merge(above, grid), last), file)]
     if len(requests) > 1 and any(request.overwrite for request, _ in requests):
         raise RequestError(f"--overwrite does not work with '{file}' of {len(requests)} requests; use a new --out")
@@ -114,27 +116,36 @@ def read_study(file: Path, overrides: Mapping[str, Any] = MappingProxyType({})) 
     return Study(tuple(points), baseline)
 
 
-def _match_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings NAME.FIELD with the names of plug-ins in their known spelling."""
-    known = [*discover("defense"), *discover("attack"), "run"]
+def _match_settings(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return settings NAME.FIELD with the names of plug-ins in their known spelling.
+
+    Raises:
+        RequestError: there is no plug-in of that name.
+    """
+    known = [*discover("defense"), *discover("attack"), "run", ALL_DEFENSES]
     out = {}
     for name, value in settings.items():
         section, _, field = name.rpartition(".")
         head, colon, rest = section.partition(":")
-        out[f"{match_name(head, known)}{colon}{rest}.{field}"] = value
+        matched = match_name(head, known)
+        if matched not in known:
+            raise unknown_name(f"name in {where}", head, known)
+        out[f"{matched}{colon}{rest}.{field}"] = value
     return out
 
 
 def _values(table: dict[str, Any], file: Path) -> dict[str, Any]:
     """Return a table of the file by fields of ExperimentConfig; "sets" as {NAME.FIELD: value}."""
-    names = [f.name for f in fields(ExperimentConfig) if f.name not in EXTERNAL]
-    known = [*names, *SPELLINGS, "baseline"]
+    names = [f.name for f in fields(ExperimentConfig) if f.name not in (*EXTERNAL, "study")]
+    known = [*names, *SPELLINGS, *TOP_KEYS]
     out: dict[str, Any] = {}
     for key, value in table.items():
         name = match_name(key, known)
         name = SPELLINGS.get(name, name)
+        if name in TOP_KEYS:
+            raise RequestError(f"'{file}': {name} belongs to the whole file; write it above the first [[run]]")
         if name not in names:
-            raise unknown_name(f"key of '{file}'", key, [*(set(known) - {"sets", "overwrite"}), "run"])
+            raise unknown_name(f"key of '{file}'", key, set(known) - {"sets", "overwrite"})
         if name == "overwrite":
             raise RequestError(f"'{file}': overwrite is a flag of one call; add --overwrite")
         if name in out:
@@ -176,7 +187,7 @@ def _span(grid: dict[str, Any], file: Path) -> Iterator[tuple[ExperimentConfig, 
     for chosen in itertools.product(*choices.values()):
         values = dict(zip(choices, chosen, strict=True))
         texts = tuple(f"{name}={values[name]}" for name in sets)
-        yield ExperimentConfig(**{name: values[name] for name in grid}, sets=texts), values
+        yield ExperimentConfig(**{name: values[name] for name in grid}, sets=texts, study=file), values
 
 
 def _alternatives(name: str, value: Any, is_list: bool, file: Path) -> list[Any]:
@@ -218,19 +229,15 @@ def _parts(name: str, value: Any) -> list[Any]:
 
 
 def _takes_list(name: str) -> bool:
-    """Return whether a setting NAME.FIELD holds several values; raises RequestError for an unknown one."""
+    """Return whether a setting NAME.FIELD holds several values; raises RequestError for an unknown field."""
     section, _, field = name.rpartition(".")
     plugin = section.partition(":")[0]
     kinds = [kind for kind in ("defense", "attack") if plugin in discover(kind)]
     configs: list[Any]
     if plugin == ALL_DEFENSES:
         configs = [load_plugin("defense", name).Config for name in discover("defense")]
-    elif plugin == "run":
-        configs = [RunConfig]
-    elif kinds:
-        configs = [load_plugin(kinds[0], plugin).Config]
     else:
-        raise unknown_name("name in [set]", section, [*discover("defense"), *discover("attack"), "run"])
+        configs = [RunConfig if plugin == "run" else load_plugin(kinds[0], plugin).Config]
     hints = {f.name: get_type_hints(config)[f.name] for config in configs for f in fields(config)}
     if field not in hints:
         raise unknown_name(f"field of {section}", field, hints)

@@ -73,7 +73,7 @@ def test_run_tables_share_what_is_above(read):
     [
         ('modell = "cnn"', "'modell'; did you mean 'model'?"),
         ("[set]\ntrades.betta = [1, 2]", "unknown field of trades 'betta'; did you mean 'beta'?"),
-        ("[set]\ntrade.beta = [1, 2]", "unknown name in [set] 'trade'; did you mean 'trades'?"),
+        ("[set]\ntrade.beta = [1, 2]", ".toml' 'trade'; did you mean 'trades'?"),
         ("[set]\nbeta = 3", "[set] holds NAME.FIELD = VALUE"),
         ('out = ["a", "b"]', "out takes one value for all runs"),
         ('epochs = "x"', "epochs takes a value of type int, got 'x'"),
@@ -89,6 +89,8 @@ def test_run_tables_share_what_is_above(read):
         ("model =", "is not a TOML file"),
         ("weights = 'w.pt'", "unknown key of"),
         (f"epochs = {list(range(101))}\nbatch_size = {list(range(1, 101))}", "spans 10,100 requests"),
+        ('[[run]]\nbaseline = "at"', "baseline belongs to the whole file; write it above the first [[run]]"),
+        ("[set]\ntrade.beta = 3", ".toml' 'trade'; did you mean 'trades'?"),
     ],
 )
 def test_wrong_files_are_refused(text, words, read):
