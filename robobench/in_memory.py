@@ -32,12 +32,13 @@ from robobench.errors import RequestError
 from robobench.evaluation.accuracy import batch_indices, clean_outcomes, transfer_examples, transfer_outcomes
 from robobench.evaluation.diagnostics import Diagnosis, diagnose
 from robobench.evaluation.distances import Distances, find_distances, widest
-from robobench.evaluation.model_checks import quick_model_checks, tell_about_masking
+from robobench.evaluation.model_checks import check_unchanged, image_logits, quick_model_checks, tell_about_masking
 from robobench.evaluation.tensors import TensorImages, as_module, attack_tensors, combine_examples, device_of, supported
 from robobench.planning.attacks import check_one_ball, choose_eot, gradient_free_attacks
 from robobench.planning.parsing import build_config, parse_fields, parse_sets
 from robobench.planning.request import EVAL_BATCH_SIZE
 from robobench.plugins.discovery import parse_attack_spec
+from robobench.results.checks import Finding
 from robobench.results.records import EvaluationRecord, FindingRecord
 from robobench.results.rows import make_frame
 from robobench.results.statistics import to_bitstring
@@ -179,6 +180,7 @@ def evaluate_model(
     if attacks is None:
         made = supported(made, module, images, device)
     batches = batch_indices(len(data), batch_size)
+    before = image_logits(attacked, data.images(batches[0][:CHECKED_IMAGES]))
     clean = torch.cat([clean_outcomes(attacked, data, index, str(device)) for index in batches])
     shared = _describe(model, data, batches[0], [attack.threat for attack in made])
     shared |= {"dataset": dataset or "tensors", "clean_bits": to_bitstring(clean)}
@@ -189,6 +191,8 @@ def evaluate_model(
         values = _attack(attacked, source, attack, data, batches, result, keep_adversarial or file is not None)
         budget = attack.budget.adapted(randomness, type(bpda).__name__ if bpda and source is None else None)
         records.append(_record(attack, budget, {**shared, **values}))
+    found_after = check_unchanged(before, image_logits(attacked, data.images(batches[0][:CHECKED_IMAGES])))
+    shared["findings"].append(_finding_record(found_after))  # the records share this list
     if file is not None:
         found = [(result.adversarial[key], left) for key, left in result.outcomes.items() if key[2] == "white-box"]
         write_image_file(file, combine_examples(images, result.clean, found), labels, str(made[0].threat))
@@ -203,9 +207,13 @@ def _describe(model: Model, data: TensorImages, first: Tensor, threats: list[Thr
     return {
         "examples": len(data),
         "model": type(model).__name__,
-        "findings": [FindingRecord(flag=f.check.name, raised=f.raised, measured=f.measured) for f in found],
+        "findings": [_finding_record(f) for f in found],
         "hardware": provenance.hardware(str(data.device)),
     }
+
+
+def _finding_record(found: Finding) -> FindingRecord:
+    return FindingRecord(flag=found.check.name, raised=found.raised, measured=found.measured)
 
 
 def _attack(

@@ -21,10 +21,11 @@ from typing import Any
 from unittest import mock
 
 import torch
-from cases import CASES, CLASSES, Case, World
+from cases import CASES, Case
 from pretraining import ViT, acl, keep_gradient, mimir
 from published import Replay, Steps, as_float64, on_cpu_in_float64, record_draws
 from torch import Tensor, nn
+from world import CLASSES, World
 
 from robobench.core.rng import KeyedRng
 from robobench.core.soft_labels import SoftLabels
@@ -60,7 +61,6 @@ table: RoCL's code runs on several GPUs only, and MACD has none.
 so that both columns are equal; the published masks are drawn in an order that keeps our tokens in place. `fat` has
 images of 32 px, and its attack is compared in its first step, after which the code drops images. `fgsm-pgi` is in its
 second epoch, and the perturbations that it stores are compared too.
-stores are compared too.
 
     python benchmarks/fidelity/compare.py FOLDER --write docs/fidelity.md
 

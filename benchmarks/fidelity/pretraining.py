@@ -12,10 +12,10 @@ from unittest import mock
 
 import numpy as np
 import torch
-from cases import Meter, Sized, World
 from published import namespace, record_draws, run_definitions, run_loop
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from world import Meter, Sized, World
 
 from robobench.api import contrastive_view
 

@@ -71,6 +71,19 @@ def tell_about_masking(attack: Attack, model: nn.Module, images: Tensor, labels:
             attack.masking_suspected = any(f.raised and f.check.unreliable for f in found)
 
 
+def image_logits(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the logits (B, K) float32 of images, with the generators of torch as they were."""
+    with torch.random.fork_rng(), torch.no_grad(), attack_mode(model):
+        return model(images).float()
+
+
+def check_unchanged(before: Tensor, after: Tensor) -> Finding:
+    """Check that a model gives the same logits (B, K) before and after attacks: it may count its calls."""
+    distance = _logit_distance(before, after)
+    text = f"unit logits {distance:.2g} apart before and after the attacks"
+    return make_finding("random-output", distance > RANDOM_TOLERANCE, text)
+
+
 class ModelChecker:
     """Checks one model and collects findings.
 

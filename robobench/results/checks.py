@@ -67,7 +67,8 @@ CHECKS = {
         ),
         Check(
             "random-output",
-            "5 passes (3 in a run) over the same images: another number correct, or unit logits more than 1e-4 apart",
+            "5 passes (3 in a run) over the same images: another number correct, or unit logits more than 1e-4 apart; "
+            "for a model in memory also before and after the attacks",
             "AutoAttack, checks.py",
             "attack the expectation over the randomness (--eot 20), and judge by several passes (--verdict)",
         ),

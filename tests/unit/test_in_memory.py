@@ -1,5 +1,6 @@
 """Evaluation of models in memory, against the command line's path and against counts made by hand."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -41,6 +42,26 @@ def test_rows_agree_with_outcomes(digits_net, digits):
     both = torch.stack(list(result.outcomes.values())).all(0)
     assert result.rows["worst_case_accuracy"].iloc[0] == float(both.double().mean())
     assert torch.equal(images, kept)
+
+
+def test_model_that_changes_during_attacks_is_flagged(digits_net, digits):
+    """From its 60th call on, another network answers: its clean accuracy is that of the first one."""
+
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.calls, self.one, self.other = 0, digits_net, copy.deepcopy(digits_net)
+            with torch.no_grad():
+                next(self.other.parameters()).mul_(1.1)
+
+        def forward(self, images):
+            self.calls += 1
+            return (self.one if self.calls < 60 else self.other)(images)
+
+    images, labels = digits[0][1000:1020], digits[1][1000:1020]
+    attacks: Any = {"attacks": "pgd", "eps": 0.1, "images": images, "labels": labels}
+    changed, constant = (robobench.evaluate(model=model, **attacks) for model in (Counting().eval(), digits_net))
+    assert changed.rows["flags"].tolist() == ["random-output"] and constant.rows["flags"].tolist() == [""]
 
 
 def test_batch_size_changes_no_outcome(digits_net, digits):
