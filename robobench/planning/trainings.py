@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,7 @@ class ModelPlanner:
             "train_images": self.train_images,
             "held_out": settings.run.held_out,
             "resolution": settings.run.attack_resolution,
-            "threat": asdict(job.threat) if job.threat else None,
+            "threat": job.threat.recipe() if job.threat else None,
             "seed": job.seed,
             "precision": settings.precision,
             "device": torch.device(settings.device).type,
