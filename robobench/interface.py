@@ -122,8 +122,9 @@ def _request(**flags: Any) -> ExperimentConfig:
         if value is not None:
             flags[name] = tuple(v if name == "seeds" else str(v) for v in value)
     flags |= {n: Path(flags[n]) for n in ("data_dir", "out", "save_adversarial") if flags.get(n) is not None}
-    if flags.get("train_eps") is not None:
-        flags["train_eps"] = str(flags["train_eps"])
+    for name in ("train_norm", "train_eps"):  # one value, or one for each norm
+        if (value := flags.get(name)) is not None:
+            flags[name] = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
     return build_config(ExperimentConfig, flags, "request")  # type: ignore[no-any-return]
 
 

@@ -127,10 +127,12 @@ class RunFlags(EvaluateFlags):
     seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0
     seeds: Annotated[str | None, typer.Option(help="Several seeds: 0,1,2.")] = None
     compile: Compile = "auto"
-    train_norm: Annotated[str | None, typer.Option(help="Norm to train against; default: --norm.")] = None
-    train_eps: Annotated[str | None, typer.Option(help="Radius to train against; default: that of the data set.")] = (
-        None
-    )
+    train_norm: Annotated[
+        str | None, typer.Option(help="Norm to train against; default: --norm. Of Linf,L1 each batch draws one.")
+    ] = None
+    train_eps: Annotated[
+        str | None, typer.Option(help="Radius to train against, one for each norm; default: that of the data set.")
+    ] = None
     protocol: Annotated[str, typer.Option(help="white-box, transfer or both.")] = "both"
     epochs: Epochs = None
     batch_size: Annotated[int | None, typer.Option(help="Training batch size.")] = None

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from fractions import Fraction
 
+from robobench.core.formatting import format_eps
 from robobench.core.registry import unknown_name
 from robobench.errors import RequestError
 
@@ -73,6 +74,11 @@ def parse_eps(text: str | float, norm: str) -> float:
     return canonical_eps(eps)
 
 
+def format_radius(eps: float) -> str:
+    """Write a radius so that parsing it gives exactly the same number."""
+    return format_eps(eps) if parse_eps(format_eps(eps), "L2") == eps else repr(eps)
+
+
 def canonical_eps(eps: float) -> float:
     """Return the multiple of 1/255 that a radius was rounded from, such as 8/255 for 0.03137254902; else `eps`."""
     nearest = round(eps * 255) / 255
@@ -94,6 +100,24 @@ def parse_radii(texts: Iterable[str], norm: str) -> dict[str, tuple[str, ...]]:
             raise RequestError(f"--eps '{text}' names no radius; write 8/255,16/255 or L2:0.5,1.0")
         out[own] = out.get(own, ()) + parts
     return out
+
+
+def parse_train_threat(norms: str, radii: str | None) -> list[tuple[str, str | None]]:
+    """Return each norm of --train-norm with its radius of --train-eps, still as text; None without --train-eps.
+
+    Raises:
+        RequestError: an unknown norm, one that is named twice, or another number of radii than of norms.
+    """
+    names = [canonical_norm(norm.strip()) for norm in norms.split(",")]
+    texts = split_numbers(radii) if radii is not None else [None] * len(names)
+    if len(set(names)) < len(names):
+        raise RequestError(f"--train-norm {norms} names a norm twice; each batch draws one of different norms")
+    if len(texts) != len(names):
+        raise RequestError(
+            f"--train-eps takes one radius for each of {', '.join(names)}, in this order, got {radii}; leave it out "
+            "for those of the data set"
+        )
+    return list(zip(names, texts, strict=True))
 
 
 def check_eps(eps: float, norm: str, text: str | None = None) -> None:

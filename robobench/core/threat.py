@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +49,18 @@ class ThreatModel:
 
     def __str__(self) -> str:
         return f"{self.norm} {format_eps(self.eps)}"
+
+    @property
+    def members(self) -> tuple[ThreatModel, ...]:
+        """The threat models that this one stands for; several in training against several norms."""
+        return (self,)
+
+    def recipe(self) -> dict[str, Any]:
+        """Return norm and radius as plain values, for keys and records."""
+        return asdict(self)
+
+    def draw(self, *parts: str | int) -> None:
+        """Draw the threat model of a training batch; there is only one here."""
 
     def scaled(self, factor: float) -> ThreatModel:
         """Return the same ball with its radius multiplied by `factor`."""
@@ -123,6 +136,12 @@ class ThreatModel:
         added.
         """
         return 1e-6 + 1e-5 * self.eps + (L1_ROUNDING * images[0].numel() if self.norm == "L1" else 0.0)
+
+    def contains(self, adv: Tensor, images: Tensor) -> Tensor:
+        """Return which images `check` accepts: (B, ...), (B, ...) -> (B,) bool."""
+        values = adv.flatten(1)
+        in_box = values.isfinite().all(1) & (values.amin(1) >= -1e-6) & (values.amax(1) <= 1 + 1e-6)
+        return in_box & (self.distance(adv, images) <= self.eps + self.tolerance(images))
 
     def check(self, adv: Tensor, images: Tensor, who: str) -> None:
         """Raise ThreatModelError unless every image is finite, in [0, 1] and in the ball.

@@ -45,6 +45,7 @@ def blank_record(context: RunContext, cell: Cell, key: str) -> EvaluationRecord:
     available = [m for m in (model, source) if m is not None and m.key not in context.failures]
     digests = {m.key: context.weights_digest(m) for m in available}
     bf16_search = uses_bf16_search(attack, protocol, plan.precision)
+    trained_against = model.threat.recipe() if model.threat else {"norm": None, "eps": None}
     record: dict[str, Any] = {
         "key": key,
         "training": model.folder,
@@ -59,8 +60,8 @@ def blank_record(context: RunContext, cell: Cell, key: str) -> EvaluationRecord:
         "config_digest": model.config_digest,
         "defense": model.name,
         "defense_version": model.version,
-        "train_norm": model.threat.norm if model.threat else None,
-        "train_eps": model.threat.eps if model.threat else None,
+        "train_norm": trained_against["norm"],
+        "train_eps": trained_against["eps"],
         "attack": attack.name,
         "attack_version": attack.version,
         "threat_norm": cell.spec.threat.norm,

@@ -115,7 +115,7 @@ def _config(context: RunContext, planned: PlannedModel) -> dict[str, Any]:
         "resolution": plan.run.attack_resolution,
         "spec": asdict(planned.spec),
         "config": recorded_values(planned.config) if isinstance(planned, TrainingJob) else {},
-        "threat": asdict(planned.threat) if planned.threat else None,
+        "threat": planned.threat.recipe() if planned.threat else None,
         "seed": planned.seed,
         "precision": plan.precision,
         "compiled": planned.compiled,

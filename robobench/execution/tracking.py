@@ -8,7 +8,6 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +84,7 @@ class Tracking:
         config = recorded_values(model.config) if isinstance(model, TrainingJob) else {}
         facts = {"defense": model.name, "model": model.spec.name, "dataset": model.dataset, "seed": model.seed}
         facts |= {"preset": self.plan.preset, "precision": self.plan.precision, "key": model.key}
-        facts |= {f"train_{k}": v for k, v in asdict(model.threat).items()} if model.threat else {}
+        facts |= {f"train_{k}": v for k, v in model.threat.recipe().items()} if model.threat else {}
         tracker: Tracker = load_plugin("tracker", name)(model.folder, {**config, **facts}, self._folder(name))
         return tracker
 

@@ -58,7 +58,8 @@ class Trainer:
             return
         refusal = None
         if isinstance(model, TrainingJob) and model.threat:
-            refusal = model.defense.why_unsupported(model.threat)
+            reasons = map(model.defense.why_unsupported, model.threat.members)
+            refusal = next(filter(None, reasons), None)
         if refusal:
             failures[model.key] = f"refused: {refusal}"
             reporter.warning(f"{model.name}: {refusal}")
@@ -117,7 +118,7 @@ class Trainer:
         exact = self.context.dataset.train.is_uint8_exact
         if (extra := self.context.dataset.extra) is not None:
             data, exact = MixedImages(data, extra, plan.run.extra_fraction), exact and extra.is_uint8_exact
-        runtime = TrainRuntime(plan.device, plan.precision, job.seed, reporter, job.compiled)
+        runtime = TrainRuntime(plan.device, plan.precision, job.seed, reporter, job.compiled, job.threat)
         setup = self._setup(job, len(data), exact)
         for teacher in setup.required_models.values():
             runtime.compile(teacher.module)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from robobench.attack_engine.base import Attack
-from robobench.core.numbers import canonical_norm, parse_eps, parse_radii
+from robobench.core.alternating_threat import AlternatingThreat
+from robobench.core.numbers import canonical_norm, parse_eps, parse_radii, parse_train_threat
 from robobench.core.paths import check_writable
 from robobench.core.registry import unknown_name
 from robobench.core.threat import ThreatModel
@@ -113,14 +114,17 @@ def radii_of(settings: Settings, norm: str) -> tuple[tuple[float, ...], float]:
 
 
 def train_threat(settings: Settings) -> ThreatModel:
-    """Return the threat model to train against; raises RequestError for a wrong radius."""
-    norm = canonical_norm(settings.request.train_norm or settings.norm)
-    _, radius = radii_of(settings, norm)
-    own = settings.run.linf_eps[:1] if norm == "Linf" else ()
-    eps = parse_eps(settings.request.train_eps or next(iter(own), radius), norm)
-    if eps == 0:
-        raise RequestError("--train-eps 0 trains against nothing; use --defense standard for that")
-    return ThreatModel(norm, eps)
+    """Return the threat model to train against, or several in turn; raises RequestError for a wrong norm or radius."""
+    request = settings.request
+    threats = []
+    for norm, given in parse_train_threat(request.train_norm or settings.norm, request.train_eps):
+        _, radius = radii_of(settings, norm)
+        own = settings.run.linf_eps[:1] if norm == "Linf" else ()
+        eps = parse_eps(given or next(iter(own), radius), norm)
+        if eps == 0:
+            raise RequestError("--train-eps 0 trains against nothing; use --defense standard for that")
+        threats.append(ThreatModel(norm, eps))
+    return threats[0] if len(threats) == 1 else AlternatingThreat(threats)
 
 
 def _radii(settings: Settings, norm: str, given: dict[str, tuple[str, ...]]) -> list[float]:

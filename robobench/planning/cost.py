@@ -22,7 +22,15 @@ from robobench.models.build import build_model
 from robobench.planning.plan import NO_THREAT, Plan, PlannedModel, TrainingJob
 from robobench.store.artifacts import Store, hash_recipe
 from robobench.training.accumulation import one_step
-from robobench.training.base import DefenseSetup, FrozenModel, Precompute, PrecomputedArray, Stage, Train
+from robobench.training.base import (
+    DefenseSetup,
+    FrozenModel,
+    Precompute,
+    PrecomputedArray,
+    Stage,
+    Train,
+    check_kept_perturbations,
+)
 from robobench.training.context import TrainRuntime, build_objective
 
 PROFILE_PIXELS = 32 * 32 * 32  # of a profiled batch on a CPU: 32 images of 32 px; fewer would not fill a step
@@ -96,6 +104,8 @@ def forward_equivalents(plan: Plan, job: TrainingJob) -> float:
     """Return the declared cost of a training; nothing is run. A stage that declares nothing counts one per image."""
     with torch.device("meta"):  # tensors without values
         stages = job.defense(job.config).stages(untrained_setup(plan, job, "meta"))
+    for stage in stages:
+        check_kept_perturbations(stage, job.threat or NO_THREAT)
     epochs = [1 if isinstance(stage, Precompute) else stage.epochs for stage in stages]
     costs = [stage_forward_equivalents(stage) for stage in stages]
     return sum(n * plan.train_images * (1.0 if cost is None else cost) for n, cost in zip(epochs, costs, strict=True))

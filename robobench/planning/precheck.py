@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from robobench.core.numbers import canonical_norm, parse_channels, parse_eps, parse_radii
+from robobench.core.numbers import canonical_norm, parse_channels, parse_eps, parse_radii, parse_train_threat
 from robobench.core.randomness import Randomness
 from robobench.core.registry import match_name, unknown_name
 from robobench.data.info import dataset_info
@@ -60,6 +60,9 @@ def check_request(request: ExperimentConfig) -> ExperimentConfig:
     for of, radii in parse_radii(request.eps, norm).items():
         for text in radii:
             parse_eps(text, of)
+    for train_norm, radius in parse_train_threat(request.train_norm or norm, request.train_eps):
+        if radius is not None:
+            parse_eps(radius, train_norm)
     for kind, names in (("defense", request.defenses), ("attack", request.attacks or ())):
         known = discover(kind)
         for name in names:

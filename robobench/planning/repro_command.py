@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from robobench.core.formatting import format_eps
+from robobench.core.numbers import format_radius
 from robobench.errors import RequestError
 from robobench.planning.presets import plugin_preset, preset_values
 from robobench.planning.request import RunConfig
@@ -34,13 +34,6 @@ def format_value(value: Any) -> str:
 def json_roundtrip(value: Any) -> Any:
     """Return a value as it comes back from JSON."""
     return json.loads(json.dumps(value))
-
-
-def format_radius(eps: float) -> str:
-    """Write a radius so that parsing it gives exactly the same number."""
-    from robobench.core.numbers import parse_eps
-
-    return format_eps(eps) if parse_eps(format_eps(eps), "L2") == eps else repr(eps)
 
 
 def non_default_settings(kind: str, name: str, config: dict[str, Any], preset: str, model: str) -> list[str]:
@@ -217,6 +210,9 @@ class ReproCommands:
         teachers += [text for flag in ("init", "extra") if flag in starts for text in (f"--{flag}", flag.upper())]
         if threat is None:
             return teachers
+        if threat["eps"] is None:  # several norms: Linf:8/255,L1:12
+            norms, radii = zip(*(part.split(":") for part in threat["norm"].split(",")), strict=True)
+            return [*teachers, "--train-norm", ",".join(norms), "--train-eps", ",".join(radii)]
         return [*teachers, "--train-norm", threat["norm"], "--train-eps", format_radius(threat["eps"])]
 
 

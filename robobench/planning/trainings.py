@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,7 @@ class ModelPlanner:
             "train_images": self.train_images,
             "held_out": settings.run.held_out,
             "resolution": settings.run.attack_resolution,
-            "threat": asdict(self.threat) if cls.adversarial else None,
+            "threat": self.threat.recipe() if cls.adversarial else None,
             "precision": settings.precision,
             "device": torch.device(settings.device).type,
             "threads": settings.threads,

@@ -95,7 +95,12 @@ def _setting(rows: pd.DataFrame, records: list[EvaluationRecord], repro: ReproCo
         return ", ".join(sorted({str(v) for v in rows[name].dropna()}))
 
     configs = [c for c in repro.configs.values() if c["train_images"]]
-    trained = rows[["train_norm", "train_eps"]].dropna().drop_duplicates().itertuples(index=False, name=None)
+    trained = (
+        rows[["train_norm", "train_eps"]]
+        .dropna(subset="train_norm")
+        .drop_duplicates()
+        .itertuples(index=False, name=None)
+    )
     lines = {
         "data": f"{values('dataset')}, test images {values('data_digest')}",
         "model": f"{values('model')}, images of {values('image_size')} px, preset {values('preset')}",

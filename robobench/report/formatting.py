@@ -46,9 +46,9 @@ def format_text(value: Any) -> str:
     return MISSING if pd.isna(value) or value == "" else str(value)
 
 
-def format_threat(norm: str, eps: float) -> str:
-    """Format a norm and radius: 'Linf 8/255'."""
-    return f"{norm} {format_eps(eps)}"
+def format_threat(norm: str, eps: float | None) -> str:
+    """Format a norm and radius: 'Linf 8/255'. Without a radius, `norm` names several threats: 'Linf:8/255,L1:12'."""
+    return norm if pd.isna(eps) else f"{norm} {format_eps(eps)}"
 
 
 def format_size(row: Any) -> str:

@@ -67,7 +67,7 @@ def choose_settings(records: Sequence[EvaluationRecord], labels: dict[str, tuple
         measured = _held_out_accuracy(r)
         if measured is None or r["is_control"]:
             continue
-        threat = format_threat(r["train_norm"], r["train_eps"]) if r["train_norm"] and r["train_eps"] else "-"
+        threat = format_threat(r["train_norm"], r["train_eps"]) if r["train_norm"] else "-"
         group: tuple[str, ...] = (r["dataset"], r["model"], r["defense"], r["selection"], threat, str(measured[1]))
         found.setdefault(group, {}).setdefault(r["config_digest"], {})[r["training"]] = measured
     out = []

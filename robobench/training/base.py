@@ -238,6 +238,16 @@ def with_services(passes: PassCounts | None, config: TrainConfig) -> PassCounts 
     )
 
 
+def check_kept_perturbations(stage: Stage, threat: ThreatModel) -> None:
+    """Raise ValueError if a stage keeps perturbations from step to step and its batches draw several norms."""
+    keeps = isinstance(stage, Train) and (stage.replays > 1 or stage.image_state is not None)
+    if keeps and len(threat.members) > 1:
+        raise ValueError(
+            f"stage '{stage.name}' keeps its perturbations from step to step, which belong to one norm; train it "
+            f"against one of {threat}"
+        )
+
+
 class Defense(ABC):
     """Base class of defenses. A plug-in sets Config and version, returns stages, and registers with DEFENSES."""
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from robobench.core.console import Reporter
 from robobench.core.rng import KeyedRng
 from robobench.core.soft_labels import SoftLabels
+from robobench.core.threat import ThreatModel
 from robobench.core.timing import Account
 from robobench.data.augment import augment
 from robobench.data.mixing import mix
@@ -43,10 +44,16 @@ class TrainRuntime:
     seed: int
     reporter: Reporter = field(default_factory=lambda: Reporter(-1))
     compiled: bool = False
+    threat: ThreatModel | None = None  # of training; each batch draws one of several
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context of the run's precision: bf16 autocast or none."""
         return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def draw_threat(self, *parts: str | int) -> None:
+        """Draw the threat model of a batch, keyed by seed and parts."""
+        if self.threat is not None:
+            self.threat.draw(self.seed, *parts)
 
     def compile(self, module: nn.Module) -> None:
         """Compile the models inside a module in place, if compilation is on. Their first passes are then slow."""

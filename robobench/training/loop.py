@@ -19,7 +19,7 @@ from robobench.distributed import collectives, signals
 from robobench.errors import NonFiniteLossError, StorageError
 from robobench.training.accumulation import increase_accumulation, one_step
 from robobench.training.averaging import WeightAverage
-from robobench.training.base import Batch, Train
+from robobench.training.base import Batch, Train, check_kept_perturbations
 from robobench.training.checkpoint import Checkpoint, StageProgress
 from robobench.training.context import (
     ImageSource,
@@ -92,6 +92,8 @@ class _TrainRun:
     ) -> None:
         self.runtime, self.stage, self.data, self.stopwatch = runtime, stage, data, stopwatch
         self.log, self.checkpoint, self.validate, self.average = log, checkpoint, validate, average
+        if runtime.threat is not None:
+            check_kept_perturbations(stage, runtime.threat)
         self.objective = build_objective(stage, runtime.device)
         runtime.compile(self.objective)
         self.optimizer = stage.optimizer(self.objective)
@@ -227,6 +229,7 @@ class _TrainRun:
         shard, services = collectives.local_shard(index), stage.services
         partners = collectives.local_shard(index.roll(1)) if services.mixup or services.cutmix else None
         perturb = epoch + step / len(self.sizes) >= services.awp_warmup * stage.epochs
+        runtime.draw_threat(stage.name, epoch, step // stage.replays)
         rank = (collectives.rank(),) if collectives.rank() else ()  # dropout and the like differ between processes
         while True:
             torch.manual_seed(seed_from(runtime.seed, stage.name, epoch, step, *rank))
@@ -292,6 +295,7 @@ class _TrainRun:
             return {}, False
         with self.stopwatch.account(stage.name), runtime.autocast():
             collectives.broadcast_module(self.objective)
+            runtime.draw_threat(stage.name, epoch, 0)
             result = stage.on_epoch_end(runtime.batch(self.data, first_index, stage.name, epoch, stage.augment))
             collectives.broadcast_module(self.objective)
         reduce_account(self.account)

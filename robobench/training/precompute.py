@@ -45,6 +45,7 @@ def run_precompute(
         return stage.function(runtime.batch(data, index, stage.name, 0)).cpu().numpy()
 
     def compute(index: Tensor) -> Array:
+        runtime.draw_threat(stage.name, int(index[0]))
         what, warn = f"stage '{stage.name}'", runtime.reporter.warning
         return np.concatenate(split_on_oom(what, compute_part, index, on_split=warn))
 

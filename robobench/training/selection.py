@@ -52,7 +52,10 @@ def quick_accuracy(
     count: int,
     batch_size: int = 128,
 ) -> QuickAccuracy:
-    """Measure a model on the first `count` images of `data`, in the batches and precision of training."""
+    """Measure a model on the first `count` images of `data`, in the batches and precision of training.
+
+    Of several threat models, an image has to survive the attack of each.
+    """
     clean, robust = 0, 0
     index = torch.arange(min(count, len(data)))
     for part in torch.split(index, batch_size):
@@ -61,14 +64,18 @@ def quick_accuracy(
             correct = _is_correct(model, batch.images, batch.labels)
             images, labels = batch.images[correct], batch.labels[correct]
             clean += len(labels)
-            if threat.eps and len(labels):
+            rng = batch.rng[correct]
+            for one in threat.members if threat.eps else ():
+                if len(labels):
 
-                def objective(adv: Tensor, labels: Tensor = labels) -> Tensor:
-                    return F.cross_entropy(model(adv).float(), labels, reduction="none")
+                    def objective(adv: Tensor, labels: Tensor = labels) -> Tensor:
+                        return F.cross_entropy(model(adv).float(), labels, reduction="none")
 
-                start = threat.random_start(images, batch.rng[correct])
-                images = pgd_ascent(objective, start, images, threat, STEPS, RELATIVE_STEP * threat.eps)
-            robust += int(_is_correct(model, images, labels).sum())
+                    start = one.random_start(images, rng)
+                    adv = pgd_ascent(objective, start, images, one, STEPS, RELATIVE_STEP * one.eps)
+                    survived = _is_correct(model, adv, labels)
+                    images, labels, rng = images[survived], labels[survived], rng[survived]
+            robust += len(labels)
     return QuickAccuracy(robust / len(index), clean / len(index), len(index))
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from robobench.core.alternating_threat import AlternatingThreat
+from robobench.core.threat import ThreatModel
 from robobench.plugins.discovery import discover
 from robobench.testing import Blobs, SmallNet
 from robobench.training.sampling import MixedImages
@@ -20,6 +22,7 @@ SERVICES = {
     "awp": {"awp_gamma": 0.01},
     "smoothing": {"label_smoothing": 0.1},
 }
+ONE_NORM = ("free-at", "fgsm-pgi", "liet")  # keep perturbations from step to step, or know Linf only
 WITHOUT_LABELS = {"iad", "mtard", "adaad"}  # learn from teachers only in their quick presets
 
 
@@ -53,6 +56,30 @@ def test_newer_defenses_work_with_all_services(name):
     assert all(value.isfinite().all() for value in result.values())
     assert changed(plain, result)
     assert any(not torch.equal(result[key], result[f"average.{key}"]) for key in plain)
+
+
+@pytest.mark.parametrize("name", sorted(set(discover("defense")) - {"standard", "gaussian", *ONE_NORM}))
+def test_every_defense_trains_against_several_norms(name):
+    seen = set()
+
+    class Recording(AlternatingThreat):
+        @property
+        def norm(self):
+            seen.add(super().norm)
+            return super().norm
+
+    threat = Recording([ThreatModel("Linf", 0.05), ThreatModel("L1", 20.0)])
+    teachers = [SmallNet(seed=1), SmallNet(seed=2)]
+    result = train_with_services(name, SmallNet(), teachers, Blobs(24), 4, "fp32", threat=threat)
+    assert all(value.isfinite().all() for value in result.values())
+    assert seen == {"Linf", "L1"} or name == "macd"  # its static attack has 128 images in a batch, and 24 here
+
+
+@pytest.mark.parametrize("name", ["free-at", "fgsm-pgi"])
+def test_kept_perturbations_belong_to_one_norm(name):
+    threat = AlternatingThreat([ThreatModel("Linf", 0.05), ThreatModel("L1", 20.0)])
+    with pytest.raises(ValueError, match="keeps its perturbations from step to step, which belong to one norm"):
+        train_with_services(name, SmallNet(), [], Blobs(24), 12, "fp32", threat=threat)
 
 
 def test_two_processes_match_one_with_services():

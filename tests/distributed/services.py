@@ -33,6 +33,7 @@ from robobench.training.precompute import run_precompute
 from robobench.training.sampling import MixedImages
 
 TOLERANCE = 1e-6
+THREAT = ThreatModel("Linf", 0.05)
 DEFENSES = ("standard", "at", "fast-at", "trades", "iad", "mtard", "adaad", "rocl", "macd")
 SHARDED = ("fat", "fgsm-pgi", "liet", "mimir")  # newer ones with draws, states or losses of a whole batch
 SMALL: dict[str, dict[str, Any]] = {
@@ -63,15 +64,23 @@ def small_config(name: str, batch: int, services: dict[str, Any]) -> Any:
 
 
 def train_with_services(
-    name: str, net: nn.Module, teachers: list[nn.Module], data: ImageSource, batch: int, precision: str, **services: Any
+    name: str,
+    net: nn.Module,
+    teachers: list[nn.Module],
+    data: ImageSource,
+    batch: int,
+    precision: str,
+    *,
+    threat: ThreatModel = THREAT,
+    **services: Any,
 ) -> dict[str, Tensor]:
     """Train a defense; return the weights, and those of the average under "average."."""
     config = small_config(name, batch, services)
     defense = load_defense(name)(config)
     roles = {role: FrozenModel(teachers[n]) for n, role in enumerate(sorted(defense.requires))}
-    threat, facts = ThreatModel("Linf", 0.05), {"num_classes": 3, "image_shape": (3, 32, 32), "train_size": len(data)}
+    facts: dict[str, Any] = {"num_classes": 3, "image_shape": (3, 32, 32), "train_size": len(data)}
     setup = DefenseSetup(model=net, threat=threat, required_models=roles, **facts)
-    runtime, stages = TrainRuntime("cpu", precision, 0), defense.stages(setup)
+    runtime, stages = TrainRuntime("cpu", precision, 0, threat=threat), defense.stages(setup)
     average = WeightAverage(net, config, 1) if config.average != "none" else None
     for stage in stages:
         if isinstance(stage, Train):
