@@ -38,8 +38,7 @@ from robobench.planning.attacks import check_one_ball, choose_eot, gradient_free
 from robobench.planning.parsing import build_config, parse_fields, parse_sets
 from robobench.planning.request import EVAL_BATCH_SIZE
 from robobench.plugins.discovery import parse_attack_spec
-from robobench.results.checks import Finding
-from robobench.results.records import EvaluationRecord, FindingRecord
+from robobench.results.records import EvaluationRecord
 from robobench.results.rows import make_frame
 from robobench.results.statistics import to_bitstring
 
@@ -162,8 +161,7 @@ def evaluate_model(
         images, labels: (N, C, H, W) float in [0, 1], (N,) int64; default: the test images of `dataset`.
         attacks, norm, eps, sets, transfer_source: as for `make_attacks`; another model to make examples on too.
         examples, device: number of images, where to compute; default: all, where the model is.
-        keep_adversarial: return the adversarial images too.
-        save_adversarial: file for one adversarial image per image: .safetensors, or .pt as AutoAttack's script writes.
+        keep_adversarial, save_adversarial: return all adversarial images; FILE.safetensors or .pt for one per image.
         eot, verdict: for random outputs: passes to average over; K/N, misclassified if K of N fresh passes are wrong.
         bpda: differentiable replacement that gives the gradients; verdicts are the model's own.
 
@@ -172,17 +170,16 @@ def evaluate_model(
     """
     images, labels = read_images(images, labels, dataset, data_dir, examples)
     module, made = as_module(model), make_attacks(attacks, eps, norm, sets, dataset)
-    device = torch.device(device) if device is not None else device_of(module, images)
+    data = TensorImages(images, labels, torch.device(device) if device is not None else device_of(module, images))
     file = None if save_adversarial is None else check_one_ball(Path(save_adversarial), made)
     randomness = Randomness.parse(choose_eot(made) if eot is None else eot, verdict)
     attacked = adapt_model(module, as_module(bpda) if bpda is not None else None, randomness)
-    data = TensorImages(images, labels, device)
-    if attacks is None:
-        made = supported(made, module, images, device)
+    made = made if attacks is not None else supported(made, module, images, torch.device(data.device))
     batches = batch_indices(len(data), batch_size)
-    before = image_logits(attacked, data.images(batches[0][:CHECKED_IMAGES]))
-    clean = torch.cat([clean_outcomes(attacked, data, index, str(device)) for index in batches])
-    shared = _describe(model, data, batches[0], [attack.threat for attack in made])
+    first = batches[0][:CHECKED_IMAGES]
+    before = image_logits(attacked, data.images(first))
+    clean = torch.cat([clean_outcomes(attacked, data, index, str(data.device)) for index in batches])
+    shared = _describe(model, data, first, [attack.threat for attack in made])
     shared |= {"dataset": dataset or "tensors", "clean_bits": to_bitstring(clean)}
     shared |= {"eot": randomness.eot, "verdict": randomness.verdict} if randomness else {}
     sources = [None] if transfer_source is None else [None, as_module(transfer_source)]
@@ -191,29 +188,23 @@ def evaluate_model(
         values = _attack(attacked, source, attack, data, batches, result, keep_adversarial or file is not None)
         budget = attack.budget.adapted(randomness, type(bpda).__name__ if bpda and source is None else None)
         records.append(_record(attack, budget, {**shared, **values}))
-    found_after = check_unchanged(before, image_logits(attacked, data.images(batches[0][:CHECKED_IMAGES])))
-    shared["findings"].append(_finding_record(found_after))  # the records share this list
+    shared["findings"].append(check_unchanged(before, image_logits(attacked, data.images(first))).record())
     if file is not None:
-        found = [(result.adversarial[key], left) for key, left in result.outcomes.items() if key[2] == "white-box"]
+        found = [(adv, result.outcomes[key]) for key, adv in result.adversarial.items() if key[2] == "white-box"]
         write_image_file(file, combine_examples(images, result.clean, found), labels, str(made[0].threat))
     return Evaluation(make_frame(records), result.clean, result.outcomes, result.adversarial)
 
 
 def _describe(model: Model, data: TensorImages, first: Tensor, threats: list[ThreatModel]) -> dict[str, Any]:
     """Return what a record says about a model and the images: quick checks on the `first` images, hardware."""
-    first = first[:CHECKED_IMAGES]
     labels = data.labels[first].to(data.device)
     found = quick_model_checks(as_module(model), data.images(first), labels, threats)
     return {
         "examples": len(data),
         "model": type(model).__name__,
-        "findings": [_finding_record(f) for f in found],
+        "findings": [f.record() for f in found],
         "hardware": provenance.hardware(str(data.device)),
     }
-
-
-def _finding_record(found: Finding) -> FindingRecord:
-    return FindingRecord(flag=found.check.name, raised=found.raised, measured=found.measured)
 
 
 def _attack(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 STORE = Path("runs")
 
 HELP = "Rank models by white-box worst case. Every setting has its own leaderboard."
+FILTER_HELP = "NAME=VALUE[,VALUE]: dataset, model, preset, defense, seed, norm, eps, precision, hardware, examples."
 EPILOG = """
 Examples:
 
@@ -63,13 +65,7 @@ def main(
             "total_train_flops or defense."
         ),
     ] = "worst",
-    filter_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--filter",
-            help="NAME=VALUE[,VALUE]: dataset, model, preset, defense, seed, norm, eps, precision, hardware, examples.",
-        ),
-    ] = None,
+    filter_: Annotated[list[str] | None, typer.Option("--filter", help=FILTER_HELP)] = None,
     columns: Annotated[
         str | None,
         typer.Option(
@@ -96,11 +92,7 @@ def main(
     if union is not None:
         return _print_union(o.fetch_place(place, weights=False) or out, union, form)
     if baseline is not None:
-        from robobench.report.gains import gains
-        from robobench.results.rows import read_records
-
-        print(gains(read_records(o.fetch_place(place, weights=False) or out), baseline, form, filter_ or ()), end="")
-        return 0
+        return _print_gains(o.fetch_place(place, weights=False) or out, baseline, form, filter_ or ())
     from robobench.report.leaderboard_formats import leaderboard
 
     rows, note = _read_rows(o.fetch_place(place, weights=False), out)
@@ -129,6 +121,15 @@ def _read_rows(place: Path | None, out: Path) -> tuple[pd.DataFrame, str]:
     damaged = damaged_records(place or out)
     note = f"note: {len(damaged)} damaged records are left out ({', '.join(damaged[:3])}); rerun their command"
     return read_rows(place or out), note if damaged else ""
+
+
+def _print_gains(place: Path, baseline: str, form: str, filters: Sequence[str]) -> int:
+    """Print every model beside a baseline."""
+    from robobench.report.gains import gains
+    from robobench.results.rows import read_records
+
+    print(gains(read_records(place), baseline, form, filters), end="")
+    return 0
 
 
 def _print_union(place: Path, text: str, form: str) -> int:

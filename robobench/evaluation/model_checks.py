@@ -74,7 +74,8 @@ def tell_about_masking(attack: Attack, model: nn.Module, images: Tensor, labels:
 def image_logits(model: nn.Module, images: Tensor) -> Tensor:
     """Return the logits (B, K) float32 of images, with the generators of torch as they were."""
     with torch.random.fork_rng(), torch.no_grad(), attack_mode(model):
-        return model(images).float()
+        logits: Tensor = model(images)
+        return logits.float()
 
 
 def check_unchanged(before: Tensor, after: Tensor) -> Finding:

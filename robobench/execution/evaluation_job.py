@@ -344,7 +344,7 @@ class Evaluator:
             index = torch.arange(min(CHECKED_IMAGES, plan.run.eval_batch_size, plan.examples))
             threats = [spec.threat for spec in plan.attacks]
             found = quick_model_checks(module, data.images(index), data.labels[index].to(plan.device), threats)
-            return [{"flag": f.check.name, "raised": f.raised, "measured": f.measured} for f in found]
+            return [f.record() for f in found]
 
         if identity not in self._findings:
             try:

@@ -106,7 +106,7 @@ def _plot_panel(axes: Axes, lines: pd.DataFrame, column: str, names: dict[str, i
     for name, own in lines.groupby("name", sort=False):
         axes.plot(cost[own.index], gain[own.index], color=COLORS[0], alpha=0.4, linewidth=0.8)
         on_front = [i for i in own.index if i in front]
-        top[str(name)] = on_front[-1] if on_front else int(own.index[np.argmax(gain[own.index])])
+        top[str(name)] = on_front[-1] if on_front else int(own.index[int(np.argmax(gain[own.index]))])
     for i, (selection, why) in enumerate(lines[["selection", "unranked"]].itertuples(index=False)):
         marker, color = ("x", INK) if why else (MARKERS.get(selection, "o"), COLORS[1 if i in front else 0])
         axes.plot(cost[i], gain[i], marker, color=color, markersize=6 if i in front else 4)

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from robobench.results.records import EvaluationRecord
+from robobench.results.records import EvaluationRecord, FindingRecord
 from robobench.results.statistics import combine_worst_case, outcomes_of
 
 MIN_COUNT_TEXT = "at least 2 images and 0.2 %"
@@ -211,9 +211,13 @@ class Finding:
     raised: bool | None
     measured: str
 
+    def record(self) -> FindingRecord:
+        """Return what a record holds of it."""
+        return {"flag": self.check.name, "raised": self.raised, "measured": self.measured}
+
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return {"flag": self.check.name, "raised": self.raised, "measured": self.measured, **_as_dict(self.check)}
+        return {**self.record(), **_as_dict(self.check)}
 
 
 def _as_dict(check: Check) -> dict[str, str]:
