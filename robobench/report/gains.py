@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from robobench.core.registry import unknown_name
+from robobench.errors import RequestError
 from robobench.report.by_defense import SEED
 from robobench.report.formatting import MISSING, SELECTION_MARKS, format_percent, format_text
 from robobench.report.leaderboard import (
@@ -57,8 +58,10 @@ def gain_lines(records: list[EvaluationRecord], baseline: str, filters: Sequence
         missing for the baseline, without a baseline, and for a line without a rank.
 
     Raises:
-        RequestError: no model has the baseline's name.
+        RequestError: there are no results, or no model has the baseline's name.
     """
+    if not records:
+        raise RequestError("no results to compare; run attacks first, such as: robobench compare")
     rows = filter_rows(make_frame(records), filters)
     lines = rank_models(rows)
     own = lines["weights_digest"].isin(set(rows["source_digest"].dropna()))
