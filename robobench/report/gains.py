@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from rich.text import Text
 from robobench.core.registry import unknown_name
 from robobench.errors import RequestError
 from robobench.report.by_defense import SEED
-from robobench.report.formatting import MISSING, SELECTION_MARKS, format_percent, format_text
+from robobench.report.formatting import MISSING, SELECTION_MARKS, format_percent, format_text, format_threat
 from robobench.report.leaderboard import (
     filter_rows,
     rank_models,
@@ -22,9 +23,10 @@ from robobench.report.leaderboard import (
     unranked_notes,
 )
 from robobench.report.leaderboard_formats import markdown, markdown_escape, split_table
+from robobench.report.worst_cases import MODEL_AND_IMAGES, WorstCases, one_threat_per_norm, union_of, worst_cases
 from robobench.results.records import EvaluationRecord
-from robobench.results.rows import group_by_model, make_frame, worst_case
-from robobench.results.statistics import PerImageOutcomes, holm, mcnemar
+from robobench.results.rows import make_frame
+from robobench.results.statistics import holm, mcnemar
 
 FORMATS = ("table", "md", "csv", "json")
 LEVEL = 0.05
@@ -71,7 +73,7 @@ def gain_lines(records: list[EvaluationRecord], baseline: str, filters: Sequence
     if baseline not in set(root):
         raise unknown_name("baseline", baseline, root)
     lines["_base"] = root == baseline
-    outcomes = _worst_cases(records)
+    outcomes = worst_cases(records)
     parts = [_compare(part.reset_index(drop=True), outcomes) for _, part in split_leaderboards(lines)]
     return pd.concat(parts, ignore_index=True).drop(columns="_base")
 
@@ -99,23 +101,10 @@ def _names(lines: pd.DataFrame) -> list[str]:
     return out
 
 
-def _worst_cases(records: list[EvaluationRecord]) -> dict[tuple[Any, ...], PerImageOutcomes]:
-    """Return the white-box worst case of every model at every threat."""
-    out: dict[tuple[Any, ...], PerImageOutcomes] = {}
-    for group in group_by_model(records).values():
-        for record in group:
-            if record["protocol"] == "white-box" and record["status"] == "ok":
-                key = (record["weights_digest"], record["precision"], record["data_digest"], record["examples"])
-                found = worst_case(group, record, "white-box")
-                if found is not None:
-                    out[(*key, record["threat_norm"], record["threat_eps"])] = found
-    return out
-
-
-def _compare(part: pd.DataFrame, outcomes: dict[tuple[Any, ...], PerImageOutcomes]) -> pd.DataFrame:
-    """Add gain, p-value and cost ratios to the lines of one leaderboard."""
-    at = ["weights_digest", "precision", "data_digest", "examples", "threat_norm", "threat_eps"]
-    keys = list(part[at].itertuples(index=False, name=None))
+def _compare(part: pd.DataFrame, outcomes: dict[tuple[Any, ...], WorstCases]) -> pd.DataFrame:
+    """Add gain, p-value, cost ratios and the union with other norms to the lines of one leaderboard."""
+    here = [outcomes.get(key, {}) for key in part[MODEL_AND_IMAGES].itertuples(index=False, name=None)]
+    threat = part.iloc[0]["threat_norm"], part.iloc[0]["threat_eps"]
     same = list(part[["model", "seed", "precision"]].itertuples(index=False, name=None))
     bases: dict[tuple[Any, ...], int] = {}  # (model, seed, precision, selection) -> line of the baseline
     for i in part.index[part["_base"]]:
@@ -131,11 +120,15 @@ def _compare(part: pd.DataFrame, outcomes: dict[tuple[Any, ...], PerImageOutcome
             if costs[name][base] > 0:
                 ratios[f"{name}_ratio"][i] = costs[name][i] / costs[name][base]
         if (part.loc[[i, base], "unranked"] == "").all() and not part.loc[i, "_base"]:
-            mine, theirs = outcomes[keys[i]], outcomes[keys[base]]
+            mine, theirs = here[i][threat], here[base][threat]
             gains[i] = mine.accuracy - theirs.accuracy
             raw[i] = mcnemar(mine.count_lost_in(theirs), theirs.count_lost_in(mine))
     corrected = dict(zip(raw, holm(list(raw.values())), strict=True))
-    return part.assign(gain=pd.Series(gains, dtype=float), p=pd.Series(corrected, dtype=float), **ratios)
+    part = part.assign(gain=pd.Series(gains, dtype=float), p=pd.Series(corrected, dtype=float), **ratios)
+    threats = one_threat_per_norm(itertools.chain(*here), threat)
+    unions = [union_of(found, threats) if len(threats) > 1 else None for found in here]
+    part["union"] = [float("nan") if union is None else union.accuracy for union in unions]
+    return part.assign(union_of=", ".join(format_threat(*one) for one in threats) if len(threats) > 1 else "")
 
 
 def format_gains(part: pd.DataFrame, baseline: str) -> pd.DataFrame:
@@ -151,7 +144,7 @@ def format_gains(part: pd.DataFrame, baseline: str) -> pd.DataFrame:
         by_kind = {line["selection"]: line for line in own.to_dict("records")}
         first = own.iloc[0]
         line = {"defense": f"{first['defense']} {first['model']}" if several else first["defense"]}
-        for name in ("clean", "worst", "transfer"):
+        for name in ("clean", "worst", "union", "transfer"):
             line |= {heading(name, k): format_percent(by_kind[k][name]) if k in by_kind else MISSING for k in kinds}
         line |= {heading(f"gain over {baseline}", k): _format_gain(by_kind.get(k)) for k in kinds}
         for name, title in RATIOS.items():
@@ -161,6 +154,12 @@ def format_gains(part: pd.DataFrame, baseline: str) -> pd.DataFrame:
         out.append(line)
     table = pd.DataFrame(out)
     return table.loc[:, [name == "defense" or bool((table[name] != MISSING).any()) for name in table]]
+
+
+def _union_note(part: pd.DataFrame) -> list[str]:
+    """Say what the column of unions holds, if there is one."""
+    text = part["union_of"].iloc[0] if part["union"].notna().any() else ""
+    return [f"union: images that are correct under every attack at all of {text}"] if text else []
 
 
 def _format_gain(line: dict[Any, Any] | None) -> str:
@@ -207,7 +206,7 @@ def gains(records: list[EvaluationRecord], baseline: str, form: str = "table", f
     parts, note = [], NOTE.format(baseline=baseline)
     for title, part in split_leaderboards(lines):
         table = format_gains(part, baseline)
-        notes = [*gain_statements(part, baseline), *unranked_notes(part)]
+        notes = [*_union_note(part), *gain_statements(part, baseline), *unranked_notes(part)]
         if form == "md":
             bullets = "\n".join("* " + markdown_escape(line) for line in notes)
             parts.append(f"**{markdown_escape(title)}**\n\n{markdown(table.map(markdown_escape))}\n\n{bullets}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -20,6 +20,7 @@ from robobench.report.formatting import (
 )
 from robobench.report.leaderboard import BUDGET_SEPARATOR, HEADINGS
 from robobench.report.leaderboard_formats import markdown, markdown_escape
+from robobench.report.worst_cases import MODEL_AND_IMAGES, WorstCases, union_of, worst_cases
 from robobench.results.records import EvaluationRecord
 from robobench.results.rows import make_frame, read_records
 from robobench.results.statistics import combine_worst_case, compact_letter_display
@@ -120,6 +121,8 @@ def _summarize(rows: pd.DataFrame, records: list[EvaluationRecord]) -> str:
     groups = [_significance_groups(records, methods, threat) for threat in threats]
     several = [name for name in METHOD_COLUMNS if name != "defense" and rows[name].nunique() > 1]
     sources = set(rows["source_digest"].dropna())
+    unions = _unions(threats)
+    found = worst_cases(records) if unions else {}
     lines = []
     for number, method in enumerate(methods):
         first = method.iloc[0]
@@ -133,6 +136,8 @@ def _summarize(rows: pd.DataFrame, records: list[EvaluationRecord]) -> str:
             if letters:
                 line[f"{threat.heading}: significance group"] = letters.get(number, "")
             line[f"{threat.heading}: transfer"] = _format_transfer(method, threat, sources)
+        for heading, same in unions.items():
+            line[heading] = _format_union(method, same, found)
         models = method.drop_duplicates("weights_digest")
         for column in ("train_seconds", "train_cpu_seconds", "total_train_cpu_seconds"):
             line[HEADINGS[column]] = format_seconds(pd.to_numeric(models[column]).mean())
@@ -144,6 +149,29 @@ def _summarize(rows: pd.DataFrame, records: list[EvaluationRecord]) -> str:
     hardware = sorted(f"{name}, threads: {threads}{', compiled' * bool(on)}" for name, threads, on in machines)
     note = NOTE + GROUPS_NOTE * any(groups) + f" Hardware: {'; '.join(hardware)}."
     return "\n".join([markdown(pd.DataFrame(lines).fillna(MISSING)), "", *legend, "", note])
+
+
+def _unions(threats: list[Threat]) -> dict[str, list[Threat]]:
+    """Return the threats of different norms on the same images, by the heading of their union."""
+    out: dict[str, list[Threat]] = {}
+    for examples in dict.fromkeys(threat.examples for threat in threats):
+        same = [threat for threat in threats if threat.examples == examples]
+        if len(same) > 1:
+            names = " and ".join(format_threat(threat.norm, threat.eps) for threat in same)
+            out[f"union of {names} (n = {examples}): white-box"] = same
+    return out
+
+
+def _format_union(method: pd.DataFrame, threats: list[Threat], found: dict[tuple[Any, ...], WorstCases]) -> str:
+    """Format the accuracy under the attacks of several threats at once, for the models that met all of them."""
+    models = method[method["examples"] == threats[0].examples].drop_duplicates("weights_digest")
+    at = [(threat.norm, threat.eps) for threat in threats]
+    unions = [union_of(found.get(key, {}), at) for key in models[MODEL_AND_IMAGES].itertuples(index=False, name=None)]
+    known = [union for union in unions if union is not None]
+    if len(known) == 1:
+        return f"{format_percent(known[0].accuracy)} {format_interval(*known[0].interval)}"
+    values = pd.DataFrame({"weights_digest": range(len(known)), "union": [union.accuracy for union in known]})
+    return _format_spread(values, "union", method)
 
 
 def _add_attacks(rows: pd.DataFrame) -> pd.DataFrame:

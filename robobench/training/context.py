@@ -22,6 +22,8 @@ from robobench.models.wrapper import PreprocessedModel
 from robobench.training.base import Batch, Stage, Train
 from robobench.training.config import NO_SERVICES, TrainServices
 
+RECOMPILE_LIMIT = 64  # variants of one function that torch.compile keeps in a process
+
 
 class ImageSource(Protocol):
     """Training images in any storage."""
@@ -33,6 +35,19 @@ class ImageSource(Protocol):
     def images(self, index: Tensor) -> Tensor:
         """Return images (B, C, H, W) float in [0, 1] for an index (B,) int64."""
         ...
+
+
+def configure_compiler() -> None:
+    """Let a process compile for many trainings, and a compiled graph be differentiated twice.
+
+    torch stops compiling a function after 8 variants (of mode, batch, gradient), which a grid of trainings reaches; its
+    later trainings would be slower than the first. Donated buffers forbid `retain_graph`, which some methods use.
+    """
+    import torch._dynamo.config as dynamo
+    import torch._functorch.config as functorch
+
+    dynamo.recompile_limit = max(dynamo.recompile_limit, RECOMPILE_LIMIT)
+    functorch.donated_buffer = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +73,7 @@ class TrainRuntime:
     def compile(self, module: nn.Module) -> None:
         """Compile the models inside a module in place, if compilation is on. Their first passes are then slow."""
         if self.compiled:
+            configure_compiler()
             for part in module.modules():
                 if isinstance(part, PreprocessedModel):
                     part.net.compile(dynamic=True)

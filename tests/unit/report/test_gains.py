@@ -58,6 +58,21 @@ def test_kinds_of_weights_stand_side_by_side():
     ]
 
 
+def test_union_of_norms_is_a_column():
+    """Screening in L2 leaves the last 12 images of each: 5 + 12 - 20 < 0 for at, 15 + 12 - 20 = 7 of 20 for trades."""
+    l2 = [
+        {**r, "attack": "screen", "threat_norm": "L2", "threat_eps": eps, "robust_bits": "0" * 8 + "1" * 12}
+        for r in records() for eps in (0.5, 1.0) if r["defense"] != "fast-at"
+    ]  # fmt: skip
+    lines = gain_lines(records() + l2, "at")
+    linf = lines[(lines["threat_norm"] == "Linf") & (lines["selection"] == "last")].set_index("defense")
+    assert linf["union"].fillna(-1).to_dict() == {"trades": 7 / 20, "at": 0, "fast-at": -1}
+    assert set(linf["union_of"]) == {"Linf 0.1, L2 0.5"}
+    text = gains(records() + l2, "at", "md")
+    assert "| trades | 100.0 | 100.0 | 75.0 | 35.0 | 35.0 | 0.0 | +50.0 (0.0078)" in text
+    assert "worst case over screen" in text and "at all of Linf 0.1, L2 0.5" in text
+
+
 def test_models_of_other_seeds_have_no_gain():
     more = [r | {"seed": 1, "weights_digest": r["weights_digest"] + "1"} for r in records() if r["defense"] == "trades"]
     lines = gain_lines(records() + more, "at").set_index(["defense", "selection"])

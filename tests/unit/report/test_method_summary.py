@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from robobench.report.method_summary import Threat, _format_flags, short_summary
+from robobench.report.method_summary import Threat, _format_flags, _format_union, _unions, short_summary
+from robobench.results.statistics import PerImageOutcomes
 
 BOARD = Path(__file__).parents[3] / "leaderboards" / "cifar10-jpeg-resnet20"
 
@@ -36,3 +37,15 @@ def test_heading_is_the_threat():
     budget = "pgd (steps=20, relative_step=0.25)"
     assert Threat(200, "Linf", 8 / 255, budget, budget).heading == "pgd Linf 8/255 (n = 200)"
     assert Threat(200, "L2", 0.5, f"fgsm (fixed); {budget}", budget).heading == "2 attacks L2 0.5 (n = 200)"
+
+
+def test_union_counts_images_that_survive_all_norms():
+    """1 of 4 images survives both; a model without a result in L2 has no union."""
+    threats = [Threat(4, "Linf", 0.1, "pgd", "pgd"), Threat(4, "L2", 1.0, "pgd", "pgd"), Threat(9, "L2", 1.0, "", "")]
+    ((heading, same),) = _unions(threats).items()
+    assert heading == "union of Linf 0.1 and L2 1 (n = 4): white-box" and same == threats[:2]
+    row = {"weights_digest": "w", "precision": "fp32", "data_digest": "d", "examples": 4}
+    linf, l2 = PerImageOutcomes.parse("1100"), PerImageOutcomes.parse("0110")
+    found = {("w", "fp32", "d", 4): {("Linf", 0.1): linf, ("L2", 1.0): l2}}
+    assert _format_union(pd.DataFrame([row]), same, found) == "25.0 [4.6, 69.9]"
+    assert _format_union(pd.DataFrame([row]), same, {("w", "fp32", "d", 4): {("Linf", 0.1): linf}}) == "-"
