@@ -343,14 +343,17 @@ def parse_rows(table: Any) -> pd.DataFrame:
     return plain_types(pd.read_csv(table, dtype=dict.fromkeys(DIGESTS, str), keep_default_na=True))
 
 
-def read_rows(place: Path) -> pd.DataFrame:
+def read_rows(place: Path, more: Collection[str] = ()) -> pd.DataFrame:
     """Read the rows of a store from its records, or the rows.csv of a folder without records.
+
+    Args:
+        more: columns of the index to add, where there are records.
 
     Raises:
         RequestError: there are no rows, or rows.csv is not a table of rows.
         ArtifactError: a record of the store is damaged.
     """
-    file, found = place / "rows.csv", _all_rows(place, COLUMNS)
+    file, found = place / "rows.csv", _all_rows(place, [*COLUMNS, *more])
     if not found.empty:
         return found
     if not file.is_file():
