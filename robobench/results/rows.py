@@ -46,10 +46,12 @@ COLUMNS = [
     *("train_forwards", "total_train_forwards", "passes"),  # training cost in forward passes, where declared
     *("train_cpu_seconds", "total_train_cpu_seconds"),
     *("compiled", "stage_memory", "budget_reduced", "budget_standard", "search_precision"),
-    *("resolution", "forward_flops", "train_flops", "total_train_flops", "extra"),
+    *("resolution", "forward_flops", "train_flops", "total_train_flops", "extra", "verdict"),
 ]
 # Missing in older tables, from some column on.
-OPTIONAL_COLUMNS = ["stage_memory", "resolution", "forward_flops", "train_flops", "total_train_flops", "extra"]
+OPTIONAL_COLUMNS = [
+    *("stage_memory", "resolution", "forward_flops", "train_flops", "total_train_flops", "extra", "verdict")
+]
 COST_COLUMNS = [
     *("train_seconds", "total_train_seconds", "warmup_seconds", "peak_memory_bytes"),
     *("train_forwards", "total_train_forwards", "train_cpu_seconds", "total_train_cpu_seconds"),
