@@ -82,8 +82,13 @@ def main(
     from robobench.results.rows import read_rows
 
     store = place or out
-    rows = filter_rows(read_rows(store), filter_ or ())
-    for path in write_report(rows, store, html=html, figures=figures, export=export, data_dir=data_dir):
+    origin = ["_key", "_training"] if filter_ else []
+    rows = read_rows(store, origin)
+    chosen, keys = filter_rows(rows, filter_ or ()), None
+    if "_key" in chosen:  # the records of the chosen models are all that the page needs
+        keys = set(rows.loc[rows["_training"].isin(set(chosen["_training"])), "_key"])
+        chosen = chosen.drop(columns=origin)
+    for path in write_report(chosen, store, html=html, figures=figures, export=export, data_dir=data_dir, keys=keys):
         print(path)
     return 0
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from robobench.errors import RequestError
+from robobench.models.build import build_model
 from robobench.models.robustbench_zoo import ZOO_PREFIX
 from robobench.models.spec import ModelSpec
+from robobench.models.weights import load_weights
 from robobench.planning.request import ExperimentConfig
 from robobench.planning.teacher_files import Teacher
 from robobench.store.artifacts import file_digest
@@ -33,6 +36,15 @@ class InitialWeights:
     def recipe(self) -> str:
         """Return the digest that enters the keys of trainings."""
         return file_digest(self.file)
+
+    def check(self, spec: ModelSpec) -> None:
+        """Raise RequestError unless the file can be loaded into the model of a spec."""
+        _load(self.file, self.recipe(), replace(spec, pretrained=False))
+
+
+@cache
+def _load(file: Path, digest: str, spec: ModelSpec) -> None:
+    load_weights(build_model(spec), file, new_head=True)
 
 
 def use_published_weights(request: ExperimentConfig) -> ExperimentConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -94,18 +95,22 @@ def _fixed_norm(attack: str) -> str | None:
 class ReproCommands:
     """Commands for the models of one store.
 
+    Args:
+        keys: of the records to read; default: all.
+
     Raises:
         ArtifactError: a model's config or timing is damaged.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, keys: Iterable[str] | None = None) -> None:
         self.store = Store(root)
         self.configs = {}
         for folder in self.store.iter_artifacts("model"):
             self.store.verify(folder, "config.json", "timing.json")
             self.configs[folder.name] = json.loads((folder / "config.json").read_text())
         self.records: dict[str, list[RecordWithRecipe]] = {}  # by folder of the model
-        for folder in self.store.iter_artifacts("evaluations"):
+        names = (self.store.folder("evaluations", key) for key in sorted(keys)) if keys is not None else None
+        for folder in names or self.store.iter_artifacts("evaluations"):
             record = json.loads((folder / "record.json").read_text())
             record["recipe"] = self.store.manifest(folder)["recipe"]
             self.records.setdefault(record["training"], []).append(record)

@@ -119,6 +119,8 @@ class ModelPlanner:
             )
         spec = self._own_spec(0)
         check_pretrained(spec)
+        if self.init is not None:
+            self.init.check(spec)
         missing = self._missing_attributes(spec, cls.model_attributes)
         if missing:
             raise RequestError(

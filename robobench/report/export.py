@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import pandas as pd
@@ -25,6 +26,7 @@ def write_report(
     figures: Path | None = None,
     export: Path | None = None,
     data_dir: Path | None = None,
+    keys: Collection[str] | None = None,
 ) -> list[Path]:
     """Write the report of the rows of a store.
 
@@ -34,6 +36,7 @@ def write_report(
         figures: folder for the figures as PNG and SVG.
         export: folder for the page, figures/ and tables/.
         data_dir: folder of data sets, for figures of images.
+        keys: of the records to read; default: all of the store.
 
     Returns:
         The written files, the page first.
@@ -53,7 +56,7 @@ def write_report(
     else:
         from robobench.report.html.page import make_sections
 
-        sections = make_sections(rows, place, data_dir)
+        sections = make_sections(rows, place, data_dir, keys)
     page.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(page, render_page(sections, f"robobench: {place.resolve().name}"))
     written = [page]

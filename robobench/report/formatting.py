@@ -16,9 +16,9 @@ SELECTION_MARKS = {
     "average": ", averaged weights",
     "best-average": ", averaged weights of the best epoch",
 }
-NAME_COLUMNS = ["defense", "seed", "is_control", "selection"]  # make up a model's name
+NAME_COLUMNS = ["defense", "seed", "is_control", "selection", "verdict"]  # make up a model's name
 # Make up a trained model. Preset and threads are left out: a later call may attack the same weights with others.
-MODEL_COLUMNS = ["model", "defense", "seed", "config_digest", "weights_digest", "precision"]
+MODEL_COLUMNS = ["model", "defense", "seed", "config_digest", "weights_digest", "precision", "verdict"]
 
 
 def format_percent(value: Any) -> str:
@@ -62,12 +62,17 @@ def format_interval(low: Any, high: Any) -> str:
     return f"[{format_percent(low)}, {format_percent(high)}]"
 
 
-def format_model_name(defense: Any, seed: Any, is_control: Any, selection: Any) -> str:
-    """Name a model after its defense: 'at', 'at (seed 1)', 'standard (control, seed 1)', 'at, best epoch'."""
+def format_model_name(defense: Any, seed: Any, is_control: Any, selection: Any, verdict: Any = None) -> str:
+    """Name a model after its defense: 'at', 'at (seed 1)', 'standard (control, seed 1)', 'at, best epoch'.
+
+    Args:
+        verdict: K/N, appended; other values, as of models without random outputs, are not.
+    """
     marks = ["control"] if bool(is_control) else []
     marks += [f"seed {seed:g}"] if seed else []
     name = f"{defense} ({', '.join(marks)})" if marks else str(defense)
-    return f"{name}{SELECTION_MARKS.get(selection, '')}"
+    judged = f", verdict {verdict}" if isinstance(verdict, str) else ""
+    return f"{name}{SELECTION_MARKS.get(selection, '')}{judged}"
 
 
 def format_budgets(rows: pd.DataFrame) -> pd.Series:
@@ -77,8 +82,8 @@ def format_budgets(rows: pd.DataFrame) -> pd.Series:
 
 
 def iter_groups(rows: pd.DataFrame, by: list[str]) -> Iterator[pd.DataFrame]:
-    """Iterate over groups in order of first appearance. Missing values form a group."""
-    for _, group in rows.groupby(by, dropna=False, sort=False):
+    """Iterate over groups in order of first appearance. Missing values form a group; columns may be missing."""
+    for _, group in rows.groupby([name for name in by if name in rows], dropna=False, sort=False):
         yield group
 
 
@@ -89,7 +94,7 @@ def iter_rows(rows: pd.DataFrame) -> Iterator[Any]:
 
 def label_model(model_rows: pd.DataFrame) -> str:
     """Return a model's name from its rows, with '(transfer source)' if it was trained only for transfer examples."""
-    name = format_model_name(*model_rows.iloc[0][NAME_COLUMNS])
+    name = format_model_name(*model_rows.iloc[0].reindex(NAME_COLUMNS))  # an older table lacks the verdict
     is_source = (model_rows["source_digest"].astype(str) == model_rows["weights_digest"].astype(str)).all()
     return f"{name} (transfer source)" if is_source else name
 

@@ -20,7 +20,7 @@ from robobench.store.artifacts import QUARANTINE_MARKS, Store
 if TYPE_CHECKING:
     import pandas as pd
 
-VERSION = 1  # raise it when a column of the rows is added, or gets other values from the same records
+VERSION = 2  # raise it when a column of the rows is added, or gets other values from the same records
 MIN_RECORDS = 1000  # fewer are read in less than a second
 KIND, NAME = "index", "rows"
 OWN_COLUMNS = ("_key", "_training", "_depends_on", "_order", "_group")  # beside those of the rows

@@ -46,10 +46,12 @@ COLUMNS = [
     *("train_forwards", "total_train_forwards", "passes"),  # training cost in forward passes, where declared
     *("train_cpu_seconds", "total_train_cpu_seconds"),
     *("compiled", "stage_memory", "budget_reduced", "budget_standard", "search_precision"),
-    *("resolution", "forward_flops", "train_flops", "total_train_flops", "extra"),
+    *("resolution", "forward_flops", "train_flops", "total_train_flops", "extra", "verdict"),
 ]
 # Missing in older tables, from some column on.
-OPTIONAL_COLUMNS = ["stage_memory", "resolution", "forward_flops", "train_flops", "total_train_flops", "extra"]
+OPTIONAL_COLUMNS = [
+    *("stage_memory", "resolution", "forward_flops", "train_flops", "total_train_flops", "extra", "verdict")
+]
 COST_COLUMNS = [
     *("train_seconds", "total_train_seconds", "warmup_seconds", "peak_memory_bytes"),
     *("train_forwards", "total_train_forwards", "train_cpu_seconds", "total_train_cpu_seconds"),
@@ -343,14 +345,17 @@ def parse_rows(table: Any) -> pd.DataFrame:
     return plain_types(pd.read_csv(table, dtype=dict.fromkeys(DIGESTS, str), keep_default_na=True))
 
 
-def read_rows(place: Path) -> pd.DataFrame:
+def read_rows(place: Path, more: Collection[str] = ()) -> pd.DataFrame:
     """Read the rows of a store from its records, or the rows.csv of a folder without records.
+
+    Args:
+        more: columns of the index to add, where there are records.
 
     Raises:
         RequestError: there are no rows, or rows.csv is not a table of rows.
         ArtifactError: a record of the store is damaged.
     """
-    file, found = place / "rows.csv", _all_rows(place, COLUMNS)
+    file, found = place / "rows.csv", _all_rows(place, [*COLUMNS, *more])
     if not found.empty:
         return found
     if not file.is_file():

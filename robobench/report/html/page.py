@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +51,17 @@ ModelFolders = dict[tuple[Any, ...], str]  # (defense, seed, digest of the weigh
 NamedModels = list[tuple[str, pd.DataFrame, str | None]]  # name in tables, rows, folder in the store
 
 
-def make_sections(rows: pd.DataFrame, place: Path, data_dir: Path | None = None) -> list[Section]:
+def make_sections(
+    rows: pd.DataFrame, place: Path, data_dir: Path | None = None, keys: Collection[str] | None = None
+) -> list[Section]:
     """Collect everything that a store or snapshot contains. What is not available is replaced by a note.
 
     Args:
         data_dir: folder of data sets, for figures of images.
+        keys: of the records to read; default: all of the store.
     """
     store = Store(place)
-    repro = ReproCommands(place)
+    repro = ReproCommands(place, keys)
     folders: ModelFolders = {}
     for name, config in repro.configs.items():
         files = store.manifest(store.folder("model", name))["files"]

@@ -159,3 +159,10 @@ def test_recipes_apply_to_their_defenses(preset, tmp_path):
 def preset_radii(preset):
     below = RECIPES.get(RECIPES[preset].get("over", ""), {})
     return {**below.get("run", {}), **RECIPES[preset].get("run", {})}.get("linf_eps")
+
+
+def test_damaged_init_is_refused_before_training(tmp_path, five_classes):
+    five_classes.write_bytes(five_classes.read_bytes()[:-100])
+    with pytest.raises(RequestError, match=r"five\.safetensors"):
+        plan(tmp_path / "runs", init=str(five_classes))
+    assert not (tmp_path / "runs").exists()

@@ -6,7 +6,8 @@ import numpy as np
 from robobench.attacks.transfer import Transfer, TransferConfig
 from robobench.core.threat import ThreatModel
 from robobench.execution.reproduce import _attack_of
-from robobench.planning.repro_command import group_by_command, non_default_settings
+from robobench.planning.repro_command import ReproCommands, group_by_command, non_default_settings
+from tests.helpers.boards import BOARD
 
 
 def test_cells_of_several_commands_are_grouped():
@@ -33,3 +34,9 @@ def test_transfer_file_is_reproduced_by_name_alone(tmp_path):
     again = _attack_of({"attack": attack.name, "config": config, "norm": "Linf", "eps": 0.1})
     assert again.name == attack.name and again.config == attack.config
     assert non_default_settings("attack", attack.name, config, "quick", "cnn") == []  # the name says it all
+
+
+def test_only_named_records_are_read():
+    keys = sorted(folder.name for folder in (BOARD / "artifacts" / "evaluations").iterdir())[:3]
+    found = ReproCommands(BOARD, keys).records
+    assert sorted(record["key"] for records in found.values() for record in records) == keys

@@ -109,3 +109,15 @@ def test_sort_filter_and_columns_select_what_is_shown():
     ):
         with pytest.raises(RequestError, match=re.escape(message)):
             leaderboard(rows, **wrong)
+
+
+def test_verdicts_of_one_model_are_two_lines():
+    """The records of a random model under two verdicts are never combined, nor shown under one name."""
+    rows = make_table_rows({"at": 0.4}, threats=[("Linf", 0.1)])
+    other = make_table_rows({"at": 0.3}, threats=[("Linf", 0.1)])
+    lines = rank_models(pd.concat([rows.assign(verdict="11/20"), other.assign(verdict="1/20")], ignore_index=True))
+    assert list(zip(lines["defense"], lines["worst"], lines["transfer"], strict=True)) == [
+        ("at, verdict 11/20", 0.4, 0.5),
+        ("at, verdict 1/20", 0.3, pytest.approx(0.4)),
+    ]
+    assert list(rank_models(rows.drop(columns="verdict"))["defense"]) == ["at"]

@@ -63,10 +63,10 @@ def test_page_is_offline_escaped_and_exports_everything(tmp_path):
 
 def test_page_of_a_thousand_rows_is_small(tmp_path):
     rows = make_table_rows({f"d{i}": 0.9 - i / 100 for i in range(63)}, ATTACKS)
-    start = time.monotonic()
+    start = time.process_time()
     (page,) = write_report(rows.head(1000), tmp_path)
     assert page.stat().st_size < 2e6
-    assert time.monotonic() - start < 40  # 20 s on an idle machine
+    assert time.process_time() - start < 40  # 20 s on an idle machine
 
 
 def test_leaderboards_alone_import_no_torch():
