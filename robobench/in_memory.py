@@ -319,9 +319,13 @@ def benchmark(
     to_disk: bool = False,
     model_name: str | None = None,
     data_dir: str | Path | None = None,
+    corruptions_data_dir: str | None = None,
     device: str | torch.device | None = None,
     batch_size: int = 32,
     eps: str | float | None = None,
+    log_path: str | None = None,
+    preprocessing: Any = None,
+    aa_state_path: str | Path | None = None,
 ) -> tuple[float, float]:
     """Return clean accuracy and robust accuracy under AutoAttack, as fractions: RobustBench's function.
 
@@ -330,24 +334,27 @@ def benchmark(
 
     Args:
         model: images in [0, 1] -> logits. It is moved to `device`.
-        dataset: a name or RobustBench's enum: cifar10, cifar100; every data set of robobench works.
-        threat_model: Linf, L2 or L1, or RobustBench's enum.
-        to_disk, model_name: refused; `robobench evaluate --model-info FILE` writes RobustBench's JSON.
+        dataset, threat_model: a name or RobustBench's enum; every data set of robobench, and Linf, L2 or L1.
+        to_disk, corruptions_data_dir, log_path, preprocessing, aa_state_path: refused;
+            `robobench evaluate --model-info FILE` writes RobustBench's JSON, and resumes. `model_name` is not used.
         data_dir: default: robobench's folder for data sets.
 
     Raises:
         RequestError: a wrong or unsupported argument, or a missing data set.
     """
     norm, name = getattr(threat_model, "value", threat_model), getattr(dataset, "value", dataset)
-    if to_disk or norm == "corruptions":
-        what = "to_disk=True" if to_disk else "threat_model='corruptions'"
-        raise RequestError(f"benchmark does not support {what}; use robobench evaluate --model-info FILE")
+    refused: dict[str, Any] = {
+        "to_disk": to_disk or None,
+        "threat_model": "corruptions" if norm == "corruptions" else None,
+    }
+    others = ("corruptions_data_dir", "log_path", "preprocessing", "aa_state_path")
+    refused |= dict(zip(others, (corruptions_data_dir, log_path, preprocessing, aa_state_path), strict=True))
+    if given := [f"{argument}={value!r}" for argument, value in refused.items() if value is not None]:
+        raise RequestError(f"benchmark does not support {given[0]}; use robobench evaluate --model-info FILE")
     if eps is None:
         raise RequestError(f"eps is missing; give the radius of the {norm} ball, such as eps=8/255")
-    if device is not None:
-        model = model.to(device)
     result = evaluate_model(
-        model,
+        model if device is None else model.to(device),
         dataset=name,
         data_dir=data_dir,
         examples=n_examples,

@@ -31,7 +31,7 @@ def main(
 
     tables: dict[str, Callable[[], Sequence[tuple[str, ...]]]] = {
         "defenses": lambda: _defenses(check, plugin or []),
-        "attacks": lambda: _plugins("attack", check, plugin or []),
+        "attacks": lambda: _attacks(check, plugin or []),
         "models": _models,
         "datasets": _datasets,
         "presets": _presets,
@@ -68,6 +68,18 @@ def _defenses(check: bool, files: list[str]) -> list[tuple[str, ...]]:
     return lines
 
 
+def _attacks(check: bool, files: list[str]) -> list[tuple[str, ...]]:
+    """Return name and summary of every attack; those of other libraries last, under a title each."""
+    from robobench.plugins.discovery import discover
+
+    lines: list[tuple[str, ...]] = list(_plugins("attack", check, files))
+    for library in sorted({found.library for found in discover("attack").values() if found.library}):
+        group = [cells for cells in lines if cells[0].startswith(f"{library}-")]
+        title = (f"every attack of {library}; its parameters: --set {group[0][0]}.NAME=VALUE",)
+        lines = [cells for cells in lines if cells not in group] + [title, *group]
+    return lines
+
+
 def _plugins(kind: str, check: bool, files: list[str]) -> list[tuple[str, str]]:
     from robobench.errors import PluginError
     from robobench.plugins.discovery import add_plugin_file, discover, load_plugin
@@ -76,7 +88,7 @@ def _plugins(kind: str, check: bool, files: list[str]) -> list[tuple[str, str]]:
         add_plugin_file(file)
     lines = []
     for name, found in sorted(discover(kind).items()):
-        text = found.summary + (f" [{found.origin}]" if found.origin != "robobench" else "")
+        text = found.summary + (f" [{found.origin}]" if found.origin not in ("robobench", found.library) else "")
         if check:
             try:
                 load_plugin(kind, name)

@@ -126,16 +126,32 @@ class AutoAttack:
 
     @overload
     def run_standard_evaluation(
-        self, x_orig: Tensor, y_orig: Tensor, bs: int = 250, return_labels: Literal[False] = False
+        self,
+        x_orig: Tensor,
+        y_orig: Tensor,
+        bs: int = 250,
+        return_labels: Literal[False] = False,
+        state_path: None = None,
     ) -> Tensor: ...
 
     @overload
     def run_standard_evaluation(
-        self, x_orig: Tensor, y_orig: Tensor, bs: int = 250, *, return_labels: Literal[True]
+        self,
+        x_orig: Tensor,
+        y_orig: Tensor,
+        bs: int = 250,
+        *,
+        return_labels: Literal[True],
+        state_path: None = None,
     ) -> tuple[Tensor, Tensor]: ...
 
     def run_standard_evaluation(
-        self, x_orig: Tensor, y_orig: Tensor, bs: int = 250, return_labels: bool = False
+        self,
+        x_orig: Tensor,
+        y_orig: Tensor,
+        bs: int = 250,
+        return_labels: bool = False,
+        state_path: str | Path | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Attack every image that is classified correctly with one attack after the other until one succeeds.
 
@@ -143,10 +159,13 @@ class AutoAttack:
             x_orig: (N, C, H, W) float in [0, 1].
             y_orig: (N,) int64.
             bs: batch size.
+            state_path: refused unless None; `robobench evaluate` resumes by itself.
 
         Returns:
             Images (N, C, H, W), unchanged where no attack succeeded; with `return_labels`, their predictions (N,) too.
         """
+        if state_path is not None:
+            raise RequestError(f"state_path='{state_path}' is not supported; robobench evaluate resumes by itself")
         self._print(f"using {self.version} version including {', '.join(self.attacks_to_run)}")
         adv, robust = self._run(x_orig, y_orig, bs, self.attacks_to_run, self._log)
         distance = ThreatModel(self.norm, self.epsilon).distance(adv, x_orig).max()

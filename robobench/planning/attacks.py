@@ -40,7 +40,7 @@ def plan_attacks(settings: Settings) -> list[AttackSpec]:
         reason = cls.why_unsupported(ThreatModel(norm, 0.1))
         if reason:
             if request.attacks is not None:
-                raise RequestError(f"{reason}; leave '{name}' out or choose another --norm")
+                raise RequestError(f"{reason}; leave '{name}' out" + (" or choose another --norm" if cls.norms else ""))
             settings.note(f"{reason}; left out of the default attacks")
             continue
         norms_used.add(norm)
@@ -87,12 +87,16 @@ def check_one_ball(file: Path, attacks: Iterable[Attack]) -> Path:
 def gradient_free_attacks(make_config: Callable[[Any, str], Any], attacks: list[Attack]) -> list[Attack]:
     """Return every other registered gradient-free attack that can be imported, at the threats of `attacks`.
 
+    Those of other libraries are left out.
+
     Args:
         make_config: maps an attack class and its name to the attack's config.
     """
     taken = {(attack.name, attack.threat) for attack in attacks}
     out: list[Attack] = []
-    for name in sorted(discover("attack")):
+    for name, plugin in sorted(discover("attack").items()):
+        if plugin.library is not None:
+            continue
         try:
             cls = load_attack(name)
         except PluginError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import types
 import typing
@@ -20,7 +21,13 @@ def parse_value(text: str, kind: Any, what: str) -> Any:
     options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     if types.NoneType in options and text.lower() == "none":
         return None
-    kind = next(option for option in options if option is not types.NoneType)
+    kind, *others = [option for option in options if option is not types.NoneType]
+    if others:  # int | float: the first that fits
+        for option in (kind, *others):
+            with contextlib.suppress(RequestError):
+                return parse_value(text, option, what)
+        names = " or ".join(option.__name__ for option in (kind, *others))
+        raise RequestError(f"{what} takes a value of type {names}, got '{text}'")
     try:
         if kind is bool:
             return {"true": True, "false": False, "1": True, "0": False}[text.lower()]

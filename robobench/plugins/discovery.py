@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from robobench.core.imports import EXTRAS, import_file, install_hint
-from robobench.core.registry import ATTACKS, DEFENSES, TRACKERS, unknown_name
+from robobench.core.registry import ATTACKS, DEFENSES, TRACKERS, library_name, unknown_name
 from robobench.errors import PluginError, RequestError
 
 KINDS = {"defense": "defenses", "attack": "attacks"}  # kind -> folder, entry-point group, registry
@@ -43,6 +43,7 @@ class Plugin:
     origin: str  # "robobench", the distribution's name, or the file's path
     card: Mapping[str, str] = field(default_factory=dict)  # lines "Family:" and "Cost:" of its file's docstring
     requires: tuple[str, ...] = ()  # defenses that must be trained first, if the class says so in a literal
+    library: str | None = None  # the package whose class it adapts, with all others of the package
 
 
 def builtin_folder(kind: str) -> Path:
@@ -54,18 +55,19 @@ def builtin_folder(kind: str) -> Path:
 
 @dataclass(frozen=True)
 class _Registration:
-    """What a file's text says of a class that it registers."""
+    """What a file's text says of a class that it registers, or of a library whose classes it adapts."""
 
     kind: str
-    name: str
+    name: str  # of the library if `is_library`
     summary: str
     card: Mapping[str, str] = field(default_factory=dict)
     requires: tuple[str, ...] = ()
+    is_library: bool = False
 
 
 @cache
 def _find_registrations(source: str) -> list[_Registration]:
-    """Return every class decorated with `@DEFENSES.register`, `@ATTACKS.register` or `@TRACKERS.register`."""
+    """Return what is decorated with `register` or `register_library` of DEFENSES, ATTACKS or TRACKERS."""
     registrations = []
     tree = ast.parse(source)
     card = dict(re.findall(r"^(Family|Cost):\s+(.+)$", ast.get_docstring(tree) or "", re.MULTILINE))
@@ -73,12 +75,16 @@ def _find_registrations(source: str) -> list[_Registration]:
         for decorator in getattr(node, "decorator_list", []):
             match decorator:
                 case ast.Call(
-                    func=ast.Attribute(value=ast.Name(id=registry) | ast.Attribute(attr=registry), attr="register"),
+                    func=ast.Attribute(
+                        value=ast.Name(id=registry) | ast.Attribute(attr=registry),
+                        attr="register" | "register_library" as how,
+                    ),
                     args=[ast.Constant(value=str(name))],
                 ) if registry in ("DEFENSES", "ATTACKS", "TRACKERS"):
                     kind = registry[:-1].lower()
                     summary = (ast.get_docstring(node) or "").split("\n")[0]  # type: ignore[arg-type]
-                    registrations.append(_Registration(kind, name, summary, card, _required(node)))
+                    of_library = how == "register_library"
+                    registrations.append(_Registration(kind, name, summary, card, _required(node), of_library))
     return registrations
 
 
@@ -95,6 +101,31 @@ def _required(node: ast.stmt) -> tuple[str, ...]:
             case ast.Assign(targets=[ast.Name(id="requires")], value=ast.Dict(values=values)):
                 return tuple(str(value.value) for value in values if isinstance(value, ast.Constant))
     return ()
+
+
+@cache
+def library_classes(package: str) -> dict[str, str]:
+    """Return the plug-in names of the classes in a package's `__all__`, and what each is; {} if it is not installed.
+
+    Nothing is imported: names and first lines of docstrings are read from the files.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        return {}
+    classes, modules = list[str](), dict[str, str]()
+    for node in ast.parse(Path(spec.origin).read_text()).body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id="__all__")], value=value):
+                classes = ast.literal_eval(value)
+            case ast.ImportFrom(module=str(module), names=names, level=1):
+                modules |= {alias.name: module for alias in names}
+    out = {}
+    for name in classes:
+        file = Path(spec.origin).parent.joinpath(*modules.get(name, "").split(".")).with_suffix(".py")
+        text = file.read_text() if file.is_file() else ""
+        about = re.search(rf'^class {name}\b.*:\s+r?"""\s*(.+)', text, re.MULTILINE)
+        out[library_name(package, name)] = f"{package}.{name}" + (f": {about[1].strip()}" if about else "")
+    return out
 
 
 def add_plugin_file(path: str | Path) -> None:
@@ -133,6 +164,15 @@ def discover(kind: str) -> dict[str, Plugin]:
         RequestError: two plug-ins have the same name.
     """
     plugins: dict[str, Plugin] = {}
+    of_libraries: dict[str, Plugin] = {}
+
+    def add_all(registrations: list[_Registration], module: str, origin: str) -> None:
+        for r in registrations:
+            if r.kind == kind and r.is_library:
+                for name, summary in library_classes(r.name).items():
+                    of_libraries[name] = Plugin(kind, name, summary, module, r.name, library=r.name)
+            elif r.kind == kind:
+                add(Plugin(kind, r.name, r.summary, module, origin, r.card, r.requires))
 
     def add(plugin: Plugin) -> None:
         other = plugins.get(plugin.name)
@@ -150,18 +190,14 @@ def discover(kind: str) -> dict[str, Plugin]:
                 registered = _read_registrations(source, source.stat().st_mtime_ns)
             except SyntaxError as err:  # a broken file must not hide the others; loading it raises
                 registered = [_Registration(kind, path.stem, f"not valid Python: {err.msg}, line {err.lineno}")]
-            for r in registered:
-                if r.kind == kind:
-                    add(Plugin(kind, r.name, r.summary, module, "robobench", r.card, r.requires))
+            add_all(registered, module, "robobench")
     for entry in _entry_points(f"robobench.{FOLDERS[kind]}", tuple(sys.path)):
         origin = entry.dist.name if entry.dist else "an installed package"
         summary = str(entry.dist.metadata["Summary"] or "") if entry.dist else ""
         add(Plugin(kind, entry.name, summary, entry.module, origin))
     for module, file in _plugin_files.items():
-        for r in _find_registrations(file.read_text()):
-            if r.kind == kind:
-                add(Plugin(kind, r.name, r.summary, module, str(file), r.card, r.requires))
-    return plugins
+        add_all(_find_registrations(file.read_text()), module, str(file))
+    return of_libraries | plugins
 
 
 def _import_module(module: str) -> Any:

@@ -9,7 +9,7 @@ import torch
 from robobench.plugins.discovery import KINDS, discover
 from robobench.testing import Blobs, check_plugin
 
-NAMES = [(kind, name) for kind in KINDS for name in discover(kind)]
+NAMES = [(kind, name) for kind in KINDS for name, found in discover(kind).items() if found.library is None]
 BAD_ATTACKS = '''
 import torch
 from robobench.api import ATTACKS, Attack, DEFAULT_OPTIONS

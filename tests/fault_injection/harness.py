@@ -90,7 +90,7 @@ def preload() -> None:
     from robobench.plugins.discovery import discover, load_plugin
 
     for kind in ("defense", "attack"):
-        for name in discover(kind):
+        for name in (name for name, found in discover(kind).items() if found.library is None):
             load_plugin(kind, name)
     digits = robobench.data.digits
     digits._read_scans = functools.cache(digits._read_scans)

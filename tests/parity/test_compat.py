@@ -161,6 +161,17 @@ def test_unsupported_autoattack_is_refused(values, message):
         AutoAttack(nn.Linear(2, 2), **values)
 
 
+def test_state_path_of_reference_script_is_none_only(digits_net, batch):
+    """auto-attack's examples/eval.py passes `state_path=None`."""
+    images, labels = batch[0][:2], batch[1][:2]
+    attack = AutoAttack(digits_net, eps=0.1, version="custom", attacks_to_run=["apgd-ce"], verbose=False)
+    attack.apgd.n_iter = 2
+    attack.apgd.n_restarts = 1
+    assert attack.run_standard_evaluation(images, labels, bs=2, state_path=None).shape == images.shape
+    with pytest.raises(RequestError, match="state_path='state.json' is not supported"):
+        attack.run_standard_evaluation(images, labels, state_path="state.json")
+
+
 def test_unknown_settings_are_refused(digits_net, batch):
     with pytest.raises(AttributeError):
         AutoAttack(digits_net, verbose=False).apgd.n_iters = 5  # type: ignore[attr-defined]
