@@ -343,10 +343,7 @@ def benchmark(
         RequestError: a wrong or unsupported argument, or a missing data set.
     """
     norm, name = getattr(threat_model, "value", threat_model), getattr(dataset, "value", dataset)
-    refused: dict[str, Any] = {
-        "to_disk": to_disk or None,
-        "threat_model": "corruptions" if norm == "corruptions" else None,
-    }
+    refused: dict[str, Any] = {"to_disk": to_disk or None, "threat_model": norm if norm == "corruptions" else None}
     others = ("corruptions_data_dir", "log_path", "preprocessing", "aa_state_path")
     refused |= dict(zip(others, (corruptions_data_dir, log_path, preprocessing, aa_state_path), strict=True))
     if given := [f"{argument}={value!r}" for argument, value in refused.items() if value is not None]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from robobench.cli import options as o
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 HELP = "Write the report of a store. One HTML file that works offline; figures and tables on request."
 EPILOG = """
@@ -78,19 +82,26 @@ def main(
             print(update_tables)
         return 0
     from robobench.report.export import write_report
-    from robobench.report.leaderboard import filter_rows
-    from robobench.results.rows import read_rows
 
     store = place or out
-    origin = ["_key", "_training"] if filter_ else []
-    rows = read_rows(store, origin)
-    chosen, keys = filter_rows(rows, filter_ or ()), None
-    if "_key" in chosen:  # the records of the chosen models are all that the page needs
-        keys = set(rows.loc[rows["_training"].isin(set(chosen["_training"])), "_key"])
-        chosen = chosen.drop(columns=origin)
+    chosen, keys = _choose(store, filter_ or ())
     for path in write_report(chosen, store, html=html, figures=figures, export=export, data_dir=data_dir, keys=keys):
         print(path)
     return 0
+
+
+def _choose(store: Path, filters: Sequence[str]) -> tuple[pd.DataFrame, set[str] | None]:
+    """Return the rows that pass the filters, and the keys of the records that a page of them needs; None: all."""
+    from robobench.report.leaderboard import filter_rows
+    from robobench.results.rows import read_rows
+
+    origin = ["_key", "_training"] if filters else []
+    rows = read_rows(store, origin)
+    chosen = filter_rows(rows, filters)
+    if "_key" not in chosen:
+        return chosen, None
+    keys = set(rows.loc[rows["_training"].isin(set(chosen["_training"])), "_key"])
+    return chosen.drop(columns=origin), keys
 
 
 def _write_study(store: Path, file: Path) -> None:

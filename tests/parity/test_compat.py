@@ -168,8 +168,8 @@ def test_state_path_of_reference_script_is_none_only(digits_net, batch):
     attack.apgd.n_iter = 2
     attack.apgd.n_restarts = 1
     assert attack.run_standard_evaluation(images, labels, bs=2, state_path=None).shape == images.shape
-    with pytest.raises(RequestError, match="state_path='state.json' is not supported"):
-        attack.run_standard_evaluation(images, labels, state_path="state.json")
+    with pytest.raises(RequestError, match=r"state_path='state\.json' is not supported"):
+        attack.run_standard_evaluation(images, labels, state_path="state.json")  # type: ignore[call-overload]
 
 
 def test_unknown_settings_are_refused(digits_net, batch):
