@@ -121,7 +121,7 @@ def _print_total(plan: Plan, estimate: _Estimate, console: Console) -> None:
         f"{format_duration(training)}, attacks {format_duration(attacks)} at most), {format_bytes(memory)} of memory "
         "at most"
         # The parts of an array are removed when it is complete.
-        + (f", {format_bytes(sum(disk) + max(disk))} of disk at most for stored training images" if disk else ""),
+        + (f", {format_bytes(sum(disk) + max(disk))} of disk at most for images and values per image" if disk else ""),
         highlight=False,
     )
     for hint in _cheaper(plan, estimate):

@@ -32,6 +32,7 @@ from robobench.training.base import (
     check_kept_perturbations,
 )
 from robobench.training.context import TrainRuntime, build_objective
+from robobench.training.image_state import MAX_FILES
 
 PROFILE_PIXELS = 32 * 32 * 32  # of a profiled batch on a CPU: 32 images of 32 px; fewer would not fill a step
 MIN_STEP_SECONDS = 1.0  # a shorter step is taken twice, since the first one includes one-off costs
@@ -68,7 +69,7 @@ class StageCost:
     measured_bytes: int  # peak of the profiled step
     forward_equivalents: float | None  # per image, as declared
     key: str  # of the stage in the store
-    disk_bytes: int = 0  # of the array of a Precompute stage, at most
+    disk_bytes: int = 0  # of the array of a Precompute stage, or of values per image while it trains, at most
 
     @property
     def seconds(self) -> float:
@@ -180,6 +181,7 @@ def _profile_train(
         measured_bytes=measured,
         forward_equivalents=stage_forward_equivalents(stage),
         key=key,
+        disk_bytes=MAX_FILES * plan.train_images * stage.image_state.bytes if stage.image_state else 0,
     )
 
 

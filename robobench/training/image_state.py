@@ -15,6 +15,8 @@ from torch import Tensor
 from robobench.distributed import collectives
 from robobench.store.artifacts import wrap_write_errors
 
+MAX_FILES = 4  # at once: the two of the newest checkpoint, the one that an epoch reads, and the one that it writes
+
 
 class ImageState:
     """Float32 values of shape `shape` for every training image. What an epoch writes is read by the next one.

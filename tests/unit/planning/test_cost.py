@@ -72,3 +72,11 @@ def test_dry_run_suggests_fastest_batch_size(tmp_path, monkeypatch, fits, batch_
     assert max(taken) <= 360
     assert cost.batch_size_speeds(plan, plan.models[0], 1.0) == {}
     assert note is None if named is None else note is not None and named in note
+
+
+def test_disk_estimate_counts_values_per_image(tmp_path):
+    """Two float32 images for every training image, in at most four files."""
+    request = ExperimentConfig(defenses=("fgsm-pgi",), out=tmp_path, protocol="white-box", threads=1)
+    plan = make_plan(replace(request, sets=("run.train_images=64",)))
+    (found,) = cost.profile_stages(plan, plan.models[0], 2)
+    assert found.disk_bytes == 4 * 64 * 2 * 4 * 3 * 32 * 32
