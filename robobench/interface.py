@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -219,6 +220,7 @@ def score(
     if callable(flags.get("model")):
         dataset, examples = flags.pop("dataset", None), flags.pop("examples", None)
         images, labels = read_images(images, labels, dataset, flags.pop("data_dir", None), examples)
+        notes, count = list[str](), len(labels)
         model, batch_size = as_module(flags.pop("model")), flags.pop("batch_size", EVAL_BATCH_SIZE)
         device = torch.device(flags.pop("device", None) or device_of(model, images))
         if flags:
@@ -229,11 +231,15 @@ def score(
         dataset, examples = planner.request.dataset, planner.request.examples
         index = torch.arange(min(examples or len(adv), len(test)))
         images, labels = test.images(index), test.labels[index]
-        batch_size = planner.settings.run.eval_batch_size
+        batch_size, notes = planner.settings.run.eval_batch_size, [*planner.settings.notes]
+        count = min(examples or len(test), len(test))
+    if len(adv) < count:
+        notes.append(f"{len(adv)} images were submitted for {count} test images; the score is of the first {len(adv)}")
     if not isinstance(submitted, Tensor):
         check_file_labels(Path(submitted), labels)
     data, judged = TensorImages(images, labels, device), adapt_model(model, None, Randomness.parse(None, verdict))
-    return score_images(judged.to(device), adv[:examples], data, one_threat(norm, eps, dataset), batch_size)
+    found = score_images(judged.to(device), adv[:examples], data, one_threat(norm, eps, dataset), batch_size)
+    return replace(found, notes=tuple(notes))
 
 
 def corruptions(

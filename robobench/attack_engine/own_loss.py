@@ -12,7 +12,8 @@ from typing import cast
 from torch import Tensor
 
 from robobench.core.imports import import_file
-from robobench.errors import RequestError, one_line
+from robobench.core.losses import is_misclassified
+from robobench.errors import GradientError, RequestError, one_line
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
@@ -46,9 +47,20 @@ class OwnLossConfig:
                 raise RequestError(
                     f"loss '{self.loss}' must return one value per image, {tuple(labels.shape)}, got {got}"
                 )
+            correct = ~is_misclassified(logits.detach(), labels)
+            if logits.requires_grad and bool(correct.any()):
+                logits.register_hook(lambda grad: self._check(grad[correct]))  # type: ignore[no-untyped-call]
             return losses
 
         return loss
+
+    def _check(self, grad: Tensor) -> None:
+        """Raise GradientError if the gradient (B, K) is zero everywhere: the attack could not move."""
+        if not bool(grad.any()):
+            raise GradientError(
+                f"loss '{self.loss}' has a gradient of 0 at all {len(grad)} images of a batch that are classified "
+                "correctly, so the attack cannot move; return a loss that grows with the wrong logits"
+            )
 
 
 def _file_of(text: str) -> Path:

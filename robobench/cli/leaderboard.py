@@ -90,6 +90,10 @@ def main(
     if published:
         return _print_published(str(place) if place else None)
     if union is not None:
+        if columns is not None:
+            from robobench.errors import RequestError
+
+            raise RequestError("--union has columns of its own; leave --columns out")
         return _print_union(o.fetch_place(place, weights=False) or out, union, form)
     if baseline is not None:
         return _print_gains(o.fetch_place(place, weights=False) or out, baseline, form, filter_ or ())

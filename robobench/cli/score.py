@@ -79,6 +79,8 @@ def main(
         write_atomic(json_file, json.dumps(found.as_dict(), indent=1) + "\n")
     for line in describe(found):
         print(line)
+    for note in found.notes:
+        typer.echo(f"note: {note}", err=True)
     return int(any(found.reasons))
 
 

@@ -29,6 +29,7 @@ class Score:
         success: (N,) bool, the submitted image lies in the ball and in [0, 1], and is misclassified.
         distances: (N,) float64, between submitted and clean images; NaN if an image is not finite.
         reasons: why each image does not count, "" where it does.
+        notes: how model and data were read, and whether the file has fewer images than the data.
     """
 
     threat: ThreatModel
@@ -36,6 +37,7 @@ class Score:
     success: Tensor
     distances: Tensor
     reasons: tuple[str, ...]
+    notes: tuple[str, ...] = ()  # on the model, the data and the file
 
     @property
     def robust(self) -> Tensor:

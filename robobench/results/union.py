@@ -48,7 +48,7 @@ def union_rows(records: list[EvaluationRecord], threats: list[Threat]) -> pd.Dat
     """
     import pandas as pd
 
-    names = [f"{norm} {format_eps(eps)}" for norm, eps in threats]
+    names = [_format(*threat) for threat in threats]
     rows = []
     for group in group_by_model(records).values():
         done = [r for r in group if r["protocol"] == "white-box" and r["status"] == "ok"]
@@ -62,6 +62,10 @@ def union_rows(records: list[EvaluationRecord], threats: list[Threat]) -> pd.Dat
     return frame.sort_values("union_accuracy", ascending=False, kind="stable", na_position="last", ignore_index=True)
 
 
+def _format(norm: str, eps: float) -> str:
+    return f"{norm} {format_eps(eps)}"
+
+
 def _row(
     group: list[EvaluationRecord],
     done: list[EvaluationRecord],
@@ -72,7 +76,11 @@ def _row(
     used = [r for r in done if (r["threat_norm"], r["threat_eps"]) in threats]
     row = {name: values[name] for name in FACTS} | {"clean_accuracy": clean_outcomes_of(used[0]).accuracy}
     row |= {name: None if outcomes is None else outcomes.accuracy for name, outcomes in worst.items()}
-    row["attacks"] = ",".join(sorted({r["attack"] for r in used}))
+    at = {
+        name: sorted({r["attack"] for r in used if _format(r["threat_norm"], r["threat_eps"]) == name})
+        for name in worst
+    }
+    row["attacks"] = "; ".join(f"{name}: {','.join(attacks)}" for name, attacks in at.items() if attacks)
     missing = [name for name, outcomes in worst.items() if outcomes is None]
     row["reason"] = f"no result at {', '.join(missing)}" if missing else ""
     if not missing:

@@ -6,7 +6,7 @@ from torch import nn
 
 import robobench
 from robobench.core.threat import ThreatModel
-from robobench.errors import RequestError
+from robobench.errors import GradientError, RequestError
 from robobench.planning.plan import AttackSpec
 from robobench.plugins.discovery import load_attack
 
@@ -16,6 +16,12 @@ def down(logits, labels):
 
 def mean(logits, labels):
     return logits.mean()
+
+def flat(logits, labels):
+    return 0 * logits.sum(1)
+
+def hinge(logits, labels):
+    return (logits[:, 0] - logits[:, 1]).clamp(max=0)
 """
 
 
@@ -36,6 +42,20 @@ def test_attack_increases_own_loss(name, losses):
     usual = robobench.attack(name, model, images, **flags)
     own = robobench.attack(name, model, images, loss=f"{losses}:down", **flags)
     assert torch.allclose(usual, images + 0.1, atol=1e-6) and torch.allclose(own, images - 0.1, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["pgd", "cw", "apgd-ce"])
+def test_own_loss_without_gradient_is_an_error(name, losses):
+    """An attack that cannot move would leave the clean accuracy as a robust one."""
+    model, images = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), torch.rand(3, 3, 2, 2)
+    labels = model(images).argmax(1)
+    with pytest.raises(GradientError, match=r"flat' has a gradient of 0 at all 3 images .* cannot move"):
+        robobench.attack(name, model, images, labels=labels, eps=0.1, loss=f"{losses}:flat")
+    adversarial = 1 - labels  # no image is classified correctly, where a hinge is flat with good reason
+    with torch.no_grad():
+        model[1].weight.zero_()
+        model[1].bias.copy_(torch.tensor([1.0, 0.0]))
+    robobench.attack(name, model, images, labels=torch.ones_like(adversarial), eps=0.1, loss=f"{losses}:hinge")
 
 
 def test_own_loss_is_part_of_key_and_budget(losses, tmp_path):

@@ -28,6 +28,9 @@ def test_score_counts_every_reason():
     assert found.reasons == ("", "", "outside Linf 0.1", "not finite", "", "outside [0, 1]")
     assert found.robust_accuracy == 4 / 6 and found.as_dict()["successes"] == 1
     assert torch.allclose(found.distances[:3], torch.tensor([0.1, 0.01, 0.25]).double(), atol=1e-7)
+    assert found.notes == ()
+    short = robobench.score(adv[:2], model=Threshold(), images=IMAGES, labels=LABELS, eps=0.1)
+    assert short.notes == ("2 images were submitted for 6 test images; the score is of the first 2",)
 
 
 def test_no_image_is_projected():

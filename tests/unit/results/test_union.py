@@ -29,7 +29,7 @@ def test_union_is_counted_by_image():
     row = union_rows(cells(), THREATS).iloc[0]
     assert (row["clean_accuracy"], row["union_accuracy"]) == (7 / 8, 3 / 8)
     assert (row["Linf 0.1"], row["L2 0.5"], row["L1 12"]) == (5 / 8, 5 / 8, 6 / 8)
-    assert row["attacks"] == "pgd,square" and row["reason"] == ""
+    assert row["attacks"] == "Linf 0.1: pgd; L2 0.5: pgd,square; L1 12: pgd" and row["reason"] == ""
 
 
 def test_missing_threat_gives_no_number():
