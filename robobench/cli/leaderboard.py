@@ -90,11 +90,7 @@ def main(
     if published:
         return _print_published(str(place) if place else None)
     if union is not None:
-        if columns is not None:
-            from robobench.errors import RequestError
-
-            raise RequestError("--union has columns of its own; leave --columns out")
-        return _print_union(o.fetch_place(place, weights=False) or out, union, form)
+        return _print_union(o.fetch_place(place, weights=False) or out, union, form, columns)
     if baseline is not None:
         return _print_gains(o.fetch_place(place, weights=False) or out, baseline, form, filter_ or ())
     from robobench.report.leaderboard_formats import leaderboard
@@ -136,14 +132,17 @@ def _print_gains(place: Path, baseline: str, form: str, filters: Sequence[str]) 
     return 0
 
 
-def _print_union(place: Path, text: str, form: str) -> int:
+def _print_union(place: Path, text: str, form: str, columns: str | None) -> int:
     """Print the models ranked by accuracy under the union of some threats."""
     from robobench.core.registry import unknown_name
+    from robobench.errors import RequestError
     from robobench.results.rows import read_records
     from robobench.results.union import parse_threats, union_rows
 
     if form not in ("table", "csv", "json"):
         raise unknown_name("format of --union", form, ("table", "csv", "json"))
+    if columns is not None:
+        raise RequestError("--union has columns of its own; leave --columns out")
     rows = union_rows(read_records(place), parse_threats(text))
     if form == "csv":
         print(rows.to_csv(index=False), end="")
