@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from robobench.cli import options as o
+from robobench.errors import RequestError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,6 +52,9 @@ def main(
             "CHANGES.md."
         ),
     ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="With --snapshot: defenses whose weights it includes; default: all.")
+    ] = None,
     update_tables: Annotated[
         Path | None,
         typer.Option(
@@ -69,17 +73,10 @@ def main(
     if study:
         _write_study(place or out, study)
         return 0
+    if weights is not None and snapshot is None:
+        raise RequestError("--weights chooses what a snapshot includes; give --snapshot FOLDER too")
     if snapshot or update_tables:
-        from robobench.report.board_folder import write_snapshot
-        from robobench.report.board_readme import update_file
-
-        if snapshot:
-            for line in write_snapshot(place or out, snapshot):
-                typer.echo(f"note: left out: {line}", err=True)
-            print(snapshot)
-        if update_tables:
-            update_file(update_tables)
-            print(update_tables)
+        _write_board(place or out, snapshot, o.split_names(weights), update_tables)
         return 0
     from robobench.report.export import write_report
 
@@ -102,6 +99,20 @@ def _choose(store: Path, filters: Sequence[str]) -> tuple[pd.DataFrame, set[str]
         return chosen, None
     keys = set(rows.loc[rows["_training"].isin(set(chosen["_training"])), "_key"])
     return chosen.drop(columns=origin), keys
+
+
+def _write_board(store: Path, snapshot: Path | None, weights: Sequence[str] | None, page: Path | None) -> None:
+    """Write the snapshot and update the tables of a page, whichever is given, and print their names."""
+    from robobench.report.board_folder import write_snapshot
+    from robobench.report.board_readme import update_file
+
+    if snapshot:
+        for line in write_snapshot(store, snapshot, weights_of=weights):
+            typer.echo(f"note: left out: {line}", err=True)
+        print(snapshot)
+    if page:
+        update_file(page)
+        print(page)
 
 
 def _write_study(store: Path, file: Path) -> None:

@@ -9,7 +9,7 @@ import io
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ def write_snapshot(
     keep: Callable[[EvaluationRecord], bool] = lambda record: True,
     intro: str = "",
     all_weights: bool = False,
+    weights_of: Collection[str] | None = None,
 ) -> list[str]:
     """Write the snapshot of a store: rows.csv, matrix.csv, README.md, CHANGES.md, study.toml, records, small weights.
 
@@ -51,6 +52,7 @@ def write_snapshot(
         keep: returns whether to include a record.
         intro: Markdown for a new README.
         all_weights: include large weights too, and for models with records also those that were not attacked.
+        weights_of: defenses whose weights are included; default: all.
 
     Returns:
         What was left out, one line each.
@@ -66,7 +68,7 @@ def write_snapshot(
     store, work = Store(root), folder.with_name(f".{folder.name}.building")
     with wrap_write_errors(folder):
         shutil.rmtree(work, ignore_errors=True)
-        left_out = _copy_artifacts(store, records, Store(work), all_weights)
+        left_out = _copy_artifacts(store, records, Store(work), all_weights, weights_of)
         rows = make_frame(read_records(work))
         (work / "rows.csv").write_text(rows.to_csv(index=False))
         (work / "matrix.csv").write_text(matrix_csv(rows))
@@ -121,11 +123,18 @@ def matrix_csv(rows: pd.DataFrame) -> str:
     return whole[[c for c in whole.columns if c not in last] + last].to_csv(index=False)
 
 
-def _copy_artifacts(store: Store, records: list[EvaluationRecord], target: Store, all_weights: bool) -> list[str]:
+def _copy_artifacts(
+    store: Store,
+    records: list[EvaluationRecord],
+    target: Store,
+    all_weights: bool,
+    weights_of: Collection[str] | None,
+) -> list[str]:
     """Copy the records, their models, the models these required, and the transfer sources; return what was left out."""
     wanted: dict[str, set[str]] = {}  # folder of a model -> selections attacked
     recipes = {r["key"]: store.manifest(store.folder("evaluations", r["key"]))["recipe"] for r in records}
-    folders = {json.loads((f / "config.json").read_text())["key"]: f.name for f in store.iter_artifacts("model")}
+    configs = {f.name: json.loads((f / "config.json").read_text()) for f in store.iter_artifacts("model")}
+    folders = {config["key"]: name for name, config in configs.items()}
     for record in records:
         stored = [s for s, file in WEIGHT_FILES.items() if (store.folder("model", record["training"]) / file).is_file()]
         wanted.setdefault(record["training"], set()).update([record["selection"], *(stored if all_weights else ())])
@@ -144,6 +153,8 @@ def _copy_artifacts(store: Store, records: list[EvaluationRecord], target: Store
         for file in (WEIGHT_FILES[selection] for selection in sorted(selections)):
             if not (folder / file).is_file():
                 left_out.append(f"{name}: its weights are not in '{store.root}'")
+            elif weights_of is not None and configs[name]["defense"] not in weights_of:
+                left_out.append(f"{name}: weights of a defense that was not named")
             elif (folder / file).stat().st_size > MAX_WEIGHT_BYTES and not all_weights:
                 left_out.append(f"{name}: weights of {(folder / file).stat().st_size / 2**20:.0f} MiB")
             else:

@@ -188,6 +188,13 @@ def test_large_weights_are_left_out_and_retrained(store, tmp_path, monkeypatch, 
     assert found.reproduced and found.robust[0] == found.robust[1]
 
 
+def test_snapshot_includes_weights_of_named_defenses_only(store, tmp_path):
+    left_out = write_snapshot(store, tmp_path / "board", weights_of=["standard"])
+    kept = {file.parent.name.split("-")[0] for file in (tmp_path / "board").rglob("*.safetensors")}
+    assert kept == {"standard"} and left_out
+    assert len(read_rows(tmp_path / "board")) == len(read_rows(store))
+
+
 def test_slow_cell_uses_first_images_only(board):
     reproducer = Reproducer(board, sample=1, minutes=5)
     (record,) = reproducer.cells
@@ -335,10 +342,10 @@ def test_leaderboard_without_store_shows_bundled_results(board, tmp_path, monkey
 
 
 def test_repository_tables_match_their_rows():
-    """Every snapshot of the repository has a table in its README."""
-    boards = {str(records.parent.relative_to(ROOT)) for records in ROOT.glob("leaderboards/*/artifacts")}
-    shown = {m[3] for m in TABLE.finditer((ROOT / "README.md").read_text())}
-    assert shown == boards
+    """Every snapshot of the repository has a table in its README, and README.md or docs/results.md shows it too."""
+    boards = {records.parent for records in ROOT.glob("leaderboards/*/artifacts")}
+    pages = [ROOT / "README.md", ROOT / "docs" / "results.md"]
+    assert {(page.parent / m[3]).resolve() for page in pages for m in TABLE.finditer(page.read_text())} == boards
     for page in [ROOT / "README.md", ROOT / "docs" / "results.md", *ROOT.glob("leaderboards/*/README.md")]:
         text = page.read_text()
         assert update_tables(text, page.parent) == text, f"robobench report --update-tables {page.relative_to(ROOT)}"
