@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from robobench.attack_engine.base import Attack, AttackBudget
 from robobench.attack_engine.randomized import adapt_model
 from robobench.core import provenance
-from robobench.core.numbers import canonical_norm, parse_eps
+from robobench.core.numbers import DISTANCE_NORMS, NORMS, canonical_norm, parse_eps
 from robobench.core.randomness import Randomness
 from robobench.core.registry import unknown_name
 from robobench.core.threat import ThreatModel
@@ -74,6 +74,7 @@ def make_attacks(
     norm: str,
     sets: Sequence[str] = (),
     dataset: str | None = None,
+    norms: Sequence[str] = NORMS,
 ) -> list[Attack]:
     """Return attacks by name at each radius.
 
@@ -81,6 +82,7 @@ def make_attacks(
         attacks: names, or one text with commas; default: FGSM, PGD and targeted APGD.
         eps: radii on the [0, 1] scale, such as 0.5 or "8/255"; default: those of the data set.
         sets: NAME.FIELD=VALUE, as for `--set`.
+        norms: those that `norm` may be.
 
     Raises:
         RequestError: an unknown name, one without a form in this norm, or a wrong or missing radius.
@@ -90,7 +92,7 @@ def make_attacks(
     out: list[Attack] = []
     for name in dict.fromkeys(name.strip() for name in names):
         cls, values = parse_attack_spec(name)
-        own = cls.fixed_norm or canonical_norm(norm)
+        own = cls.fixed_norm or canonical_norm(norm, norms)
         config = build_config(cls.Config, {**values, **parse_fields(cls.Config, given.pop(cls.name, {}), name)}, name)
         for radius in _radii(eps, own, dataset):
             threat = ThreatModel(own, radius)
@@ -296,7 +298,8 @@ def distances(
     """Find the distance of each image to its closest adversarial example; `.curve()` gives accuracy against radius.
 
     Args:
-        attack: a minimum-norm attack: fmn, ddn or fab-t.
+        attack: a minimum-norm attack: fmn, ddn, fab-t or, in L0, sigma-zero.
+        norm: L0 is the number of changed values.
         images, labels, dataset, examples, sets, device: as for `evaluate_model`.
 
     Raises:
@@ -306,8 +309,8 @@ def distances(
     module = as_module(model)
     device = torch.device(device) if device is not None else device_of(module, images)
     data = TensorImages(images, labels, device)
-    threat = widest(canonical_norm(norm), images)
-    (made,) = make_attacks([attack], threat.eps, threat.norm, sets)
+    threat = widest(canonical_norm(norm, DISTANCE_NORMS), images)
+    (made,) = make_attacks([attack], threat.eps, threat.norm, sets, norms=DISTANCE_NORMS)
     return find_distances(module, made, data, batch_size)
 
 

@@ -152,7 +152,7 @@ def check_attack(cls: type[Attack], values: Mapping[str, Any]) -> Iterator[tuple
         *(reports_true_success, zero_eps_changes_nothing),
     )
     for norm in cls.norms:
-        radius = {"Linf": 0.3, "L2": 10.0, "L1": 300.0}[norm]  # wide, so that every attack ends soon
+        radius = {"Linf": 0.3, "L2": 10.0, "L1": 300.0, "L0": 3000.0}[norm]  # wide, so that every attack ends soon
         threat = ThreatModel(norm, radius)
         for check in checks:
             yield f"{check.__name__.replace('_', ' ')} ({norm})", lambda c=check, t=threat: c(t)  # type: ignore[misc]

@@ -25,17 +25,19 @@ Examples:
   robobench distances weights.pth --model resnet18 --dataset cifar10 --norm Linf --radii 2/255,4/255,8/255
 
   robobench distances at --attack ddn --norm L2 --format csv > curve.csv
+
+  robobench distances at --attack sigma-zero --norm L0 --radii 1,5,20
 """
 
 
 def main(
     checkpoint: o.Checkpoint = None,
-    attack: Annotated[str, typer.Option(help="A minimum-norm attack: fmn, ddn or fab-t.")] = "fmn",
+    attack: Annotated[str, typer.Option(help="A minimum-norm attack: fmn, ddn, fab-t or sigma-zero.")] = "fmn",
     radii: Annotated[str | None, typer.Option(help="Comma-separated; default: 21 up to the largest distance.")] = None,
     dataset: o.Dataset = "digits",
     model: o.Model = "cnn",
     preset: o.Preset = None,
-    norm: o.Norm = "L2",
+    norm: Annotated[str, typer.Option(help="Linf, L2, L1, or L0: the number of changed values.")] = "L2",
     weights_key: o.WeightsKey = None,
     mean: o.Mean = None,
     std: o.Std = None,
@@ -49,14 +51,14 @@ def main(
     form: Annotated[str, typer.Option("--format", help="table, csv or json.")] = "table",
 ) -> int:
     """Print the accuracy at every radius."""
-    from robobench.core.numbers import canonical_norm, parse_eps
+    from robobench.core.numbers import DISTANCE_NORMS, canonical_norm, parse_eps
     from robobench.core.registry import unknown_name
     from robobench.planning.precheck import check_request
     from robobench.planning.request import ExperimentConfig
 
     if form not in ("table", "csv", "json"):
         raise unknown_name("format", form, ("table", "csv", "json"))
-    norm = canonical_norm(norm)
+    norm = canonical_norm(norm, DISTANCE_NORMS)
     chosen = [parse_eps(part.strip(), norm) for part in radii.split(",")] if radii else None
     shared = [text for text in set_ or () if text.startswith("run.")]
     own = [text for text in set_ or () if text not in shared]  # of the attack

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
 from robobench.core.formatting import format_eps
@@ -14,6 +14,7 @@ from robobench.errors import RequestError
 Channels = tuple[float, float, float]
 
 NORMS = ("Linf", "L2", "L1")
+DISTANCE_NORMS = (*NORMS, "L0")  # L0 counts changed values; it has no projection, so distances only
 NORM_SPELLINGS = {
     "inf": "Linf",
     "linf": "Linf",
@@ -23,6 +24,9 @@ NORM_SPELLINGS = {
     "1": "L1",
     "1.0": "L1",
     "l1": "L1",
+    "0": "L0",
+    "0.0": "L0",
+    "l0": "L0",
 }  # lower case, without - _ and spaces
 
 
@@ -46,15 +50,23 @@ def split_numbers(text: str) -> list[str]:
     return [part for part in re.split(r"[,;\s]+", together) if part]
 
 
-def canonical_norm(norm: str | float) -> str:
+def canonical_norm(norm: str | float, allowed: Sequence[str] = NORMS) -> str:
     """Return a norm in RobustBench's spelling: 'linf', 'L-inf' and infinity are 'Linf', 'l2' and 2 are 'L2'.
+
+    Args:
+        allowed: NORMS, or DISTANCE_NORMS.
 
     Raises:
         RequestError: another norm.
     """
     plain = re.sub(r"[-_ ]", "", str(norm)).lower()
     if plain not in NORM_SPELLINGS:
-        raise unknown_name("norm", str(norm), NORMS)
+        raise unknown_name("norm", str(norm), allowed)
+    if NORM_SPELLINGS[plain] not in allowed:
+        raise RequestError(
+            f"norm '{norm}' is for distances only: robobench distances --norm L0 --attack sigma-zero; "
+            f"use one of {', '.join(allowed)} here"
+        )
     return NORM_SPELLINGS[plain]
 
 

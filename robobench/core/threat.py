@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robobench.core.formatting import format_eps
-from robobench.core.numbers import NORMS, check_eps
+from robobench.core.numbers import DISTANCE_NORMS, check_eps
 from robobench.core.registry import unknown_name
 from robobench.core.rng import KeyedRng
 from robobench.errors import RequestError, ThreatModelError
@@ -37,14 +37,18 @@ def per_image(values: Tensor, images: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class ThreatModel:
-    """All images within `eps` of the original in `norm`, and inside [0, 1]."""
+    """All images within `eps` of the original in `norm`, and inside [0, 1].
+
+    L0 is the number of values that differ. It measures and checks only: `project`, `direction` and all that use them
+    raise RequestError.
+    """
 
     norm: str
     eps: float
 
     def __post_init__(self) -> None:
-        if self.norm not in NORMS:
-            raise unknown_name("norm", self.norm, NORMS)
+        if self.norm not in DISTANCE_NORMS:
+            raise unknown_name("norm", self.norm, DISTANCE_NORMS)
         check_eps(self.eps, self.norm)
 
     def __str__(self) -> str:
@@ -68,6 +72,8 @@ class ThreatModel:
 
     def distance(self, adv: Tensor, images: Tensor) -> Tensor:
         """Return the distance between images in this norm: (B, ...), (B, ...) -> (B,)."""
+        if self.norm == "L0":
+            return (adv != images).flatten(1).sum(1).to(adv.dtype)
         delta = (adv - images).flatten(1)
         if self.norm == "L1":
             return delta.abs().sum(1)
@@ -78,6 +84,7 @@ class ThreatModel:
 
         In L1, clipping after the projection would use up less than the radius, which weakens attacks.
         """
+        self._check_norm()
         if self.norm == "L1":  # a little less than eps: rounding to float32 moves every value
             return project_l1(adv, images, max(self.eps - L1_ROUNDING * images[:1].numel(), 0.999 * self.eps))
         if self.norm == "Linf":
@@ -93,6 +100,7 @@ class ThreatModel:
 
         In L1 it moves one value only; `step` moves several.
         """
+        self._check_norm()
         if self.norm == "L1":
             largest = F.one_hot(grad.flatten(1).abs().argmax(1), grad[0].numel()).view_as(grad)
             return torch.where(grad.isnan(), grad, grad.sign() * largest)
@@ -102,6 +110,10 @@ class ThreatModel:
         tiny = torch.finfo(grad.dtype).tiny  # not below: a processor may flush it to 0, and 0 / 0 is NaN
         grad = grad / per_image(grad.flatten(1).abs().amax(1).clamp_min(tiny), grad)
         return grad / per_image(grad.flatten(1).norm(dim=1).clamp_min(tiny), grad)
+
+    def _check_norm(self) -> None:
+        if self.norm == "L0":
+            raise RequestError("norm L0 has no projection and no direction here; use Linf, L2 or L1")
 
     def step(self, adv: Tensor, grad: Tensor, length: float, images: Tensor) -> Tensor:
         """Take a step of size `length` along the ascent direction of `grad`, and project.

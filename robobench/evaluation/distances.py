@@ -31,8 +31,8 @@ class Distances:
 
     Attributes:
         attack, norm: name of the attack, and the norm of the distances.
-        values: (N,) float64, on the [0, 1] scale; 0 where the clean image is misclassified, infinity where no
-            adversarial example was found.
+        values: (N,) float64, on the [0, 1] scale, in L0 the number of changed values; 0 where the clean image is
+            misclassified, infinity where no adversarial example was found.
         adversarial: (N, C, H, W), the closest adversarial examples; the clean image where there is none.
     """
 
@@ -53,7 +53,7 @@ class Distances:
         cannot rise with the radius.
 
         Args:
-            radii: default: 21 from 0 to the largest finite distance.
+            radii: default: 21 from 0 to the largest finite distance, in L0 the whole numbers above them.
 
         Returns:
             Columns attack, norm, eps, robust_accuracy, ci_low, ci_high; accuracies are fractions.
@@ -62,7 +62,8 @@ class Distances:
 
         finite = self.values[self.values.isfinite()]
         if radii is None:
-            radii = torch.linspace(0, float(finite.max()) if len(finite) else 1.0, CURVE_POINTS).tolist()
+            steps = torch.linspace(0, float(finite.max()) if len(finite) else 1.0, CURVE_POINTS)
+            radii = (steps.ceil().unique() if self.norm == "L0" else steps).tolist()
         rows = []
         for eps in radii:
             count = int((self.values > eps).sum())
@@ -74,7 +75,7 @@ class Distances:
 def widest(norm: str, images: Tensor) -> ThreatModel:
     """Return the threat model of a ball that contains all images of a shape."""
     count = images[0].numel()
-    return ThreatModel(norm, {"Linf": 1.0, "L2": math.sqrt(count), "L1": float(count)}[norm])
+    return ThreatModel(norm, {"Linf": 1.0, "L2": math.sqrt(count), "L1": float(count), "L0": float(count)}[norm])
 
 
 def find_distances(model: nn.Module, attack: Attack, data: TensorImages, batch_size: int) -> Distances:

@@ -32,17 +32,40 @@ def test_distance_to_linear_boundary_is_closed_form(name, norm):
     assert (model(found.adversarial).argmax(1) != labels).all()
 
 
-@pytest.mark.parametrize("name", ["fmn", "ddn"])
-def test_success_at_eps_agrees_with_distance(digits_net, digits, name):
+def test_fewest_changes_of_linear_model_are_closed_form():
+    """Each value moves to 0 or 1, in the order of what it adds to the logit gap, until the gap is closed."""
+    torch.manual_seed(0)
+    model = LinearTwoClass(SHAPE).eval().requires_grad_(False)
+    images = torch.rand(12, *SHAPE)
+    labels = (model.gap(images) < 0).long()
+    up = (model.w > 0) == (labels[:, None] == 1)
+    gain = torch.where(up, 1 - images.flatten(1), images.flatten(1)) * model.w.abs()
+    closed = gain.sort(1, descending=True).values.cumsum(1)
+    fewest = (closed <= model.gap(images).abs()[:, None]).sum(1) + 1
+    labels[1], fewest[1] = 1 - labels[1], 0  # misclassified when clean
+    found = robobench.distances(model, images, labels, attack="sigma-zero", norm="L0", sets=("sigma-zero.steps=100",))
+    assert torch.equal(found.adversarial[1], images[1])
+    assert fewest.max() == 6 and found.values.tolist() == fewest.tolist()
+    changed = (found.adversarial != images).flatten(1).sum(1)
+    assert torch.equal(found.values, changed.double())
+    assert found.adversarial.min() >= 0 and found.adversarial.max() <= 1
+    assert (model(found.adversarial).argmax(1) != labels).all()
+    curve = found.curve()
+    assert curve["eps"].tolist() == [round(eps) for eps in curve["eps"]] and curve["robust_accuracy"].iloc[-1] == 0
+    assert curve["robust_accuracy"].is_monotonic_decreasing
+
+
+@pytest.mark.parametrize(("name", "norm"), [("fmn", "L2"), ("ddn", "L2"), ("sigma-zero", "L0")])
+def test_success_at_eps_agrees_with_distance(digits_net, digits, name, norm):
     """The path of a minimum-norm attack does not depend on eps, so one run answers every radius."""
     images, labels = digits[0][1000:1020], digits[1][1000:1020]
     correct = digits_net(images).argmax(1) == labels
     images, labels = images[correct], labels[correct]
-    found = robobench.distances(digits_net, images, labels, attack=name, sets=(f"{name}.steps=40",))
+    found = robobench.distances(digits_net, images, labels, attack=name, norm=norm, sets=(f"{name}.steps=40",))
     assert found.values.isfinite().all()
-    for eps in (0.3, 0.6, 0.9):
+    for eps in (1, 3, 6) if norm == "L0" else (0.3, 0.6, 0.9):
         cls = load_attack(name)
-        attack, rng = cls(cls.Config(steps=40), ThreatModel("L2", eps)), KeyedRng.of(torch.arange(len(labels)), name)
+        attack, rng = cls(cls.Config(steps=40), ThreatModel(norm, eps)), KeyedRng.of(torch.arange(len(labels)), name)
         success = attack.attack_early_stop(digits_net, images, labels, rng).success
         assert torch.equal(success, found.values <= eps)
         assert found.curve([eps])["robust_accuracy"].iloc[0] == float((~success).double().mean())
@@ -71,3 +94,7 @@ def test_other_attacks_find_no_distance(digits_net, digits):
         robobench.distances(digits_net, digits[0][:2], digits[1][:2], attack="pgd")
     with pytest.raises(RequestError, match="attack 'ddn' has no Linf form"):
         robobench.distances(digits_net, digits[0][:2], digits[1][:2], attack="ddn", norm="Linf")
+    with pytest.raises(RequestError, match="attack 'fmn' has no L0 form"):
+        robobench.distances(digits_net, digits[0][:2], digits[1][:2], norm=0)
+    with pytest.raises(RequestError, match="attack 'sigma-zero' has no L2 form; it has L0"):
+        robobench.distances(digits_net, digits[0][:2], digits[1][:2], attack="sigma-zero")

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from robobench.core.numbers import NORMS, canonical_norm, parse_eps
+from robobench.core.numbers import DISTANCE_NORMS, NORMS, canonical_norm, parse_eps
 from robobench.core.rng import KeyedRng
 from robobench.core.threat import ThreatModel, check_unit_range
 from robobench.errors import RequestError, ThreatModelError
@@ -137,8 +137,22 @@ def test_norm_ignores_case_and_suggests():
     assert canonical_norm("l1") == "L1"
     with pytest.raises(RequestError, match="unknown norm 'Linv'; did you mean 'Linf'"):
         canonical_norm("Linv")
-    with pytest.raises(RequestError, match="unknown norm 'L0'; known: L1, L2, Linf"):
-        ThreatModel("L0", 0.5)
+    with pytest.raises(RequestError, match="unknown norm 'L3'"):
+        ThreatModel("L3", 0.5)
+
+
+def test_l0_counts_and_does_not_project():
+    threat, images = ThreatModel("L0", 2), torch.full((2, 3, 1, 2), 0.5)
+    adv = images.clone()
+    adv[0, :, 0, 1], adv[1, 0, 0, 0] = 0.0, 0.5 + 1e-6
+    assert threat.distance(adv, images).tolist() == [3, 1]
+    assert threat.contains(adv, images).tolist() == [False, True]
+    for use in (threat.project, threat.direction, threat.random_start):
+        with pytest.raises(RequestError, match="norm L0 has no projection"):
+            use(*(images,) if use == threat.direction else (images, KeyedRng.of(torch.arange(2), "test")))
+    assert canonical_norm("l_0", DISTANCE_NORMS) == "L0"
+    with pytest.raises(RequestError, match="norm '0' is for distances only: robobench distances --norm L0"):
+        canonical_norm(0)
 
 
 def test_images_outside_unit_range_are_refused():
