@@ -33,6 +33,7 @@ from robobench.evaluation.accuracy import batch_indices, clean_outcomes, transfe
 from robobench.evaluation.diagnostics import Diagnosis, diagnose
 from robobench.evaluation.distances import Distances, find_distances, widest
 from robobench.evaluation.model_checks import check_unchanged, image_logits, quick_model_checks, tell_about_masking
+from robobench.evaluation.source_ensemble import as_source
 from robobench.evaluation.tensors import TensorImages, as_module, attack_tensors, combine_examples, device_of, supported
 from robobench.planning.attacks import check_one_ball, choose_eot, gradient_free_attacks
 from robobench.planning.parsing import build_config, parse_fields, parse_sets
@@ -147,7 +148,7 @@ def evaluate_model(
     norm: str = "Linf",
     eps: Eps | None = None,
     sets: Sequence[str] = (),
-    transfer_source: Model | None = None,
+    transfer_source: Model | Sequence[Model] | None = None,
     batch_size: int = EVAL_BATCH_SIZE,
     device: str | torch.device | None = None,
     keep_adversarial: bool = False,
@@ -161,7 +162,7 @@ def evaluate_model(
     Args:
         model: images (B, C, H, W) in [0, 1] -> logits (B, K); a module, or a function.
         images, labels: (N, C, H, W) float in [0, 1], (N,) int64; default: the test images of `dataset`.
-        attacks, norm, eps, sets, transfer_source: as for `make_attacks`; another model to make examples on too.
+        attacks, norm, eps, sets, transfer_source: as for `make_attacks`; another model or a list to make examples on.
         examples, device: number of images, where to compute; default: all, where the model is.
         keep_adversarial, save_adversarial: return all adversarial images; FILE.safetensors or .pt for one per image.
         eot, verdict: for random outputs: passes to average over; K/N, misclassified if K of N fresh passes are wrong.
@@ -184,7 +185,7 @@ def evaluate_model(
     shared = _describe(model, data, first, [attack.threat for attack in made])
     shared |= {"dataset": dataset or "tensors", "clean_bits": to_bitstring(clean)}
     shared |= {"eot": randomness.eot, "verdict": randomness.verdict} if randomness else {}
-    sources = [None] if transfer_source is None else [None, as_module(transfer_source)]
+    sources = [None] if transfer_source is None else [None, as_source(transfer_source, data.images(first))]
     records, result = [], Evaluation(make_frame([]), clean.to(labels.device))
     for attack, source in itertools.product(made, sources):
         values = _attack(attacked, source, attack, data, batches, result, keep_adversarial or file is not None)
@@ -384,7 +385,7 @@ def diagnose_model(
     norm: str = "Linf",
     eps: Eps | None = None,
     sets: Sequence[str] = (),
-    transfer_source: Model | None = None,
+    transfer_source: Model | Sequence[Model] | None = None,
     device: str | torch.device | None = None,
 ) -> Diagnosis:
     """Look for signs of gradient masking in a model in memory. Arguments as in `evaluate_model`.
@@ -397,5 +398,5 @@ def diagnose_model(
     data = TensorImages(images, labels, device)
     made = make_attacks(attacks, eps, norm, sets, dataset)
     made += gradient_free_attacks(lambda cls, name: cls.Config(), made)
-    source = as_module(transfer_source) if transfer_source is not None else None
+    source = as_source(transfer_source, images.to(device)) if transfer_source is not None else None
     return diagnose(module, data.images(torch.arange(len(data))), labels.to(device), made, source=source)

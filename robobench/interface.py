@@ -20,6 +20,7 @@ from robobench.core.rng import KeyedRng
 from robobench.core.threat import ThreatModel, check_unit_range
 from robobench.data.image_file import check_file_labels, check_image_file, read_image_file
 from robobench.errors import RequestError, one_line
+from robobench.evaluation.source_ensemble import as_source
 from robobench.evaluation.tensors import TensorImages, as_module, device_of
 from robobench.execution.load import load as load
 from robobench.execution.load import load_external, load_trained
@@ -33,13 +34,14 @@ from robobench.planning.attacks import gradient_free_attacks, one_threat
 from robobench.planning.parsing import build_config
 from robobench.planning.planner import Planner
 from robobench.planning.request import EVAL_BATCH_SIZE, ExperimentConfig
-from robobench.planning.stored_models import local_weights, use_hub_checkpoint, use_hub_weights
+from robobench.planning.stored_models import use_hub_checkpoint, use_hub_weights
 from robobench.plugins.discovery import discover, parse_attack_spec
 from robobench.results.rows import make_frame, read_records, read_rows
 from robobench.results.union import parse_threats, union_rows
 from robobench.store.hub import fetch_store
 
 ArrayLike = Tensor | Any  # a tensor, a numpy array or nested lists of numbers
+Texts = str | Sequence[str] | None  # one, or several
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,7 +74,7 @@ def compare(defenses: Sequence[str] | None = None, *, verbosity: int = -1, **fla
 
 @overload
 def evaluate(
-    weights: str | Path | None = None, *, transfer_source: str | None = None, verbosity: int = -1, **flags: Any
+    weights: str | Path | None = None, *, transfer_source: Texts = None, verbosity: int = -1, **flags: Any
 ) -> pd.DataFrame: ...
 
 
@@ -90,7 +92,7 @@ def evaluate(
 
     Args:
         weights: a weights file for the model `model`, or hf:OWNER/REPO; None if its factory loads them.
-        transfer_source: MODEL or MODEL=WEIGHTS to make transfer examples on; default: white-box only.
+        transfer_source: MODEL or MODEL=WEIGHTS to make transfer examples on, or a list; default: white-box only.
         flags: fields of ExperimentConfig, which are the command line's flags.
 
     Raises:
@@ -102,7 +104,7 @@ def evaluate(
     path = Path(weights) if weights is not None else None
     flags["preset"] = flags.get("preset") or "reference"
     protocol = "both" if transfer_source else "white-box"
-    request = _request(weights=path, external=True, transfer_source=transfer_source, protocol=protocol, **flags)
+    request = _request(weights=path, external=True, transfer_source=transfer_source or (), protocol=protocol, **flags)
     return make_frame(execute_request(use_hub_weights(request), Reporter(verbosity)))
 
 
@@ -116,7 +118,7 @@ def _check_weights(weights: object, flags: dict[str, Any]) -> None:
 
 def _request(**flags: Any) -> ExperimentConfig:
     """Build an ExperimentConfig; lists and single values are accepted where its fields hold tuples of text."""
-    for name in ("attacks", "eps", "sets", "plugins", "seeds", "teachers", "track", "slurm"):
+    for name in ("attacks", "eps", "sets", "plugins", "seeds", "teachers", "track", "slurm", "transfer_source"):
         value = flags.get(name)
         if isinstance(value, (str, int, float)):
             value = (value,)
@@ -157,7 +159,7 @@ def diagnose(
     Args:
         checkpoint: a weights file (with `model` and the other flags of `evaluate`), the name of a trained model in the
             store `out`, hf:OWNER/REPO, or None if the factory `model` returns a trained one.
-        transfer_source: MODEL or MODEL=WEIGHTS, another model for the transfer check.
+        transfer_source: MODEL or MODEL=WEIGHTS, another model or a list of them for the transfer check.
         on_check: called with what begins now; not for a model in memory.
 
     Raises:
@@ -170,10 +172,9 @@ def diagnose(
     if callable(flags.get("model")):
         return diagnose_model(transfer_source=transfer_source, **flags)
     planner, model, trained = open_model(checkpoint, flags)
-    request, source = planner.request, None
-    if transfer_source is not None:
-        name, _, file = transfer_source.partition("=")
-        source = load_external(planner, name, local_weights(file) if file else None, role="source")
+    request = planner.request
+    texts = (transfer_source,) if isinstance(transfer_source, str) else transfer_source or ()
+    helpers = [load_external(planner, planner.models.source(text)) for text in texts]
     reporter = Reporter(0)
     for note in planner.settings.notes:
         reporter.info(f"note: {note}")
@@ -183,6 +184,7 @@ def diagnose(
     attacks += gradient_free_attacks(lambda cls, name: planner.settings.plugin_config(cls, name, {}), attacks)
     images, labels = data.images(index), data.labels[index].to(device)
     try_model(model.to(device), str(checkpoint or request.model), images)  # a model that fails is one line
+    source = as_source(helpers, images) if helpers else None
     found = diagnostics.diagnose(model, images, labels, attacks, source=source, on_check=on_check)
     name, classes = str(checkpoint or request.model), planner.models.dataset.num_classes
     warning = near_chance_warning(name, found.clean_accuracy, labels.cpu(), classes, trained)
@@ -306,7 +308,7 @@ def open_model(checkpoint: str | Path | None, flags: dict[str, Any], model: Any 
     planner = Planner(request)
     torch.set_num_threads(planner.settings.threads)
     if model is None:
-        model = load_external(planner, request.model, Path(checkpoint) if checkpoint is not None else None)
+        model = load_external(planner, planner.models.external(request.model, Path(checkpoint) if checkpoint else None))
     return planner, model, checkpoint is not None and not is_file
 
 

@@ -44,7 +44,10 @@ def main(
     dataset: o.Dataset = "digits",
     model: o.Model = "cnn",
     preset: o.Preset = None,
-    transfer_source: Annotated[str | None, typer.Option(help="MODEL or MODEL=WEIGHTS for the transfer check.")] = None,
+    transfer_source: Annotated[
+        list[str] | None,
+        typer.Option(help="MODEL or MODEL=WEIGHTS for the transfer check; several: the mean of their logits."),
+    ] = None,
     weights_key: o.WeightsKey = None,
     mean: o.Mean = None,
     std: o.Std = None,

@@ -102,16 +102,17 @@ def _estimate(prepared: Sequence[tuple[Plan, Dataset]], progress: Tell) -> list[
             if _is_stored(store, "evaluations", key):
                 line.stored += 1
                 continue
-            attacked = plan.transfer_source if cell.protocol == "transfer" and plan.transfer_source else cell.model
-            attack = f"{attacked.key} {cell.spec.recipe} {plan.examples}"
+            attacked = plan.attacked(cell)
+            attack = f"{[model.key for model in attacked]} {cell.spec.recipe} {plan.examples}"
             if attack in seen:  # transfer examples are made once
                 continue
             seen.add(attack)
-            network = (attacked.spec.name, plan.run.attack_resolution, plan.precision, plan.threads)
-            if network not in forward:
-                progress(f"measuring attacks on {attacked.spec.name}")
-                forward[network] = forward_seconds_per_image(plan, attacked)
-            line.attack_seconds += (cell.spec.attack.cost or 0.0) * forward[network] * plan.examples
+            for model in attacked:
+                network = (model.spec.name, plan.run.attack_resolution, plan.precision, plan.threads)
+                if network not in forward:
+                    progress(f"measuring attacks on {model.spec.name}")
+                    forward[network] = forward_seconds_per_image(plan, model)
+                line.attack_seconds += (cell.spec.attack.cost or 0.0) * forward[network] * plan.examples
         lines.append(line)
     return lines
 

@@ -105,7 +105,11 @@ def main(
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the results of this run as JSON.")] = None,
     transfer_source: Annotated[
-        str | None, typer.Option(help="MODEL, MODEL=WEIGHTS or hf:OWNER/REPO to make transfer examples on.")
+        list[str] | None,
+        typer.Option(
+            help="MODEL, MODEL=WEIGHTS or hf:OWNER/REPO to make transfer examples on; given several times, they are "
+            "made on the mean of the logits."
+        ),
     ] = None,
     weights_key: o.WeightsKey = None,
     mean: Annotated[
@@ -122,7 +126,7 @@ def main(
     protocol = "both" if transfer_source else "white-box"
     own: dict[str, Any] = {
         "weights": weights,
-        "transfer_source": transfer_source,
+        "transfer_source": tuple(transfer_source or ()),
         "mean": mean,
         "std": std,
         "name": name,

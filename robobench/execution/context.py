@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +18,13 @@ from robobench.core.memory import keep_freed_memory
 from robobench.data.split import Dataset
 from robobench.distributed import collectives
 from robobench.errors import ArtifactError
+from robobench.evaluation.source_ensemble import LogitMean
 from robobench.execution.tracking import Tracking
 from robobench.models.build import build_model
 from robobench.models.wrapper import PreprocessedModel
 from robobench.planning.plan import Plan, PlannedModel
 from robobench.results.records import TrainingTiming
-from robobench.store.artifacts import WEIGHT_FILES, Store
+from robobench.store.artifacts import WEIGHT_FILES, Store, hash_recipe
 
 
 class RankZeroStore(Store):
@@ -79,13 +80,28 @@ class RunContext:
         """Load a stored model in eval mode on the device; raises ArtifactError if it is missing."""
         wanted = f"{model.key} {model.selection}"
         if self._loaded is None or self._loaded[0] != wanted:
-            folder = self.find("model", model.folder)
-            if folder is None:
-                raise self._missing(model)
-            module = build_model(replace(model.spec, pretrained=False)).to(self.plan.device)
-            module.load_state_dict(load_file(folder / WEIGHT_FILES[model.selection], device=self.plan.device))
-            self._loaded = (wanted, module.eval())
+            self._loaded = (wanted, self._load(model))
         return self._loaded[1]
+
+    def _load(self, model: PlannedModel) -> PreprocessedModel:
+        folder = self.find("model", model.folder)
+        if folder is None:
+            raise self._missing(model)
+        module = build_model(replace(model.spec, pretrained=False)).to(self.plan.device)
+        module.load_state_dict(load_file(folder / WEIGHT_FILES[model.selection], device=self.plan.device))
+        return module.eval()
+
+    def digest_of(self, models: Sequence[PlannedModel]) -> str:
+        """Return the digest of one model's weights, or one digest of the weights of several."""
+        digests = [self.weights_digest(model) for model in models]
+        return digests[0] if len(digests) == 1 else hash_recipe({"weights": digests})
+
+    def load_source(self) -> nn.Module:
+        """Load the model that transfer examples are made on: the transfer source, or the mean of several's logits."""
+        sources = self.plan.transfer_sources
+        if len(sources) == 1:
+            return self.load_model(sources[0])
+        return LogitMean([self._load(m) for m in sources], [f"'{m.name}' (seed {m.seed})" for m in sources])
 
     def load_attacked(self, model: PlannedModel) -> nn.Module:
         """Load a model as attacks see it: with the gradient of --bpda, and averaged and judged as --eot says."""

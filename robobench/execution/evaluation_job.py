@@ -102,12 +102,11 @@ class Evaluator:
 
     def _recipe(self, cell: Cell) -> dict[str, Any]:
         plan, model, attack = self.context.plan, cell.model, cell.spec.attack
-        source = plan.transfer_source if cell.protocol == "transfer" else None
         bf16_model = isinstance(model, ExternalModel) and plan.precision == "bf16"
         return {
             "model": model.key,
             "selection": model.selection,
-            "transfer_source": source.key if source else None,
+            "transfer_source": plan.transfer_key if cell.protocol == "transfer" else None,
             "attack": cell.spec.recipe,
             "protocol": cell.protocol,
             "data": plan.dataset.test_digest,
@@ -121,8 +120,8 @@ class Evaluator:
             **plan.environment(),
         }
 
-    def _source(self, cell: Cell) -> PlannedModel | None:
-        return self.context.plan.transfer_source if cell.protocol == "transfer" else None
+    def _sources(self, cell: Cell) -> tuple[PlannedModel, ...]:
+        return self.context.plan.transfer_sources if cell.protocol == "transfer" else ()
 
     def finished(self, cell: Cell, key: str) -> EvaluationRecord | None:
         """Return the record of a finished cell of the same weights. On a GPU, two trainings give different weights."""
@@ -133,10 +132,12 @@ class Evaluator:
         record: EvaluationRecord = collectives.on_rank_zero(lambda: json.loads((found / "record.json").read_text()))
         if record.get("status") != "ok":
             return None
-        models = ((cell.model, record["weights_digest"]), (self._source(cell), record["source_digest"]))
-        for model, digest in models:
-            stored = model is not None and context.store.folder("model", model.folder).is_dir()
-            if model is not None and stored and context.weights_digest(model) != digest:
+        for models, digest in (
+            ((cell.model,), record["weights_digest"]),
+            (self._sources(cell), record["source_digest"]),
+        ):
+            stored = all(context.store.folder("model", model.folder).is_dir() for model in models)
+            if models and stored and context.digest_of(models) != digest:
                 return None
         if self.adversarial.keeps(cell) and not self.adversarial.is_complete(key, record["weights_digest"]):
             return None
@@ -153,7 +154,7 @@ class Evaluator:
 
     def _evaluate(self, cell: Cell, key: str) -> EvaluationRecord:
         context, failures = self.context, self.context.failures
-        models = [model for model in (cell.model, self._source(cell)) if model is not None]
+        models = (cell.model, *self._sources(cell))
         for model in models:
             if model.key not in failures and context.find("model", model.folder) is None:
                 failures[model.key] = f"the trained model '{model.name}' is no longer in the store; rerun the command"
@@ -187,8 +188,8 @@ class Evaluator:
 
     def _partial_kind(self, cell: Cell, key: str) -> str:
         """Return the folder of an unfinished evaluation; it depends on the weights."""
-        models = (cell.model, self._source(cell))
-        return "-".join([f"partial/{key}", *(self.context.weights_digest(m)[:8] for m in models if m)])
+        models = (cell.model, *self._sources(cell))
+        return "-".join([f"partial/{key}", *(self.context.weights_digest(m)[:8] for m in models)])
 
     def write_adversarial(self) -> None:
         """Write the file of --save-adversarial; a failed attack has no part in it."""
@@ -251,9 +252,8 @@ class Evaluator:
         if free and cell.protocol == "white-box":
             found = [traces[name] for name in free if name in traces]
             record["black_box_found"] = sum(round(trace["images"] * trace["success_rate"][-1]) for trace in found)
-        source = self._source(cell)
-        if source is not None:
-            record["source_findings"] = [self._source_finding(source)]
+        if sources := self._sources(cell):
+            record["source_findings"] = [self._source_finding(source) for source in sources]
 
     def _is_known(self, bits: list[str]) -> bool:
         """Return whether the accuracy is known within --until, given the outcomes of the finished batches."""
@@ -299,7 +299,7 @@ class Evaluator:
         If this fails, it fails again in those cells, which record the reason.
         """
         plan = self.context.plan
-        if plan.transfer_source is None or plan.transfer_source.key in self.context.failures:
+        if any(source.key in self.context.failures for source in plan.transfer_sources):
             return
         if all(self.finished(c, self.key(c)) for c in plan.cells() if c.spec == spec and c.protocol == "transfer"):
             return
@@ -356,7 +356,7 @@ class Evaluator:
         return self._findings[identity]
 
     def _source_finding(self, source: PlannedModel) -> FindingRecord:
-        """Check the transfer source as every model, and that it classifies the images."""
+        """Check a transfer source as every model, and that it classifies the images."""
         accuracy = float(self.clean_outcomes(source).float().mean())
         chance = 1 / self.context.plan.dataset.num_classes
         checks = {name: check.unreliable for name, check in CHECKS.items()}

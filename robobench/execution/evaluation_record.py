@@ -41,8 +41,8 @@ def budget_fields(plan: Plan, attack: Attack, protocol: Protocol) -> dict[str, A
 def blank_record(context: RunContext, cell: Cell, key: str) -> EvaluationRecord:
     """Return a cell's record with status "failed" and no outcomes."""
     plan, model, attack, protocol = context.plan, cell.model, cell.spec.attack, cell.protocol
-    source = plan.transfer_source if protocol == "transfer" else None
-    available = [m for m in (model, source) if m is not None and m.key not in context.failures]
+    sources = plan.transfer_sources if protocol == "transfer" else ()
+    available = [m for m in (model, *sources) if m.key not in context.failures]
     digests = {m.key: context.weights_digest(m) for m in available}
     bf16_search = uses_bf16_search(attack, protocol, plan.precision)
     trained_against = model.threat.recipe() if model.threat else {"norm": None, "eps": None}
@@ -73,9 +73,9 @@ def blank_record(context: RunContext, cell: Cell, key: str) -> EvaluationRecord:
         **budget_fields(plan, attack, protocol),
         "search_precision": "bf16" if bf16_search else "fp32",
         "protocol": protocol,
-        "source_digest": digests.get(source.key) if source else None,
+        "source_digest": context.digest_of(sources) if sources and all(s.key in digests for s in sources) else None,
         "weights_digest": digests.get(model.key),
-        "own_source": source is not None and _computes_the_same(model, source, digests),
+        "own_source": any(_computes_the_same(model, source, digests) for source in sources),
         "seed": model.seed,
         "selection": model.selection,
         "examples": plan.examples,
@@ -92,6 +92,8 @@ def blank_record(context: RunContext, cell: Cell, key: str) -> EvaluationRecord:
         "robust_bits": None,
         "seconds": None,
     }
+    if len(sources) > 1:
+        record["sources"] = [{"training": s.folder, "weights_digest": digests.get(s.key)} for s in sources]
     if plan.randomness is not None:
         record["eot"], record["verdict"] = plan.randomness.eot, plan.randomness.verdict
     if plan.bpda is not None and protocol == "white-box":

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from robobench.models.wrapper import PreprocessedModel
+    from robobench.planning.plan import ExternalModel
     from robobench.planning.planner import Planner
 
 
@@ -74,13 +75,12 @@ def load_trained(
     return model.eval(), configs[matching[0]]
 
 
-def load_external(planner: Planner, name: str, weights: Path | None, role: str = "evaluated") -> PreprocessedModel:
+def load_external(planner: Planner, planned: ExternalModel) -> PreprocessedModel:
     """Load a model that was trained elsewhere, in eval mode on the device."""
     from robobench.models.build import build_model
     from robobench.models.weights import load_weights
 
-    planned = planner.models.external(name, weights, role=role)
     model = build_model(planned.spec)
-    if weights is not None:
-        load_weights(model, weights, planned.weights_key)
+    if planned.weights is not None:
+        load_weights(model, planned.weights, planned.weights_key)
     return model.to(planner.settings.device).eval()

@@ -31,11 +31,12 @@ from robobench.data import load_dataset
 from robobench.data.split import Dataset
 from robobench.errors import ArtifactError, RequestError
 from robobench.evaluation import accuracy
+from robobench.evaluation.source_ensemble import LogitMean
 from robobench.execution.load import load_trained
 from robobench.planning.parsing import build_config
 from robobench.planning.repro_command import RecordWithRecipe, ReproCommands
 from robobench.plugins.discovery import parse_attack_spec
-from robobench.results.records import EvaluationRecord
+from robobench.results.records import EvaluationRecord, source_keys
 from robobench.results.rows import read_records
 from robobench.results.statistics import PerImageOutcomes, to_bitstring
 from robobench.store.artifacts import WEIGHT_FILES, Store
@@ -151,18 +152,19 @@ class Reproducer:
             share = max(0.0, end - time.monotonic()) / (len(self.cells) - number)
             yield self._attack_again(record, share) if self.retrain is None else self._train_again(record, self.retrain)
 
-    def _source(self, record: EvaluationRecord) -> str | None:
-        """Return the folder of a cell's transfer source; '' if it is not stored, None for a white-box cell."""
-        key = self.recipes[record["key"]]["transfer_source"]
-        return None if key is None else next((f for f, c in self.commands.configs.items() if c["key"] == key), "")
+    def _sources(self, record: EvaluationRecord) -> dict[str, str | None]:
+        """Return the folders of a cell's transfer sources, '' if not stored, with the digests of their weights."""
+        if "sources" in record:
+            return {source["training"]: source["weights_digest"] for source in record["sources"]}
+        keys, configs = source_keys(self.recipes[record["key"]]), self.commands.configs
+        return {next((f for f, c in configs.items() if c["key"] == key), ""): record["source_digest"] for key in keys}
 
     def _has_weights(self, record: EvaluationRecord) -> bool:
         """Return whether the weights a cell needs are stored. The replacement model of BPDA may need a user's code."""
         if "bpda" in record:
             return False
         needed = [(record["training"], record["selection"])]
-        source = self._source(record)
-        needed += [(source, "last")] if source is not None else []
+        needed += [(source, "last") for source in self._sources(record)]
         return all(f and (self.place / f / WEIGHT_FILES[selection]).is_file() for f, selection in needed)
 
     def _attack_again(self, record: EvaluationRecord, share: float) -> ReproducedCell:
@@ -172,8 +174,9 @@ class Reproducer:
         attack = _attack_of(recipe["attack"])
         model = self._load(record["training"], record["selection"], record["weights_digest"])
         model = adapt_model(model, None, Randomness.parse(record.get("eot"), record.get("verdict")))
-        source_folder = self._source(record)
-        source = self._load(source_folder, "last", record["source_digest"]) if source_folder else None
+        folders = self._sources(record)
+        sources = [self._load(folder, "last", digest) for folder, digest in folders.items()]
+        source = LogitMean(sources, list(folders)) if len(sources) > 1 else next(iter(sources), None)
         count = min(record["examples"], max(1, int(share / self.seconds[record["key"]] * record["examples"])))
         bf16, split_warning = recipe.get("search") == "bf16" and has_bf16(self.device), self._on_oom_split
         options = AttackOptions(bf16_search=bf16, on_oom_split=split_warning)

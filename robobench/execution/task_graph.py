@@ -58,14 +58,14 @@ def build_task_graph(runner: Runner) -> dict[str, Task]:
         )
         trained[model.key] = add(task)
     for number, spec in enumerate(plan.attacks):
-        if plan.transfer_source is not None and any(c.spec is spec and c.protocol == "transfer" for c in cells):
+        if any(c.spec is spec and c.protocol == "transfer" for c in cells):
             task = Task(
                 kind="transfer",
                 key=runner.evaluator.transfer.key(spec),
                 group="transfer examples",
                 label=f"{spec.attack.name} {spec.threat}",
-                depends_on=(trained[plan.transfer_source.key],),
-                model=plan.transfer_source,
+                depends_on=tuple(trained[source.key] for source in plan.transfer_sources),
+                model=plan.transfer_sources[0],
                 transfer=spec,
             )
             examples[number] = add(task)
@@ -103,8 +103,8 @@ def _run_task(runner: Runner, task: Task) -> bool:
         return runner.evaluator.evaluate(task.cell)["status"] == "ok"
     if task.transfer is not None:
         runner.evaluator.prepare_transfer(task.transfer)
-    else:
-        runner.trainer.attempt(task.model)
+        return all(source.key not in runner.context.failures for source in runner.plan.transfer_sources)
+    runner.trainer.attempt(task.model)
     return task.model.key not in runner.context.failures
 
 

@@ -322,15 +322,16 @@ def cost_of_plans(plans: Sequence[tuple[Plan, tuple[str, ...]]]) -> list[str]:
             name = f"{model.name} (seed {model.seed}) on {model.spec.name}, {model.dataset}"
             changed = f" with {', '.join(settings)}" if settings and model in plan.models else ""
             out.append(f"train {name}{changed}: {'in the store' if seconds is None else format_duration(seconds)}")
-        for model, spec, protocol in plan.cells():
-            attacked = plan.transfer_source if protocol == "transfer" and plan.transfer_source else model
-            key = f"{attacked.key} {spec.recipe}"
+        for cell in plan.cells():
+            attacked, spec = plan.attacked(cell), cell.spec
+            key = f"{[model.key for model in attacked]} {spec.recipe}"
             if key not in seen and spec.attack.cost is not None:
                 seen.add(key)
-                name = attacked.spec.name
-                if name not in forward:
-                    forward[name] = forward_seconds_per_image(plan, attacked)
-                total += plan.eot * spec.attack.cost * forward[name] * plan.examples
+                for model in attacked:
+                    name = model.spec.name
+                    if name not in forward:
+                        forward[name] = forward_seconds_per_image(plan, model)
+                    total += plan.eot * spec.attack.cost * forward[name] * plan.examples
     out.append(f"estimated on this machine: {format_duration(total)} in all; attacks end sooner where they succeed")
     out += dict.fromkeys(f"missing: {line}" for plan, _ in plans for line in plan.unavailable_data)
     return out

@@ -193,7 +193,7 @@ class Plan:
     dataset: DatasetIdentity
     models: list[PlannedModel]  # shown in the table, prerequisites not listed; one entry per selected epoch
     controls: list[PlannedModel]  # undefended baselines of another seed
-    transfer_source: PlannedModel | None
+    transfer_sources: tuple[PlannedModel, ...]  # several: examples are made on the mean of their logits
     attacks: list[AttackSpec]
     train_images: int  # number of training images used, from the first on
     examples: int  # number of test images used
@@ -221,26 +221,39 @@ class Plan:
     def training_order(self) -> list[PlannedModel]:
         """Return every model that is needed, each once and after those it requires."""
         jobs: dict[str, PlannedModel] = {}
-        helpers = [model for model in (self.transfer_source, self.bpda) if model is not None]
-        for model in [*helpers, *self.models, *self.controls]:
+        helpers = [self.bpda] if self.bpda is not None else []
+        for model in [*self.transfer_sources, *helpers, *self.models, *self.controls]:
             jobs.update(model.with_dependencies())
         return list(jobs.values())
 
     def cells(self) -> list[Cell]:
         """Return every cell to be evaluated, those of the transfer source first.
 
-        A transfer source that was not asked for is evaluated under transfer only: there the examples are its own.
+        A transfer source that was not asked for is evaluated under transfer only: there the examples are its own. Those
+        of several sources are partly each one's own, so none of these is evaluated under transfer.
         """
         asked = {model.key for model in [*self.models, *self.controls]}
-        everything = [*([self.transfer_source] if self.transfer_source else []), *self.models, *self.controls]
+        several = self.transfer_sources if len(self.transfer_sources) > 1 else ()
+        excluded = {source.key for source in several}
+        everything = [*([] if several else self.transfer_sources), *self.models, *self.controls]
         wanted = {(m.key, m.selection): m for m in everything}
         return [
             Cell(model, spec, protocol)
             for model in wanted.values()
             for spec in self.attacks
             for protocol in spec.protocols
-            if model.key in asked or protocol == "transfer"
+            if (model.key not in excluded if protocol == "transfer" else model.key in asked)
         ]
+
+    def attacked(self, cell: Cell) -> tuple[PlannedModel, ...]:
+        """Return the models that a cell's examples are made on."""
+        return self.transfer_sources if cell.protocol == "transfer" else (cell.model,)
+
+    @property
+    def transfer_key(self) -> str | list[str]:
+        """Key of the transfer source; of several, the list of their keys."""
+        keys = [source.key for source in self.transfer_sources]
+        return keys[0] if len(keys) == 1 else keys
 
     def is_control(self, model: PlannedModel) -> bool:
         """Return whether a model is an undefended baseline of another seed."""

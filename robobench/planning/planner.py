@@ -147,7 +147,7 @@ class Planner:
         for spec in self.attacks:
             spec.attack.num_classes = self.dataset.num_classes
         transfer = request.protocol != "white-box" and bool(self.attacks) and bool(models)
-        source = self._transfer_source() if transfer else None
+        sources = self._transfer_sources(models) if transfer else ()
         controls = self._controls(models) if transfer and not request.external else []
         settings.check_sets_used()
         if self.dry and run.pretrained and not request.external and not pretrained_is_cached(self.models.spec(0)):
@@ -174,7 +174,7 @@ class Planner:
             dataset=DatasetIdentity.of(self.dataset),
             models=models,
             controls=controls,
-            transfer_source=source,
+            transfer_sources=sources,
             attacks=self.attacks,
             train_images=self.train_images,
             examples=examples,
@@ -254,23 +254,33 @@ class Planner:
         name, _, file = self.request.bpda.partition("=")
         return self.models.external(name, Path(file) if file else None, role="bpda")
 
-    def _transfer_source(self) -> PlannedModel:
-        """Return the model that transfer examples are made on."""
-        if self.request.transfer_source:
-            return self.models.source(self.request.transfer_source)
-        return self.models.training(self.settings.run.transfer_source, 0)
+    def _transfer_sources(self, models: list[PlannedModel]) -> tuple[PlannedModel, ...]:
+        """Return the models that transfer examples are made on, in an order that does not depend on the request's."""
+        run, given = self.settings.run, self.request.transfer_source
+        trained = (
+            [] if given else [self.models.training(run.transfer_source, seed) for seed in range(run.transfer_seeds)]
+        )
+        found = {source.key: source for source in (*map(self.models.source, given), *trained)}
+        if len(found) < len(given):
+            raise RequestError(f"--transfer-source {', '.join(given)}: two of these are one model; give each once")
+        own = [model for model in models if len(found) > 1 and model.key in found]
+        if own and self.request.external:
+            raise RequestError(f"'{own[0].name}' is one of its own transfer sources; leave it out of --transfer-source")
+        for model in own:
+            self.settings.note(f"{model.name} (seed {model.seed}) is a transfer source: it has no transfer accuracy")
+        return tuple(found[key] for key in sorted(found))
 
     def _controls(self, models: list[PlannedModel]) -> list[PlannedModel]:
         """Return the undefended baseline of another seed, unless the run has one or leaves it out."""
-        source = self.settings.run.transfer_source
+        source, used = self.settings.run.transfer_source, self.settings.run.transfer_seeds
         if not self.settings.run.baseline_control:
             self.settings.note(
                 f"the undefended baseline ('{source}' of another seed) is left out for its cost; "
                 "--set run.baseline_control=true adds it"
             )
             return []
-        seeds = {model.seed for model in models if model.name == source} | {0}
-        return [self.models.training(source, 1)] if len(seeds) == 1 else []
+        seeds = {model.seed for model in models if model.name == source} | {*range(used)}
+        return [self.models.training(source, used)] if len(seeds) == used else []
 
     def _count_examples(self) -> int:
         """Return how many test images are used; note what the user should know about them."""

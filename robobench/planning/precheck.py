@@ -45,8 +45,8 @@ def check_request(request: ExperimentConfig) -> ExperimentConfig:
     _check_model(request.model)
     if request.weights is not None:
         check_file(request.weights)
-    for helper in filter(None, (request.transfer_source, request.bpda)):
-        if is_hub_name(helper) and helper == request.transfer_source:
+    for helper in filter(None, (*request.transfer_source, request.bpda)):
+        if is_hub_name(helper) and helper in request.transfer_source:
             continue
         name, equals, file = helper.partition("=")
         _check_model(name)

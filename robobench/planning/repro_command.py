@@ -14,7 +14,7 @@ from robobench.errors import RequestError
 from robobench.planning.presets import plugin_preset, preset_values
 from robobench.planning.request import RunConfig
 from robobench.plugins.discovery import discover, load_attack, load_plugin
-from robobench.results.records import EvaluationRecord
+from robobench.results.records import EvaluationRecord, source_keys
 from robobench.store.artifacts import Store
 from robobench.training.config import unused_services
 
@@ -184,6 +184,7 @@ class ReproCommands:
             del used["train_images"], used["held_out"], used["pretrained"]
         elif sources:
             used["transfer_source"] = sources[0]
+            used["transfer_seeds"] = max(len(source_keys(record["recipe"])) for record in records)
             # Another model to train, unless this one is the baseline itself.
             used["baseline_control"] = any(record["is_control"] for record in records)
         selections = {record["selection"] for record in records}
@@ -194,7 +195,7 @@ class ReproCommands:
 
     def _source_folders(self, records: list[RecordWithRecipe]) -> list[str]:
         """Return the folders of the records' transfer sources."""
-        keys = {record["recipe"]["transfer_source"] for record in records}
+        keys = {key for record in records for key in source_keys(record["recipe"])}
         return [name for name, config in self.configs.items() if config["key"] in keys]
 
     def _training_flags(self, name: str, records: list[RecordWithRecipe], sets: list[str]) -> list[str]:
@@ -243,5 +244,6 @@ def _attack_flags(
         flags += ["--eps", f"{norm}:{','.join(map(format_radius, radii))}"]
     protocols = {record["protocol"] for record in records}
     if external:
-        return flags + (["--transfer-source", "MODEL=WEIGHTS"] if "transfer" in protocols else [])
+        count = max((len(source_keys(record["recipe"])) for record in records), default=0)
+        return flags + ["--transfer-source", "MODEL=WEIGHTS"] * count
     return [*flags, "--protocol", "both" if len(protocols) == 2 else protocols.pop()] if protocols else flags

@@ -33,12 +33,13 @@ class RunConfig:
     all_norms: bool = False  # also run default attacks that are defined in another norm than --norm
     l2_eps: tuple[str, ...] = ()  # radii of L2 attacks, where the preset has its own
     transfer_source: str = "standard"  # defense whose seed-0 model the transfer examples are made on
+    transfer_seeds: int = 1  # models of that defense, seeds 0, 1, ...: made on the mean of their logits
     baseline_control: bool = True  # evaluate an undefended model of another seed too
     eval_batch_size: int = EVAL_BATCH_SIZE  # images evaluated together
     sync_batchnorm: bool = False  # BatchNorm over the images of all GPUs
 
     def __post_init__(self) -> None:
-        for name, least in (("eval_batch_size", 1), ("examples", 0), ("train_images", 0)):
+        for name, least in (("eval_batch_size", 1), ("examples", 0), ("train_images", 0), ("transfer_seeds", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not 0 < self.extra_fraction <= 1:
@@ -98,7 +99,7 @@ class ExperimentConfig:
     external: bool = False
     weights: Path | None = None
     weights_key: str | None = None  # which of several models in the file
-    transfer_source: str | None = None  # MODEL or MODEL=WEIGHTS
+    transfer_source: tuple[str, ...] = ()  # MODEL or MODEL=WEIGHTS; several: made on the mean of their logits
     mean: str | None = None
     std: str | None = None
     name: str | None = None  # in tables; default: the stem of the weights file

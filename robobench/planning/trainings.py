@@ -187,7 +187,7 @@ class ModelPlanner:
         return model
 
     def source(self, text: str) -> ExternalModel:
-        """Return the model of --transfer-source: MODEL, MODEL=WEIGHTS or hf:OWNER/REPO."""
+        """Return the model of one --transfer-source: MODEL, MODEL=WEIGHTS or hf:OWNER/REPO."""
         if is_hub_name(text):
             given = Teacher.read(text)
             name = given.spec.name if given.spec else self.settings.request.model

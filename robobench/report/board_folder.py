@@ -22,7 +22,7 @@ from robobench.planning.study_file import study_text
 from robobench.report.board_readme import make_readme
 from robobench.report.formatting import COMPARABLE_KEYS, add_names, format_percent, iter_groups
 from robobench.report.matrix import PROTOCOLS, cost_table, matrix
-from robobench.results.records import EvaluationRecord
+from robobench.results.records import EvaluationRecord, source_keys
 from robobench.results.rows import OPTIONAL_COLUMNS, make_frame, parse_rows, read_records, read_rows
 from robobench.store.artifacts import MANIFEST, WEIGHT_FILES, Store, hash_recipe, wrap_write_errors
 
@@ -140,8 +140,7 @@ def _copy_artifacts(
         wanted.setdefault(record["training"], set()).update([record["selection"], *(stored if all_weights else ())])
         for required in record["timing"].get("required", {}):
             wanted.setdefault(required, set())
-        source = recipes[record["key"]]["transfer_source"]
-        if source in folders:
+        for source in folders.keys() & source_keys(recipes[record["key"]]):
             wanted.setdefault(folders[source], set()).add("last")
         _copy_files(store, "evaluations", record["key"], ["record.json"], target)
     left_out = []

@@ -71,6 +71,13 @@ class FindingRecord(TypedDict):
     measured: str
 
 
+class SourceRecord(TypedDict):
+    """One of several transfer sources."""
+
+    training: str  # folder of the model in the store
+    weights_digest: str | None  # None: its training failed
+
+
 class EvaluationRecord(TypedDict):
     """record.json of a cell: one model under one attack at one radius and protocol."""
 
@@ -102,7 +109,7 @@ class EvaluationRecord(TypedDict):
     budget_standard: bool  # the version that the literature reports
     search_precision: str  # of the attack's gradient steps: fp32 | bf16
     protocol: Protocol
-    source_digest: str | None  # weights of the transfer source
+    source_digest: str | None  # weights of the transfer source, or of all of several
     weights_digest: str | None
     seed: int
     selection: str  # which weights: last | best | average | best-average
@@ -128,5 +135,12 @@ class EvaluationRecord(TypedDict):
     black_box_found: NotRequired[int]  # images found by the gradient-free components of an ensemble
     findings: NotRequired[list[FindingRecord]]
     own_source: NotRequired[bool]  # the model is itself the transfer source
-    source_findings: NotRequired[list[FindingRecord]]  # of the transfer source
+    sources: NotRequired[list[SourceRecord]]  # the transfer sources, if there are several
+    source_findings: NotRequired[list[FindingRecord]]  # one of each transfer source
     timing: NotRequired[TrainingTiming]  # of the model, added when records are read
+
+
+def source_keys(recipe: dict[str, Any]) -> list[str]:
+    """Return the keys of an evaluation's transfer sources; of a white-box evaluation none."""
+    keys = recipe["transfer_source"]
+    return [keys] if isinstance(keys, str) else keys or []

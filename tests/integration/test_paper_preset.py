@@ -24,7 +24,7 @@ def plan(tmp_path, monkeypatch):
 
 
 def test_paper_preset_matches_section_4_1(plan):
-    macd, standard = plan.models[0], plan.transfer_source
+    macd, (standard,) = plan.models[0], plan.transfer_sources
     c = macd.config
     assert (c.epochs, c.lr, c.momentum, c.weight_decay) == (10, 0.003, 0.9, 0.0005)
     assert (c.mae_epochs, c.feature_epochs, c.encoder_depth, c.decoder_depth) == (100, 20, 12, 8)
