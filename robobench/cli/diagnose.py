@@ -33,6 +33,11 @@ Examples:
   robobench diagnose --model my_nets.py:trained --dataset npz:mine.npz --preset cifar --format json
 """
 
+Sources = Annotated[
+    list[str] | None,
+    typer.Option(help="MODEL or MODEL=WEIGHTS for the transfer check; several: the mean of their logits."),
+]
+
 
 def main(
     checkpoint: Annotated[
@@ -44,10 +49,7 @@ def main(
     dataset: o.Dataset = "digits",
     model: o.Model = "cnn",
     preset: o.Preset = None,
-    transfer_source: Annotated[
-        list[str] | None,
-        typer.Option(help="MODEL or MODEL=WEIGHTS for the transfer check; several: the mean of their logits."),
-    ] = None,
+    transfer_source: Sources = None,
     weights_key: o.WeightsKey = None,
     mean: o.Mean = None,
     std: o.Std = None,

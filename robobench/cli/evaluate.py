@@ -56,6 +56,13 @@ Until = Annotated[
         "within as much on either side, by a 95 % confidence sequence; for one attack at one radius."
     ),
 ]
+Sources = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="MODEL, MODEL=WEIGHTS or hf:OWNER/REPO to make transfer examples on; given several times, they are "
+        "made on the mean of the logits."
+    ),
+]
 
 
 @dataclass(kw_only=True)
@@ -104,13 +111,7 @@ def main(
         typer.Option(help="ACCURACY@NORM:EPS, such as 0.30@Linf:8/255: exit status 1 if the worst case is lower."),
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the results of this run as JSON.")] = None,
-    transfer_source: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="MODEL, MODEL=WEIGHTS or hf:OWNER/REPO to make transfer examples on; given several times, they are "
-            "made on the mean of the logits."
-        ),
-    ] = None,
+    transfer_source: Sources = None,
     weights_key: o.WeightsKey = None,
     mean: Annotated[
         str | None,

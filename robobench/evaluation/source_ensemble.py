@@ -6,6 +6,7 @@ Liu et al. 2017 (arXiv:1611.02770) introduced ensembles of sources, with the mea
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ def as_source(given: Model | Sequence[Model], images: Tensor) -> nn.Module:
     Raises:
         RequestError: there is no source, or one of several fails on images (N, C, H, W) or has other classes.
     """
-    models = [as_module(model) for model in (given if isinstance(given, (list, tuple)) else [given])]
+    models = [as_module(model) for model in (given if isinstance(given, (list, tuple)) else [cast(Model, given)])]
     if not models:
         raise RequestError("transfer_source is empty; give one model or several, or leave it out")
     if len(models) == 1:

@@ -42,8 +42,7 @@ def blank_record(context: RunContext, cell: Cell, key: str) -> EvaluationRecord:
     """Return a cell's record with status "failed" and no outcomes."""
     plan, model, attack, protocol = context.plan, cell.model, cell.spec.attack, cell.protocol
     sources = plan.transfer_sources if protocol == "transfer" else ()
-    available = [m for m in (model, *sources) if m.key not in context.failures]
-    digests = {m.key: context.weights_digest(m) for m in available}
+    digests = {m.key: context.weights_digest(m) for m in (model, *sources) if m.key not in context.failures}
     bf16_search = uses_bf16_search(attack, protocol, plan.precision)
     trained_against = model.threat.recipe() if model.threat else {"norm": None, "eps": None}
     record: dict[str, Any] = {
