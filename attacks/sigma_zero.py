@@ -62,9 +62,8 @@ class SigmaZero(IterativeAttack):
 
         def loss(logits: Tensor, adv: Tensor) -> Tensor:
             square = (adv - state.images).square()
-            return (-margin(logits, state.labels)).clamp_min(0) + (square / (square + self.config.sigma)).flatten(
-                1
-            ).mean(1)
+            changes: Tensor = (square / (square + self.config.sigma)).flatten(1).mean(1)
+            return (-margin(logits, state.labels)).clamp_min(0) + changes
 
         logits, _, grad = loss_and_input_grad(self.name, model, state.adv, state.labels, loss)
         wrong, memory, images = logits.argmax(1) != state.labels, dict(state.memory), state.images
@@ -90,7 +89,7 @@ class SigmaZero(IterativeAttack):
 
     def _step_size(self, number: int) -> float:
         """Return the step size after `number` steps: half a cosine, from the first to a tenth of it."""
-        return self.config.step_size * (0.55 + 0.45 * math.cos(math.pi * number / self.steps))
+        return float(self.config.step_size) * (0.55 + 0.45 * math.cos(math.pi * number / self.steps))
 
     def _keep_closest(self, state: AttackState, wrong: Tensor, memory: dict[str, Tensor]) -> None:
         distance = self.threat.distance(state.adv, state.images)

@@ -63,7 +63,7 @@ class Distances:
         finite = self.values[self.values.isfinite()]
         if radii is None:
             steps = torch.linspace(0, float(finite.max()) if len(finite) else 1.0, CURVE_POINTS)
-            radii = (steps.ceil().unique() if self.norm == "L0" else steps).tolist()
+            radii = sorted(set(steps.ceil().tolist())) if self.norm == "L0" else steps.tolist()
         rows = []
         for eps in radii:
             count = int((self.values > eps).sum())
