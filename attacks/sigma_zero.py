@@ -2,9 +2,8 @@
 
 Paper:   Cina et al., "sigma-zero: Gradient-based Optimization of l0-norm Adversarial Examples", ICLR 2025,
          arXiv:2402.01879, Algorithm 1. L0 counts values: three for a pixel whose channels all change.
-Code:    github.com/Cinofix/sigma-zero-adversarial-attack, sigma_zero.py until commit 23484ee: same constants and order
-         of operations, Adam in place of the plain steps of Algorithm 1. sigma_zero_attack.py, the only file since
-         then, changes a copy of the thresholds, so they stay at 0.3.
+Code:    github.com/Cinofix/sigma-zero-adversarial-attack, sigma_zero.py of commit 9420356: the same constants and order
+         of operations, with Adam. Distances are equal in float64 on a small network.
 Differs: the images after the last step count too.
 """
 

@@ -223,10 +223,8 @@ def _attack(
 
     A failed attack has its reason there and no outcomes; other attacks continue.
     """
-    begun, key = (
-        time.perf_counter(),
-        (attack.name, attack.threat.eps, "transfer" if source is not None else "white-box"),
-    )
+    begun = time.perf_counter()
+    key = (attack.name, attack.threat.eps, "transfer" if source is not None else "white-box")
     try:
         if source is None:
             first = batches[0][:CHECKED_IMAGES]
