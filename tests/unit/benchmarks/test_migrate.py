@@ -107,7 +107,7 @@ def test_records_get_new_keys(migrate, store):
         assert record["is_control"] is False
         assert record["traces"] == {"pgd": {"images": 3, "loss": [0.1, 0.2], "success_rate": [0.0, 0.5]}}
         later = {"timing", "resolution", "own_source", "source_findings", "black_box_found"}
-        later |= {"bpda", "eot", "population", "verdict"}  # none of these is in migrated records
+        later |= {"bpda", "eot", "population", "sources", "verdict"}  # none of these is in migrated records
         assert set(record) | later == set(EvaluationRecord.__annotations__)
         unchanged = RECORD.keys() - {"stop", "budget", "control", "curves", "attack"}
         assert {key: record[key] for key in unchanged} == {key: RECORD[key] for key in unchanged}
