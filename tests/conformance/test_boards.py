@@ -1,13 +1,15 @@
 """Every board in leaderboards/ fits its JSON schema; the checks of a pull request run this file."""
 
+import hashlib
 import json
 from pathlib import Path
 
 import jsonschema  # type: ignore[import-untyped]
 import pytest
 
-from robobench.results.rows import bundled_boards
+from robobench.results.rows import bundled_boards, read_records
 from robobench.results.schema import schema_text
+from robobench.store.artifacts import WEIGHT_FILES
 from tests.helpers.boards import BOARD
 
 SCHEMA = json.loads(schema_text())
@@ -30,6 +32,15 @@ def problems(folder):
 def test_schema_file_is_current():
     """If not: python -m robobench.results.schema > leaderboards/schema.json"""
     assert (BOARD.parent / "schema.json").read_text() == schema_text()
+
+
+@pytest.mark.parametrize("board", BOARDS, ids=lambda board: board.name)
+def test_records_name_weights_of_their_selection(board):
+    """One training may store the weights of several selections, and its records may be of the transfer source itself."""
+    for record in read_records(board):
+        file = board / record["training"] / WEIGHT_FILES[record["selection"]]
+        if file.is_file():
+            assert hashlib.sha256(file.read_bytes()).hexdigest().startswith(record["weights_digest"]), record["key"]
 
 
 @pytest.mark.parametrize("board", BOARDS, ids=lambda board: board.name)
