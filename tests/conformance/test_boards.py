@@ -36,7 +36,7 @@ def test_schema_file_is_current():
 
 @pytest.mark.parametrize("board", BOARDS, ids=lambda board: board.name)
 def test_records_name_weights_of_their_selection(board):
-    """One training may store the weights of several selections, and its records may be of the transfer source itself."""
+    """One training may store the weights of several selections, and may be the transfer source itself."""
     for record in read_records(board):
         file = board / record["training"] / WEIGHT_FILES[record["selection"]]
         if file.is_file():
