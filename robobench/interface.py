@@ -18,7 +18,7 @@ from robobench.core.numbers import canonical_norm, parse_eps
 from robobench.core.randomness import Randomness
 from robobench.core.rng import KeyedRng
 from robobench.core.threat import ThreatModel, check_unit_range
-from robobench.data.image_file import check_file_labels, check_image_file, read_image_file
+from robobench.data.image_file import Submission, check_image_file, read_submission
 from robobench.errors import RequestError, one_line
 from robobench.evaluation.source_ensemble import as_source
 from robobench.evaluation.tensors import TensorImages, as_module, device_of
@@ -217,7 +217,8 @@ def score(
     from robobench.evaluation.score import score_images
 
     _check_weights(checkpoint, flags)
-    adv = submitted if isinstance(submitted, Tensor) else read_image_file(check_image_file(submitted))[0]
+    given = Submission(submitted) if isinstance(submitted, Tensor) else read_submission(check_image_file(submitted))
+    adv = given.images
     norm, eps = flags.pop("norm", "Linf"), flags.pop("eps", None)
     if callable(flags.get("model")):
         dataset, examples = flags.pop("dataset", None), flags.pop("examples", None)
@@ -237,11 +238,10 @@ def score(
         count = min(examples or len(test), len(test))
     if len(adv) < count:
         notes.append(f"{len(adv)} images were submitted for {count} test images; the score is of the first {len(adv)}")
-    if not isinstance(submitted, Tensor):
-        check_file_labels(Path(submitted), labels)
+    given.check_labels(labels)
     data, judged = TensorImages(images, labels, device), adapt_model(model, None, Randomness.parse(None, verdict))
     found = score_images(judged.to(device), adv[:examples], data, one_threat(norm, eps, dataset), batch_size)
-    return replace(found, notes=tuple(notes))
+    return replace(found, notes=(*given.notes, *notes))
 
 
 def corruptions(

@@ -8,7 +8,8 @@ AutoAttack's script and torchattacks save. No code of the file is executed.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,37 +63,45 @@ def write_image_file(file: Path, adv: Tensor, labels: Tensor, threat: str) -> No
         part.unlink(missing_ok=True)
 
 
+@dataclass(frozen=True)
+class Submission:
+    """Submitted images.
+
+    Attributes:
+        images: (N, C, H, W) float32 on the [0, 1] scale.
+        notes: what was converted.
+        labels: (N,), if the file has labels.
+        path: of the file.
+    """
+
+    images: Tensor
+    notes: Sequence[str] = ()
+    labels: Tensor | None = None
+    path: Path | None = None
+
+    def check_labels(self, labels: Tensor) -> None:
+        """Raise RequestError if the file has labels other than the test labels (N,) of the same images."""
+        if self.labels is None:
+            return
+        count = min(len(self.labels), len(labels))
+        wrong = (self.labels[:count].long().cpu() != labels[:count].long().cpu()).nonzero()
+        if len(wrong):
+            raise RequestError(
+                f"'{self.path}': label {int(wrong[0])} and {len(wrong) - 1} others are not those of the test images; "
+                "image i must belong to test image i"
+            )
+
+
+def read_submission(path: Path) -> Submission:
+    """Read the images of a file and its labels; raises RequestError."""
+    held = _read(path)
+    labels = held.get("labels") if isinstance(held, Mapping) else None
+    return Submission(*_convert(path, held), labels if isinstance(labels, Tensor) and labels.dim() == 1 else None, path)
+
+
 def read_image_file(path: Path) -> tuple[Tensor, list[str]]:
     """Read images (N, C, H, W) float32 on the [0, 1] scale, and say what was converted; raises RequestError."""
-    name, images = _find_images(path, _read(path))
-    notes = [f"'{path}': the images are '{name}'"] if name not in ("", *ARRAY_NAMES[:2]) else []
-    shape = " x ".join(map(str, images.shape))
-    if images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
-        images = images.permute(0, 3, 1, 2)
-        notes.append(f"'{path}': images of {shape} are read as N x height x width x channels")
-    most = images.max().item() if images.numel() else 0
-    if images.dtype == torch.uint8:
-        images = images.float() / 255
-    elif 10 <= most <= 255 and images.min() >= 0:
-        images = images.float() / 255
-        notes.append(f"'{path}': values up to {most:g} are divided by 255")
-    images = images.float().contiguous()
-    return images, notes
-
-
-def check_file_labels(path: Path, labels: Tensor) -> None:
-    """Raise RequestError if the file has labels (N,) other than the test labels of the same images."""
-    held = _read(path)
-    given = held.get("labels") if isinstance(held, Mapping) else None
-    if not isinstance(given, Tensor) or given.dim() != 1:
-        return
-    count = min(len(given), len(labels))
-    wrong = (given[:count].long().cpu() != labels[:count].long().cpu()).nonzero()
-    if len(wrong):
-        raise RequestError(
-            f"'{path}': label {int(wrong[0])} and {len(wrong) - 1} others are not those of the test images; image i "
-            "must belong to test image i"
-        )
+    return _convert(path, _read(path))
 
 
 def _read(path: Path) -> Any:
@@ -110,6 +119,24 @@ def _read(path: Path) -> Any:
     except Exception as err:  # every library raises other errors for a damaged file
         raise RequestError(f"cannot read '{path}': {' '.join(str(err).split())[:200]}") from None
     return held
+
+
+def _convert(path: Path, held: Any) -> tuple[Tensor, list[str]]:
+    """Return the images in a file's content on the [0, 1] scale, and what was converted."""
+    name, images = _find_images(path, held)
+    notes = [f"'{path}': the images are '{name}'"] if name not in ("", *ARRAY_NAMES[:2]) else []
+    shape = " x ".join(map(str, images.shape))
+    if images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
+        images = images.permute(0, 3, 1, 2)
+        notes.append(f"'{path}': images of {shape} are read as N x height x width x channels")
+    most = images.max().item() if images.numel() else 0
+    if images.dtype == torch.uint8:
+        images = images.float() / 255
+    elif 10 <= most <= 255 and images.min() >= 0:
+        images = images.float() / 255
+        notes.append(f"'{path}': values up to {most:g} are divided by 255")
+    images = images.float().contiguous()
+    return images, notes
 
 
 def _find_images(path: Path, held: Any) -> tuple[str, Tensor]:

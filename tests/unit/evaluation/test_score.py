@@ -33,6 +33,14 @@ def test_score_counts_every_reason():
     assert short.notes == ("2 images were submitted for 6 test images; the score is of the first 2",)
 
 
+def test_score_tells_what_it_converted(tmp_path):
+    """uint8 images with the channels last, in a file whose array has another name."""
+    images = (255 * pixels(0.5).permute(0, 2, 3, 1)).to(torch.uint8)
+    torch.save({"mine": images}, tmp_path / "adv.pt")
+    found = robobench.score(tmp_path / "adv.pt", model=Threshold(), images=IMAGES[:1], labels=LABELS[:1], eps=0.1)
+    assert any("the images are 'mine'" in note for note in found.notes)
+
+
 def test_no_image_is_projected():
     """An image just outside the ball does not count, although its projection is misclassified."""
     for far, counts in ((0.0999, True), (0.1, True), (0.1001, False)):
