@@ -55,7 +55,7 @@ class RunContext:
         self.store = RankZeroStore(plan.out, overwrite=plan.overwrite, log=reporter.warning)
         self.tracking = Tracking(plan, reporter)
         self.failures: dict[str, str] = {}  # key of a training or a cell -> reason
-        self._loaded: tuple[str, PreprocessedModel] | None = None  # the last model stays in memory
+        self._loaded: tuple[tuple[str, str], PreprocessedModel] | None = None  # the last model stays in memory
         self._bpda: nn.Module | None = None  # stays in memory once it is needed
         self._split_tasks: set[tuple[str, str]] = set()  # (model, task) that ran out of memory
         torch.set_num_threads(plan.threads)
@@ -78,7 +78,7 @@ class RunContext:
 
     def load_model(self, model: PlannedModel) -> PreprocessedModel:
         """Load a stored model in eval mode on the device; raises ArtifactError if it is missing."""
-        wanted = f"{model.key} {model.selection}"
+        wanted = model.identity
         if self._loaded is None or self._loaded[0] != wanted:
             self._loaded = (wanted, self._load(model))
         return self._loaded[1]

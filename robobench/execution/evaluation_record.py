@@ -21,21 +21,22 @@ def uses_bf16_search(attack: Attack, protocol: Protocol, precision: str) -> bool
     return attack.supports_bf16_search or any(part.supports_bf16_search for part in attack.components)
 
 
-def _of(model: PlannedModel) -> tuple[str, str]:
-    """Return what names a model's weights: one training stores several."""
-    return model.key, model.selection
-
-
 def _digests(context: RunContext, models: Sequence[PlannedModel]) -> dict[tuple[str, str], str]:
     """Return the digest of the weights of every model that was trained."""
-    return {_of(m): context.weights_digest(m) for m in models if m.key not in context.failures}
+    return {m.identity: context.weights_digest(m) for m in models if m.key not in context.failures}
+
+
+def _source_digest(context: RunContext, sources: Sequence[PlannedModel]) -> str | None:
+    """Return the digest of the weights of the transfer sources; None if there is none or one was not trained."""
+    known = sources and all(source.key not in context.failures for source in sources)
+    return context.digest_of(sources) if known else None
 
 
 def _computes_the_same(model: PlannedModel, source: PlannedModel, digests: Mapping[tuple[str, str], str]) -> bool:
     """Return whether two models have the same weights and, where they are known, the same logits."""
     logits = [other.recipe.get("logits") for other in (model, source)]
     same_logits = None in logits or logits[0] == logits[1]
-    return same_logits and digests.get(_of(model), "") == digests.get(_of(source))
+    return same_logits and digests.get(model.identity, "") == digests.get(source.identity)
 
 
 def budget_fields(plan: Plan, attack: Attack, protocol: Protocol) -> dict[str, Any]:
@@ -83,8 +84,8 @@ def blank_record(context: RunContext, cell: Cell, key: str) -> EvaluationRecord:
         **budget_fields(plan, attack, protocol),
         "search_precision": "bf16" if bf16_search else "fp32",
         "protocol": protocol,
-        "source_digest": context.digest_of(sources) if sources and all(map(digests.get, map(_of, sources))) else None,
-        "weights_digest": digests.get(_of(model)),
+        "source_digest": _source_digest(context, sources),
+        "weights_digest": digests.get(model.identity),
         "own_source": any(_computes_the_same(model, source, digests) for source in sources),
         "seed": model.seed,
         "selection": model.selection,
@@ -103,7 +104,7 @@ def blank_record(context: RunContext, cell: Cell, key: str) -> EvaluationRecord:
         "seconds": None,
     }
     if len(sources) > 1:
-        record["sources"] = [{"training": s.folder, "weights_digest": digests.get(_of(s))} for s in sources]
+        record["sources"] = [{"training": s.folder, "weights_digest": digests.get(s.identity)} for s in sources]
     if plan.randomness is not None:
         record["eot"], record["verdict"] = plan.randomness.eot, plan.randomness.verdict
     if plan.bpda is not None and protocol == "white-box":

@@ -82,6 +82,11 @@ class PlannedModel(ABC):
         """Hash of everything that determines the weights."""
         return hash_recipe(self.recipe)
 
+    @property
+    def identity(self) -> tuple[str, str]:
+        """Key and selection: one training stores the weights of several selections."""
+        return self.key, self.selection
+
     @cached_property
     def config_digest(self) -> str:
         """Hash of the settings, the same for every seed."""
@@ -236,7 +241,7 @@ class Plan:
         several = self.transfer_sources if len(self.transfer_sources) > 1 else ()
         excluded = {source.key for source in several}
         everything = [*([] if several else self.transfer_sources), *self.models, *self.controls]
-        wanted = {(m.key, m.selection): m for m in everything}
+        wanted = {m.identity: m for m in everything}
         return [
             Cell(model, spec, protocol)
             for model in wanted.values()

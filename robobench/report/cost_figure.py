@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from robobench.report.figures import COLORS, INK, MAX_MODELS, figure_style, new_figure
-from robobench.report.formatting import SELECTION_MARKS, format_count, format_threat
+from robobench.report.formatting import format_count, format_threat, training_name
 
 COSTS: dict[str, tuple[str, Callable[[float], str]]] = {  # column -> label, format of a tick
     "total_train_seconds": ("time (s)", lambda value: f"{value:g}"),
@@ -55,7 +55,9 @@ def plot_cost(lines: pd.DataFrame) -> Figure:
         lines: one leaderboard. Lines without a worst case, and in each panel those without its cost, are left out.
     """
     lines = lines[lines["worst"].notna()].sort_values("worst", ascending=False).reset_index(drop=True)
-    lines = lines.assign(name=[_name(*values) for values in lines[["defense", "selection"]].itertuples(index=False)])
+    lines = lines.assign(
+        name=[training_name(*values) for values in lines[["defense", "selection"]].itertuples(index=False)]
+    )
     names = {name: number for number, name in enumerate(dict.fromkeys(lines["name"]), 1)}
     known = [name for name in COSTS if (lines[name] > 0).any()]
     few = len(names) <= MAX_MODELS
@@ -86,11 +88,6 @@ def plot_cost(lines: pd.DataFrame) -> Figure:
             handles += [Line2D([], [], linestyle="", label=f"{number}  {name}") for name, number in names.items()]
         figure.legend(handles=handles, loc="outside right upper", handlelength=1.2, fontsize=8 if few else 7)
         return figure
-
-
-def _name(defense: str, selection: str) -> str:
-    """Return the name of a training: a model's name without its kind of weights."""
-    return str(defense).removesuffix(SELECTION_MARKS.get(selection, ""))
 
 
 def _plot_panel(axes: Axes, lines: pd.DataFrame, column: str, names: dict[str, int], few: bool) -> None:

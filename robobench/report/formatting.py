@@ -75,6 +75,11 @@ def format_model_name(defense: Any, seed: Any, is_control: Any, selection: Any, 
     return f"{name}{SELECTION_MARKS.get(selection, '')}{judged}"
 
 
+def training_name(name: str, selection: str) -> str:
+    """Return a model's name without its selection: one name for the last and the averaged weights of a training."""
+    return str(name).removesuffix(SELECTION_MARKS.get(selection, ""))
+
+
 def format_budgets(rows: pd.DataFrame) -> pd.Series:
     """Return each row's attack budget as text, with ', bfloat16 search' where the attack ran in bfloat16."""
     bf16 = rows["search_precision"].astype(str) == "bf16"

@@ -15,7 +15,7 @@ from rich.text import Text
 from robobench.core.registry import unknown_name
 from robobench.errors import RequestError
 from robobench.report.by_defense import SEED
-from robobench.report.formatting import MISSING, SELECTION_MARKS, format_percent, format_text, format_threat
+from robobench.report.formatting import MISSING, format_percent, format_text, format_threat, training_name
 from robobench.report.leaderboard import (
     filter_rows,
     rank_models,
@@ -23,10 +23,10 @@ from robobench.report.leaderboard import (
     unranked_notes,
 )
 from robobench.report.leaderboard_formats import markdown, markdown_escape, split_table
-from robobench.report.worst_cases import MODEL_AND_IMAGES, WorstCases, one_threat_per_norm, union_of, worst_cases
 from robobench.results.records import EvaluationRecord
 from robobench.results.rows import make_frame
 from robobench.results.statistics import holm, mcnemar
+from robobench.results.union import MODEL_AND_IMAGES, WorstCases, one_threat_per_norm, union_of, worst_cases
 
 FORMATS = ("table", "md", "csv", "json")
 LEVEL = 0.05
@@ -88,7 +88,7 @@ def _names(lines: pd.DataFrame) -> list[str]:
     seen: dict[tuple[Any, ...], dict[str, int]] = {}
     out = []
     for line in lines.to_dict("records"):
-        name = str(line["defense"]).removesuffix(SELECTION_MARKS.get(line["selection"], ""))
+        name = training_name(line["defense"], line["selection"])
         setting = (name, line["model"], line["precision"], line["config_digest"])
         weights = seen.setdefault((*setting, line["selection"]), {})
         nth = weights.setdefault(str(line["weights_digest"]), len(weights))  # two trainings with the same settings
@@ -133,7 +133,7 @@ def _compare(part: pd.DataFrame, outcomes: dict[tuple[Any, ...], WorstCases]) ->
 
 def format_gains(part: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """Format one leaderboard of `gain_lines` as text: a line for a training, a column for each kind of its weights."""
-    kinds = [name for name in SELECTIONS if name in set(part["selection"])]
+    kinds = _kinds(part)
     several = part["model"].nunique() > 1
 
     def heading(name: str, kind: str) -> str:
@@ -156,6 +156,12 @@ def format_gains(part: pd.DataFrame, baseline: str) -> pd.DataFrame:
     return table.loc[:, [name == "defense" or bool((table[name] != MISSING).any()) for name in table]]
 
 
+def _kinds(part: pd.DataFrame) -> list[str]:
+    """Return the kinds of weights of these lines, in the order of SELECTIONS."""
+    found = set(part["selection"])
+    return [name for name in SELECTIONS if name in found]
+
+
 def _union_note(part: pd.DataFrame) -> list[str]:
     """Say what the column of unions holds, if there is one."""
     text = part["union_of"].iloc[0] if part["union"].notna().any() else ""
@@ -171,7 +177,7 @@ def _format_gain(line: dict[Any, Any] | None) -> str:
 
 def gain_statements(part: pd.DataFrame, baseline: str) -> list[str]:
     """Say which models are more and less robust than the baseline at p < 0.05, and which are undecided."""
-    kinds = [name for name in SELECTIONS if name in set(part["selection"])]
+    kinds = _kinds(part)
     out = []
     for kind in kinds:
         some = part[(part["selection"] == kind) & part["p"].notna()]

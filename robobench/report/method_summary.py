@@ -20,10 +20,10 @@ from robobench.report.formatting import (
 )
 from robobench.report.leaderboard import BUDGET_SEPARATOR, HEADINGS
 from robobench.report.leaderboard_formats import markdown, markdown_escape
-from robobench.report.worst_cases import MODEL_AND_IMAGES, WorstCases, union_of, worst_cases
 from robobench.results.records import EvaluationRecord
 from robobench.results.rows import make_frame, read_records
 from robobench.results.statistics import combine_worst_case, compact_letter_display
+from robobench.results.union import MODEL_AND_IMAGES, WorstCases, union_of, worst_cases
 
 METHOD_COLUMNS = ["model", "preset", "defense", "selection", "precision"]
 SETTING_COLUMNS = [*METHOD_COLUMNS, "config_digest"]  # models with the same values differ in their seed only
